@@ -1,0 +1,1 @@
+"""Implicit-bias variational inference for Pyro."""
