@@ -124,7 +124,7 @@ def run_prototype(
     return trace
 
 
-def describe_site(name: str, node: dict[str, Any], weight: NetworkWeight | None) -> Site:
+def describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | None) -> Site:
     """What a guide needs to know of a latent site.
 
     Args:
@@ -158,7 +158,7 @@ def describe_site(name: str, node: dict[str, Any], weight: NetworkWeight | None)
 
 
 def weight_of_node(
-    name: str, node: dict[str, Any], roles: Mapping[str, WeightRole], parametrization: Any
+    name: str, node: Mapping[str, Any], roles: Mapping[str, WeightRole], parametrization: Any
 ) -> NetworkWeight | None:
     """The network weight that a site or parameter is, if any.
 
@@ -212,10 +212,10 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
             covariance that does not go with a plate.
     """
     if isinstance(choice, Mapping):
-        for key in choice:
-            if not any(_chooses(key, site) for site in sites.values()):
+        for pattern in choice:
+            if not any(_chooses(pattern, site) for site in sites.values()):
                 raise ValueError(
-                    f"covariance names {key!r}, which matches no site: use a role among "
+                    f"covariance names {pattern!r}, which matches no site: use a role among "
                     f"{sorted({str(_role(s)) for s in sites.values()})} or a name or pattern "
                     f"for {list(sites)}."
                 )
@@ -229,7 +229,7 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
                 f'covariance={{"{site.name}": Diagonal(), ...}}.'
             )
         joint = site.weight is not None and covariance is not None and covariance.shares_noise
-        key = (site.weight.weight.layer, covariance) if joint and site.weight else site.name
+        key: Any = (site.weight.weight.layer, covariance) if joint and site.weight else site.name
         layers.setdefault(key, Layer(covariance)).sites.append(site)
     return list(layers.values())
 
@@ -316,10 +316,13 @@ def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
             if stddev.isfinite().all():
                 return stddev
     transform = biject_to(site.support)
-    if isinstance(base, TransformedDistribution) and isinstance(base.base_dist, Normal):
+    if (
+        isinstance(base, TransformedDistribution)
+        and isinstance(base.base_dist, Normal)
+        and list(base.transforms) == [transform]
+    ):
         # LogNormal and the like, whose own transform is the support's.
-        if list(base.transforms) == [transform]:
-            return base.base_dist.stddev.expand(loc.shape).detach().clone()
+        return base.base_dist.stddev.expand(loc.shape).detach().clone()
     num_draws = max(2, min(_NUM_PRIOR_DRAWS, 10**7 // max(loc.numel(), 1)))
     try:
         with torch.random.fork_rng(devices=[]):

@@ -114,7 +114,7 @@ class FactorNormal(TorchDistribution):
         new._batch_shape = Size(batch_shape)
         return new
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws weights, differentiably.
 
         Args:
@@ -122,6 +122,9 @@ class FactorNormal(TorchDistribution):
 
         Returns:
             The weights, shape ``sample_shape + batch_shape + event_shape``.
+
+        Raises:
+            ValueError: If the law was expanded along dimensions that its parameters have.
         """
         own = self.loc.dim() - self.event_dim
         batch_shape = Size(sample_shape) + self.batch_shape

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -318,7 +318,7 @@ class AutoMuPNormal(AutoGuide):
         self._layers = layers
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
         self._model_weights = {
-            name: (node["value"].unconstrained(), weights[name])
+            name: (cast("Any", node["value"]).unconstrained(), weights[name])
             for name, node in trace.nodes.items()
             if node["type"] == "param"
         }
@@ -396,7 +396,9 @@ class AutoMuPNormal(AutoGuide):
             for site in layer.sites:
                 if site.name == name:
                     return layer, site
-        raise KeyError(f"No latent site {name!r}; the sites are {[s.name for s in self._sites()]}.")
+        raise KeyError(
+            f"No latent site {name!r}; the sites are {[s.name for s in self._sites()]}."
+        )
 
     # -- saving --------------------------------------------------------------------------------
 

@@ -292,9 +292,9 @@ class Poisson(Likelihood):
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks shape and values of the counts."""
         super().check_target(target, output)
-        if target.is_floating_point() and target.device.type == "cpu":
-            if not (target == target.round()).all():
-                raise ValueError("Poisson counts must be whole numbers; the target has others.")
+        on_cpu = target.is_floating_point() and target.device.type == "cpu"
+        if on_cpu and not (target == target.round()).all():
+            raise ValueError("Poisson counts must be whole numbers; the target has others.")
         _check_range(target, None, "counts")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_ibvi.guides import AutoMuPNormal
@@ -60,6 +60,7 @@ def mup_param_groups(
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule, SupervisedModel
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1))
         >>> guide = AutoMuPNormal(SupervisedModel(RandomModule(net), Normal(), num_data=10))
         >>> groups = mup_param_groups(guide, lr=0.1, optimizer=torch.optim.SGD)
@@ -119,8 +120,8 @@ class MuPOptim(PyroOptim):
     r"""A Pyro optimizer that holds one torch optimizer with muP learning rates.
 
     Parameters that the guide's parametrization does not know (a ``pyro.param`` in the model, a
-    likelihood's scale) learn at the global rate, from the step at which they first appear. Gradients are
-    released after each step.
+    likelihood's scale) learn at the global rate, from the step at which they first appear.
+    Gradients are released after each step.
 
     Args:
         optimizer: Class of the torch optimizer.
@@ -138,6 +139,7 @@ class MuPOptim(PyroOptim):
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule, SupervisedModel
+        >>> from torch import nn
         >>> guide = AutoMuPNormal(SupervisedModel(RandomModule(nn.Linear(2, 1)), Normal(), 10))
         >>> optim = MuPOptim(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, guide)
         >>> [group["lr"] for group in optim.optimizer.param_groups][0]
@@ -283,7 +285,7 @@ class MuPOptim(PyroOptim):
     def _group(self, params: list[Tensor]) -> dict[str, Any]:
         """A group at the global rate for parameters that no parametrization rules."""
         store = pyro.get_param_store()
-        named = {}
+        named: dict[str, Tensor] = {}
         for parameter in params:
             name = store.param_name(parameter) or f"parameter_{len(self._names) + len(named)}"
             named[name] = parameter

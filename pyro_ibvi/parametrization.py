@@ -70,9 +70,7 @@ class Parametrization(Protocol):
         """Factor on the global learning rate for a weight's mean."""
         ...
 
-    def factor_rate(
-        self, role: Role, fans: Fans, family: Family, *, rank: int | None
-    ) -> float:
+    def factor_rate(self, role: Role, fans: Fans, family: Family, *, rank: int | None) -> float:
         """Factor on the global learning rate for a weight's covariance factor.
 
         Args:
@@ -185,9 +183,7 @@ class MaximalUpdate:
         if isinstance(self.base, bool) or (isinstance(self.base, int) and self.base < 1):
             raise ValueError(f"base must be a positive width, got {self.base!r}.")
         if self.diagonal not in ("maximal", "reference"):
-            raise ValueError(
-                f"diagonal must be 'maximal' or 'reference', got {self.diagonal!r}."
-            )
+            raise ValueError(f"diagonal must be 'maximal' or 'reference', got {self.diagonal!r}.")
         if not math.isfinite(self.rank_exponent) or self.rank_exponent < 0:
             raise ValueError(
                 f"rank_exponent must be finite and not negative, got {self.rank_exponent!r}."

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_ibvi._modes import module_mode
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.likelihoods import Likelihood
-from pyro_ibvi._modes import module_mode
 from pyro_ibvi.supervised import SupervisedModel, first_tensor
 
 #: Largest number of weights that a chunk of draws holds by default.
@@ -139,6 +140,7 @@ def predict(
 
     Example:
         >>> from pyro_ibvi import Normal, RandomModule
+        >>> from torch import nn
         >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
         >>> pred = predict(model, AutoMuPNormal(model), torch.zeros(5, 3), num_samples=20)
         >>> pred.mean.shape, torch.equal(pred.variance, pred.epistemic + pred.aleatoric)
@@ -150,7 +152,9 @@ def predict(
             f"use pyro.infer.Predictive(model, guide=guide, num_samples={num_samples})."
         )
     for name, size in (
-        ("num_samples", num_samples), ("chunk_size", chunk_size), ("batch_size", batch_size)
+        ("num_samples", num_samples),
+        ("chunk_size", chunk_size),
+        ("batch_size", batch_size),
     ):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"{name} must be a positive whole number, got {size!r}.")
@@ -185,15 +189,14 @@ def draw_parameters(
     if isinstance(guide, AutoMuPNormal):
         draws = guide.draw(num_samples)
     else:
-        traces = []
+        traces: list[Any] = []
         for _ in range(num_samples):
             with poutine.block(), poutine.trace() as tracer:
                 guide(x)
             traces.append(tracer.trace)
         names = [model.net.site_name(name) for name in model.net.stochastic]
         draws = {
-            name: torch.stack([trace.nodes[name]["value"] for trace in traces])
-            for name in names
+            name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names
         }
     with poutine.block(), poutine.condition(data=draws):
         # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
@@ -226,10 +229,10 @@ def _batches(x: Any, batch_size: int | None) -> Iterator[Any]:
         yield x
         return
     for start in range(0, num_data, batch_size):
-        yield torch.utils._pytree.tree_map(
-            lambda leaf: leaf[start : start + batch_size] if _is_batch(leaf, num_data) else leaf, x
-        )
+        rows = slice(start, start + batch_size)
+        yield torch.utils._pytree.tree_map(partial(_rows, rows=rows, num_data=num_data), x)
 
 
-def _is_batch(leaf: Any, num_data: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_data
+def _rows(leaf: Any, *, rows: slice, num_data: int) -> Any:
+    is_batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_data
+    return leaf[rows] if is_batch else leaf

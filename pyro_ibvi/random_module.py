@@ -111,7 +111,8 @@ class RandomModule(PyroModule):
         self._pyro_context.used = True
         values: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
-            full_name, infer = self.site_name(name), {WEIGHT_KEY: self._weight(name)}
+            full_name = self.site_name(name)
+            infer: Any = {WEIGHT_KEY: self._weight(name)}
             if name in self._priors:
                 values[name] = pyro.sample(full_name, self._prior(name, parameter), infer=infer)
             elif parameter.requires_grad:

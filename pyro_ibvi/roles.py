@@ -48,7 +48,13 @@ class WeightRole:
 
     @classmethod
     def of(
-        cls, role: Role, *, fan_in: int, fan_out: int, layer: str = "", layer_role: Role | None = None
+        cls,
+        role: Role,
+        *,
+        fan_in: int,
+        fan_out: int,
+        layer: str = "",
+        layer_role: Role | None = None,
     ) -> WeightRole:
         """The role of a weight that no known layer describes, for ``roles={...}``.
 
@@ -138,7 +144,7 @@ def find_roles(
     for name, parameter in net.named_parameters():
         layer_name, _, own_name = name.rpartition(".")
         key = next((k for k in overrides if _matches(k, name) or _matches(k, layer_name)), None)
-        unused.discard(key)  # type: ignore[arg-type]
+        unused -= {key}
         given = None if key is None else overrides[key]
         if isinstance(given, WeightRole):
             roles[name] = given if given.layer else replace(given, layer=layer_name or name)
@@ -302,7 +308,7 @@ def role_table(
 ) -> str:
     """A table of roles with initial scales and rates, one line per weight."""
     header = ("parameter", "role", "fan_in", "width_out", "prior std", "SGD rate", "Adam rate")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for name, weight in roles.items():
         rates = [parametrization.rate(weight.role, weight.fans, f) for f in ("sgd", "adam")]
         cells = (name, weight.role, weight.fans.fan_in, weight.fans.width_out, std(name), *rates)

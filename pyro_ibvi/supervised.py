@@ -81,6 +81,7 @@ class SupervisedModel(PyroModule):
 
         Raises:
             TypeError: If the inputs' type does not fit the network's.
+            RuntimeError: If the network fails in another way.
         """
         args, kwargs = as_call(x)
         try:

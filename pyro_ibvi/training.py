@@ -167,9 +167,7 @@ def _checked_loss(svi: SVI, where: str) -> Iterator[None]:
         svi.loss_and_grads = loss_and_grads
 
 
-def _diagnose(
-    model: Any, guide: Any, args: Any, kwargs: Any, loss: float, where: str
-) -> str:
+def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: float, where: str) -> str:
     """A sentence that says at which sites a loss is not finite."""
     with torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
