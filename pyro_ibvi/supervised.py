@@ -44,10 +44,9 @@ class SupervisedModel(PyroModule):
     ) -> None:
         super().__init__()
         if not isinstance(net, RandomModule):
-            hint = f": write RandomModule({type(net).__name__}(...))" * isinstance(net, nn.Module)
-            raise TypeError(
-                f"SupervisedModel needs a RandomModule, got {type(net).__name__}{hint}."
-            )
+            what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
+            hint = f": write RandomModule({what}(...))" * isinstance(net, nn.Module)
+            raise TypeError(f"SupervisedModel needs a RandomModule, got {what}{hint}.")
         if not isinstance(likelihood, Likelihood):
             hint = " class; write Normal(), with parentheses" * isinstance(likelihood, type)
             raise TypeError(
@@ -104,7 +103,8 @@ class SupervisedModel(PyroModule):
         """
         batch_size = first_tensor(x).shape[0]
         values = self.sample_parameters()
-        num_batch_dims = max(1, self.net.num_draw_dims(values))
+        num_draw_dims = self.net.num_draw_dims(values)
+        num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
         output = self.run(values, x)
         if y is not None:
             self._check(x, y, output, num_batch_dims)
