@@ -20,6 +20,7 @@ import torch
 from pyro.distributions import Delta, Distribution, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor
@@ -148,10 +149,10 @@ def zero_terms(site: Site, *, score: bool) -> None:
     """
     if score:
         parts = _guarded(site, "score_parts")
-        zeros = torch.zeros_like(parts.log_prob)
+        zeros = torch.zeros_like(detach_provenance(parts.log_prob))
         site["score_parts"] = ScoreParts(zeros, parts.score_function, zeros)
     else:
-        zeros = site["value"].new_zeros(()).expand(batch_shape(site))
+        zeros = detach_provenance(site["value"]).new_zeros(()).expand(batch_shape(site))
         zeros = zeros if zeros.is_floating_point() else zeros.to(torch.get_default_dtype())
         site["score_parts"] = ScoreParts(zeros, 0, zeros)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = site["log_prob"] = zeros
@@ -290,7 +291,8 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     if not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
     ones = torch.ones(shape, device=site["value"].device)
-    return scale_and_mask(ones, scale, mask).sum()
+    weighted = scale_and_mask(ones, scale, mask)
+    return weighted.sum() * (shape.numel() / weighted.numel())
 
 
 def subsampled_plate(site: Site) -> Any:
