@@ -13,10 +13,11 @@ from pyro.poutine import Trace
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_ibvi import check
+from pyro_ibvi import elbo_checks as checks
 from pyro_ibvi.elbo_terms import (
     KeepKL,
     Kind,
+    as_patterns,
     count_observations,
     evaluate_guide_site,
     evaluate_model_site,
@@ -100,11 +101,11 @@ class ExpectedLogLikelihood:
             retain_graph=retain_graph,
         )
         self.kl_weight = kl_weight
-        self.keep_kl = keep_kl if callable(keep_kl) else check.as_patterns(keep_kl)
+        self.keep_kl = keep_kl if callable(keep_kl) else as_patterns(keep_kl)
         self.reduction = reduction
         self.factors = factors
         self.allow_local = allow_local
-        self._reported = False
+        self._checked = self._reported = False  # what is done at the first step only
 
     @property
     def kl_weight(self) -> float:
@@ -124,26 +125,34 @@ class ExpectedLogLikelihood:
     def _is_elbo(self) -> bool:
         return self._kl_weight == 1.0 and self.reduction == "sum"
 
-    def site_weight(self, kind: Kind, *, kept: bool) -> float:
-        """Weight of a site's term in the objective, before the reduction.
+    def site_weights(
+        self, model_trace: Trace, guide_trace: Trace, kept: set[str]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Weight of each sample site's term in the objective, before the reduction.
 
         Args:
-            kind: What the site is.
-            kept: Whether ``keep_kl`` names it.
+            model_trace: The model's trace.
+            guide_trace: The guide's trace.
+            kept: Names of the sites whose latent terms stay in full.
 
         Returns:
-            A number of at least 0.
+            Weights of at least 0, by name, for the model's sites and for the guide's.
         """
-        if kind in {"observed", "enumerated"}:
-            return 1.0
-        if kind == "deterministic":
-            return 0.0
-        return 1.0 if kept else self._kl_weight
+        of_factors = 1.0 if self.factors == "likelihood" else self._kl_weight
+        fixed = {"observed": 1.0, "enumerated": 1.0, "deterministic": 0.0}
 
-    def _model_weight(self, kind: Kind, kept: bool) -> float:
-        if kind == "factor" and self.factors == "likelihood":
-            return 1.0
-        return self.site_weight(kind, kept=kept)
+        def weight(name: str, kind: Kind) -> float:
+            return fixed.get(kind, 1.0 if name in kept else self._kl_weight)
+
+        model_weights = {}
+        for name, site in sample_sites(model_trace):
+            kind = model_kind(site, guide_trace)
+            model_weights[name] = of_factors if kind == "factor" else weight(name, kind)
+        guide_weights = {
+            name: weight(name, guide_kind(site, model_trace))
+            for name, site in sample_sites(guide_trace)
+        }
+        return model_weights, guide_weights
 
     def _weighted_traces(
         self,
@@ -155,41 +164,32 @@ class ExpectedLogLikelihood:
     ) -> tuple[Trace, Trace]:
         """Return traces of guide and model with the terms whose weight is not zero."""
         model_trace, guide_trace = run_traces(graph_type, model, guide, args, kwargs)
-        check.reject_observed_guide_sites(model_trace, guide_trace)
+        checks.reject_observed_guide_sites(model_trace, guide_trace)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         model_trace, guide_trace = own_sites(model_trace), own_sites(guide_trace)
         kept = kept_names(self.keep_kl, model_trace, guide_trace)
-        if not self._reported:
-            check.reject_unknown_patterns(self.keep_kl, model_trace, guide_trace)
-            check.reject_half_kept(kept, guide_trace)
+        if not self._checked:
+            checks.reject_unknown_patterns(self.keep_kl, model_trace, guide_trace)
+            checks.reject_half_kept(kept, guide_trace)
+            self._checked = True
         if self._kl_weight < 1.0 and not self.allow_local:
-            check.reject_local_latents(kept, model_trace, guide_trace)
+            checks.reject_local_latents(kept, model_trace, guide_trace)
         return self._weigh(model_trace, guide_trace, kept)
 
     def _weigh(
         self, model_trace: Trace, guide_trace: Trace, kept: set[str]
     ) -> tuple[Trace, Trace]:
         """Return a pair of traces with every site scaled, evaluated or dropped, in place."""
-        model_weights = {
-            name: self._model_weight(model_kind(site, guide_trace), name in kept)
-            for name, site in sample_sites(model_trace)
-        }
-        guide_weights = {
-            name: self.site_weight(guide_kind(site, model_trace), kept=name in kept)
-            for name, site in sample_sites(guide_trace)
-        }
-        check.reject_empty_objective(model_weights, guide_weights)
+        model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+        model_weights, guide_weights = self.site_weights(model_trace, guide_trace, kept)
+        checks.reject_empty_objective(model_weights, guide_weights)
         per_datum = self._per_datum(model_trace)
-        latents = dict(sample_sites(guide_trace))
-        for name, weight in model_weights.items():
-            self._apply_weight(model_trace, name, weight, per_datum, in_guide=False)
-        for name, weight in guide_weights.items():
-            self._apply_weight(guide_trace, name, weight, per_datum, in_guide=True)
+        self.apply_weights(model_trace, guide_trace, (model_weights, guide_weights), per_datum)
         self._validate_shapes(model_trace, guide_trace)
         if not self._reported and torch.is_grad_enabled() and self._kl_weight == 0.0:
             self._reported = True
-            check.warn_of_unreached(latents, model_trace, guide_trace)
+            checks.warn_once(model_sites, guide_sites, model_trace, guide_trace, kept)
         return model_trace, guide_trace
 
     def _per_datum(self, model_trace: Trace) -> Tensor | float:
@@ -204,6 +204,26 @@ class ExpectedLogLikelihood:
                 "reduction='sum'."
             )
         return 1.0 / count
+
+    def apply_weights(
+        self,
+        model_trace: Trace,
+        guide_trace: Trace,
+        weights: tuple[dict[str, float], dict[str, float]],
+        factor: Tensor | float,
+    ) -> None:
+        """Scale and evaluate the sites of weight above zero, and drop the others, in place.
+
+        Args:
+            model_trace: The model's trace.
+            guide_trace: The guide's trace.
+            weights: Weights of the model's sites and of the guide's, by name.
+            factor: A common factor of all weights.
+        """
+        for name, weight in weights[0].items():
+            self._apply_weight(model_trace, name, weight, factor, in_guide=False)
+        for name, weight in weights[1].items():
+            self._apply_weight(guide_trace, name, weight, factor, in_guide=True)
 
     def _apply_weight(
         self, trace: Trace, name: str, weight: float, per_datum: Tensor | float, *, in_guide: bool

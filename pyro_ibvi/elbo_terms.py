@@ -34,6 +34,28 @@ Kind: TypeAlias = Literal[
 ]
 
 
+def as_patterns(keep_kl: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names or patterns as a tuple of strings.
+
+    Args:
+        keep_kl: One pattern or several.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        TypeError: If it holds anything but strings.
+    """
+    patterns = (keep_kl,) if isinstance(keep_kl, str) else tuple(keep_kl)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"keep_kl holds {pattern!r} of type {type(pattern).__name__}: expected site names "
+                "or patterns, as in keep_kl=['z', 'encoder.*'], or one function of a site."
+            )
+    return patterns
+
+
 def run_traces(
     graph_type: Literal["flat", "dense"],
     model: Callable[..., Any],
