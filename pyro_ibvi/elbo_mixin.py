@@ -169,7 +169,7 @@ class ExpectedLogLikelihood:
         if not self._checked:
             checks.reject_unknown_patterns(self.keep_kl, model_trace, guide_trace)
             checks.reject_half_kept(kept, guide_trace)
-            self._checked = True
+            self._checked = torch.is_grad_enabled()  # without a graph little can be seen
         if self._kl_weight < 1.0 and not self.allow_local:
             checks.reject_local_latents(kept, model_trace, guide_trace)
         return self._weigh(model_trace, guide_trace, kept)

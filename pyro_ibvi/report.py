@@ -85,9 +85,9 @@ def check(
 ) -> ObjectiveReport:
     """Say what `TraceExpectedLogLikelihood` does with each site, and what it cannot move.
 
-    The model and the guide are run once, with the random state put back afterwards; a guide that
-    makes its parameters at its first call makes them here. For an objective with other options
-    call `check_loss`.
+    The model and the guide are run once, as a training step would, and torch's random state is
+    put back afterwards; a guide that makes its parameters at its first call makes them here. For
+    an objective with other options call `check_loss`.
 
     Args:
         model: The model.
@@ -131,7 +131,8 @@ def check_loss(
     Returns:
         A report that prints as a table.
     """
-    with torch.random.fork_rng(), torch.enable_grad():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), torch.enable_grad():
         if isinstance(loss, TraceEnum_ELBO):
             model, guide = _enumerated(loss, model, guide, args, kwargs)
         traces = run_traces("flat", model, guide, args, kwargs)
