@@ -20,6 +20,7 @@ import torch
 from pyro.distributions import Delta, Distribution, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor
@@ -31,6 +32,28 @@ KeepKL: TypeAlias = str | Iterable[str] | Callable[[Site], bool]
 Kind: TypeAlias = Literal[
     "observed", "factor", "deterministic", "enumerated", "latent", "auxiliary"
 ]
+
+
+def as_patterns(keep_kl: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names or patterns as a tuple of strings.
+
+    Args:
+        keep_kl: One pattern or several.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        TypeError: If it holds anything but strings.
+    """
+    patterns = (keep_kl,) if isinstance(keep_kl, str) else tuple(keep_kl)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"keep_kl holds {pattern!r} of type {type(pattern).__name__}: expected site names "
+                "or patterns, as in keep_kl=['z', 'encoder.*'], or one function of a site."
+            )
+    return patterns
 
 
 def run_traces(
@@ -148,10 +171,10 @@ def zero_terms(site: Site, *, score: bool) -> None:
     """
     if score:
         parts = _guarded(site, "score_parts")
-        zeros = torch.zeros_like(parts.log_prob)
+        zeros = torch.zeros_like(detach_provenance(parts.log_prob))
         site["score_parts"] = ScoreParts(zeros, parts.score_function, zeros)
     else:
-        zeros = site["value"].new_zeros(()).expand(batch_shape(site))
+        zeros = detach_provenance(site["value"]).new_zeros(()).expand(batch_shape(site))
         zeros = zeros if zeros.is_floating_point() else zeros.to(torch.get_default_dtype())
         site["score_parts"] = ScoreParts(zeros, 0, zeros)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = site["log_prob"] = zeros
@@ -290,7 +313,8 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     if not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
     ones = torch.ones(shape, device=site["value"].device)
-    return scale_and_mask(ones, scale, mask).sum()
+    weighted = scale_and_mask(ones, scale, mask)
+    return weighted.sum() * (shape.numel() / weighted.numel())
 
 
 def subsampled_plate(site: Site) -> Any:
