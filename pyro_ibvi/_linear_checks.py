@@ -118,3 +118,30 @@ def check_noise(noise_scale: float | Tensor | None, y: Tensor) -> Tensor:
             "Leave out a datum that is to have no weight."
         )
     return scale.expand(y.shape)
+
+
+def check_rates(rates: Tensor, X: Tensor) -> Tensor:
+    """Checks the learning rates of the features.
+
+    Args:
+        rates: Shape ``(P,)``.
+        X: Data, shape ``(N, P)``.
+
+    Returns:
+        The rates over the largest of them, ``(P,)``.
+
+    Raises:
+        ValueError: If they have another shape, or are not positive and finite.
+    """
+    if rates.shape != X.shape[1:]:
+        raise ValueError(
+            f"rates has the shape {tuple(rates.shape)}, and ({X.shape[1]},) was expected, one for "
+            "each column of X."
+        )
+    if not ((rates > 0) & rates.isfinite()).all():
+        raise ValueError(
+            f"the smallest of rates is {rates.min().item():.3g} and the largest "
+            f"{rates.max().item():.3g}, and positive finite numbers were expected. A feature that "
+            "is not trained is taken out of X, and its part of X @ loc0 out of y."
+        )
+    return rates / rates.max()

@@ -27,7 +27,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ibvi._linear_checks import check_data, check_labels, check_noise, check_prior
+from pyro_ibvi._linear_checks import (
+    check_data,
+    check_labels,
+    check_noise,
+    check_prior,
+    check_rates,
+)
 from pyro_ibvi.divergences import (
     covariance_factor,
     gaussian_kl,
@@ -151,7 +157,13 @@ def null_space_projection(X: Tensor) -> NullSpaceProjection:
 
 
 def regression_limit(
-    X: Tensor, y: Tensor, loc0: Tensor, S0: Tensor, *, noise_scale: float | Tensor | None = None
+    X: Tensor,
+    y: Tensor,
+    loc0: Tensor,
+    S0: Tensor,
+    *,
+    noise_scale: float | Tensor | None = None,
+    rates: Tensor | None = None,
 ) -> RegressionLimit:
     r"""Limit of gradient descent on the expected squared loss of a linear model (Theorem 1).
 
@@ -166,6 +178,10 @@ def regression_limit(
     least-squares solution nearest to :math:`m_0`, and only full-batch gradients converge to it.
     With as many independent data as features, :math:`S_* = 0`.
 
+    A learning rate for each feature, :math:`D = \mathrm{diag}(d)`, changes what is near: the
+    limit is the above in the coordinates :math:`D^{-1/2} w`. One rate for the mean and another
+    for the factor change the speed only.
+
     Args:
         X: Data, shape ``(N, P)``, of any rank.
         y: Targets, ``(N,)``.
@@ -174,12 +190,14 @@ def regression_limit(
             does not stay so. For a diagonal guide see :func:`mean_field_limit`.
         noise_scale: Standard deviation of the noise, one number or ``(N,)``, in the units of
             ``y``. None means the same for each datum.
+        rates: Learning rates of the features, ``(P,)``, up to a common factor, for the mean and
+            the rows of the factor alike. None means the same for each feature.
 
     Returns:
         The limit's mean and factor.
 
     Raises:
-        ValueError: If a shape does not fit, or a noise scale is not positive and finite.
+        ValueError: If a shape does not fit, or a noise scale or a rate is not positive and finite.
 
     References:
         Wenger et al., 2025, arXiv:2505.20235, Theorem 1.
@@ -191,6 +209,11 @@ def regression_limit(
     """
     check_data(X, y)
     check_prior(X, loc0, S0)
+    if rates is not None:
+        root = check_rates(rates, X).sqrt()
+        column = root.unsqueeze(-1)
+        loc, S = regression_limit(X * root, y, loc0 / root, S0 / column, noise_scale=noise_scale)
+        return RegressionLimit(root * loc, column * S)
     left, singular_values, basis = _thin_svd(X)
     weights = 1 / check_noise(noise_scale, y)
     # Over the coordinates t of X (m - m_0) in the basis `left`, least squares has full rank

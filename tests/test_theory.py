@@ -158,6 +158,26 @@ def test_with_an_exact_fit_the_noise_does_not_matter():
     torch.testing.assert_close(limit, regression_limit(X, y, loc0, S0), rtol=1e-9, atol=1e-9)
 
 
+def test_rates_for_each_feature_change_what_is_near():
+    X, y, loc0, S0 = problem(seed=45)
+    rates = torch.logspace(-0.5, 0.5, P, dtype=torch.float64)
+    limit = regression_limit(X, y, loc0, S0, rates=rates)
+    loc, S = loc0, S0
+    for _ in range(3000):
+        loc, S = (
+            loc - 0.5 * rates * (X.mT @ (X @ loc - y)) / N,
+            S - 0.1 * rates[:, None] * (X.mT @ (X @ S)) / N,
+        )
+    torch.testing.assert_close((loc, S), tuple(limit), rtol=0, atol=1e-10)
+    assert (regression_limit(X, y, loc0, S0).loc - loc).abs().max() > 1e-2  # the control
+
+    def distance(loc, S):  # in the coordinates in which the rates are equal
+        root = rates.sqrt()
+        return wasserstein2_squared(loc / root, S / root[:, None], loc0 / root, S0 / root[:, None])
+
+    assert distance(*limit) < distance(*regression_limit(X, y, loc0, S0))
+
+
 def test_no_feasible_perturbation_is_nearer_to_the_prior():
     """Theorem 1's second half, on 1,000 other minimisers of the expected loss."""
     X, y, loc0, S0 = problem(seed=50)
@@ -462,6 +482,18 @@ def test_inputs_that_do_not_fit_are_named(function, change, sentence):
 def test_noise_that_does_not_fit_is_named(noise_scale, sentence):
     with pytest.raises(ValueError, match=sentence):
         regression_limit(**GOOD, noise_scale=noise_scale)
+
+
+@pytest.mark.parametrize(
+    ("rates", "sentence"),
+    [
+        (torch.ones(3), r"rates has the shape \(3,\), and \(2,\) was expected"),
+        (torch.tensor([0.0, 1.0]), "smallest of rates is 0 .*taken out of X"),
+    ],
+)
+def test_rates_that_do_not_fit_are_named(rates, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        regression_limit(**GOOD, rates=rates)
 
 
 def test_other_sentences():
