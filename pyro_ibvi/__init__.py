@@ -5,6 +5,7 @@ prior, and let the optimizer's implicit bias do the regularizing.
 """
 
 from pyro_ibvi._version import __version__
+from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.guides import AutoMuPNormal
@@ -63,4 +64,7 @@ __all__ = [
     "History",
     "predict",
     "Prediction",
+    "score",
+    "reliability",
+    "Reliability",
 ]
