@@ -8,6 +8,8 @@ import scipy.integrate
 import scipy.optimize
 import torch
 from allocation import LargestAllocation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyro_ibvi.theory import (
     classification_limit,
@@ -156,6 +158,25 @@ def test_with_an_exact_fit_the_noise_does_not_matter():
     noise_scale = torch.logspace(-6, 6, N, dtype=torch.float64)
     limit = regression_limit(X, y, loc0, S0, noise_scale=noise_scale)
     torch.testing.assert_close(limit, regression_limit(X, y, loc0, S0), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.tuples(*[st.integers(1, 8)] * 3), columns=st.integers(1, 5), seed=st.integers(0))
+def test_limit_satisfies_the_conditions_that_define_it(sizes, columns, seed):
+    """Any shape and rank: stationary, and moved within the span of the data only."""
+    num_data, num_features, rank = sizes
+    seed %= 2**30
+    values = np.linspace(2, 1, min(sizes))
+    X = matrix(values, num_data, num_features, seed)
+    y, loc0 = randn(num_data, seed=seed + 2), randn(num_features, seed=seed + 3)
+    S0 = randn(num_features, columns, seed=seed + 4)
+    weights = randn(num_data, seed=seed + 5).abs() + 0.5
+    loc, S = regression_limit(X, y, loc0, S0, noise_scale=1 / weights)
+    inverse = torch.linalg.pinv(X, rtol=1e-9)
+    assert (X.mT @ (weights.square() * (X @ loc - y))).abs().max() < 1e-10
+    assert (X @ S).abs().max() < 1e-12
+    for moved in (loc - loc0, S - S0):
+        torch.testing.assert_close(inverse @ (X @ moved), moved, rtol=0, atol=1e-11)
 
 
 def test_rates_for_each_feature_change_what_is_near():
