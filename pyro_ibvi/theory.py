@@ -281,9 +281,9 @@ def max_margin_direction(X: Tensor, y: Tensor) -> Tensor:
         Lawson and Hanson, 1974, *Solving Least Squares Problems*, chapter 23.
 
     Example:
-        >>> X = torch.tensor([[2.0, 0.0], [-4.0, 1.0]])
+        >>> X = torch.tensor([[2.0, 0.0], [0.0, -1.0]])
         >>> max_margin_direction(X, torch.tensor([1.0, -1.0]))
-        tensor([0.5000, 0.0000])
+        tensor([0.5000, 1.0000])
     """
     check_data(X, y)
     check_labels(y)
@@ -333,10 +333,10 @@ def classification_limit(
     check_labels(y)
     check_prior(X, loc0, S0)
     direction, multipliers, support = _max_margin(X, y)
-    _, _, basis = _thin_svd(X.double())
-    seen = (X.double() @ basis)[support]
-    rank = basis.shape[1]
-    spans = int(torch.linalg.matrix_rank(seen)) == rank
+    _, _, basis = _thin_svd(X)
+    basis = torch.linalg.qr(basis.double()).Q
+    seen, rank = X[support].double() @ basis, basis.shape[1]
+    spans = int(torch.linalg.matrix_rank(seen, rtol=_rank_tolerance(X))) == rank
     if require_span and not spans:
         raise ValueError(
             f"the {int(support.sum())} support vectors do not span the data of rank {rank}, "
@@ -434,16 +434,20 @@ def rank_rate_factor(rank: int, num_draws: int = 1) -> float:
 def _thin_svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The parts U (N, r), s (r,) and V (P, r) that belong to the numerical rank r.
     left, values, right = torch.linalg.svd(X, full_matrices=False)
-    threshold = max(X.shape) * torch.finfo(X.dtype).eps * values[0]
-    rank = int((values > threshold).sum())
+    rank = int((values > _rank_tolerance(X) * values[0]).sum())
     return left[:, :rank], values[:rank], right[:rank].mT
+
+
+def _rank_tolerance(X: Tensor) -> float:
+    # As NumPy and torch decide on a rank, relative to the largest singular value.
+    return max(X.shape) * torch.finfo(X.dtype).eps
 
 
 def _max_margin(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The vector (P,) in the dtype of X, its multipliers (N,) and its support vectors (N,).
-    signed = (y.unsqueeze(-1) * X).double()
-    _, _, basis = _thin_svd(signed)
-    rows = signed @ basis
+    _, _, basis = _thin_svd(X)
+    basis = torch.linalg.qr(basis.double()).Q
+    rows = y.double().unsqueeze(-1) * (X.double() @ basis)
     multipliers = _multipliers(rows) if basis.shape[1] else rows.new_zeros(len(rows))
     direction = rows.mT @ multipliers
     margins = rows @ direction

@@ -8,6 +8,8 @@ import scipy.integrate
 import scipy.optimize
 import torch
 from allocation import LargestAllocation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyro_ibvi.theory import (
     classification_limit,
@@ -156,6 +158,25 @@ def test_with_an_exact_fit_the_noise_does_not_matter():
     noise_scale = torch.logspace(-6, 6, N, dtype=torch.float64)
     limit = regression_limit(X, y, loc0, S0, noise_scale=noise_scale)
     torch.testing.assert_close(limit, regression_limit(X, y, loc0, S0), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.tuples(*[st.integers(1, 8)] * 3), columns=st.integers(1, 5), seed=st.integers(0))
+def test_limit_satisfies_the_conditions_that_define_it(sizes, columns, seed):
+    """Any shape and rank: stationary, and moved within the span of the data only."""
+    num_data, num_features, _ = sizes
+    seed %= 2**30
+    values = np.linspace(2, 1, min(sizes))
+    X = matrix(values, num_data, num_features, seed)
+    y, loc0 = randn(num_data, seed=seed + 2), randn(num_features, seed=seed + 3)
+    S0 = randn(num_features, columns, seed=seed + 4)
+    weights = randn(num_data, seed=seed + 5).abs() + 0.5
+    loc, S = regression_limit(X, y, loc0, S0, noise_scale=1 / weights)
+    inverse = torch.linalg.pinv(X, rtol=1e-9)
+    assert (X.mT @ (weights.square() * (X @ loc - y))).abs().max() < 1e-10
+    assert (X @ S).abs().max() < 1e-12
+    for moved in (loc - loc0, S - S0):
+        torch.testing.assert_close(inverse @ (X @ moved), moved, rtol=0, atol=1e-11)
 
 
 def test_rates_for_each_feature_change_what_is_near():
@@ -390,6 +411,17 @@ def test_max_margin_vector_equals_a_general_solver():
         options={"ftol": 1e-15, "maxiter": 1000},
     )
     np.testing.assert_allclose(max_margin_direction(X, y), result.x, atol=1e-6)
+
+
+def test_rank_is_decided_at_the_precision_of_the_data():
+    """Rounded to float32, data of rank 3 have six singular values; three are noise."""
+    X, y, loc0, S0 = separable("orthogonal")
+    exact = classification_limit(X, y, loc0, S0)
+    rounded = classification_limit(*(t.float() for t in (X, y, loc0, S0)))
+    assert rounded.decay_exponent == pytest.approx(exact.decay_exponent, rel=1e-5)
+    for double, single in zip(exact[:3], rounded[:3], strict=True):
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
 
 
 def test_data_that_no_vector_separates_are_refused():
