@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pyro_ibvi.likelihoods import Bernoulli, Categorical
 from pyro_ibvi.predictive import Prediction
@@ -48,6 +47,9 @@ def score(prediction: Prediction, y: Tensor, *, num_bins: int = 15) -> dict[str,
         >>> scores["accuracy"], round(scores["ece"], 3)
         (0.5, 0.381)
     """
+    # Imported here, since torchmetrics imports matplotlib where that is installed.
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     nll = -prediction.log_prob(y).mean().item()
     y = y.to(prediction.mean.device)
     if isinstance(prediction.likelihood, (Categorical, Bernoulli)):
