@@ -229,11 +229,16 @@ class ExpectedLogLikelihood:
         self, trace: Trace, name: str, weight: float, per_datum: Tensor | float, *, in_guide: bool
     ) -> None:
         site = trace.nodes[name]
+        power = 1.0
+        if self._keeps_structure and not in_guide and weight:
+            power, weight = weight, 1.0  # inside a sum over states, where a scale cannot act
         scale = weight * per_datum if weight else per_datum
         if isinstance(scale, Tensor) or scale != 1.0:
             site["scale"] = site["scale"] * scale
-        if weight:
-            (evaluate_guide_site if in_guide else evaluate_model_site)(site)
+        if weight and in_guide:
+            evaluate_guide_site(site)
+        elif weight:
+            evaluate_model_site(site, power)
         elif in_guide and not is_reparametrized(site["fn"]):
             zero_terms(site, score=True)
         elif self._keeps_structure:
@@ -254,7 +259,7 @@ class ExpectedLogLikelihood:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        """Find the number of nested plates as Pyro does, but evaluate only what counts."""
+        """Find the number of nested plates as Pyro does, but from shapes alone."""
         if self._is_elbo:
             super()._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[misc]
             return
@@ -263,9 +268,8 @@ class ExpectedLogLikelihood:
         sites = [site for trace in traces for _, site in sample_sites(trace)]
         if is_validation_enabled():
             for site in sites:
-                if site["is_observed"] and not site["infer"].get("_deterministic"):
-                    evaluate_model_site(site)
-                    check_site_shape(site, math.inf)  # type: ignore[arg-type]
+                zero_terms(site, score=False)
+                check_site_shape(site, math.inf)  # type: ignore[arg-type]
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
         if self.vectorize_particles and self.num_particles > 1:

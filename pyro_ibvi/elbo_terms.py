@@ -174,16 +174,22 @@ def zero_terms(site: Site, *, score: bool) -> None:
         zeros = torch.zeros_like(detach_provenance(parts.log_prob))
         site["score_parts"] = ScoreParts(zeros, parts.score_function, zeros)
     else:
-        zeros = detach_provenance(site["value"]).new_zeros(()).expand(batch_shape(site))
-        zeros = zeros if zeros.is_floating_point() else zeros.to(torch.get_default_dtype())
+        value = detach_provenance(site["value"])
+        zeros = value.new_zeros((), dtype=_real_dtype(value)).expand(batch_shape(site))
         site["score_parts"] = ScoreParts(zeros, 0, zeros)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = site["log_prob"] = zeros
     site["log_prob_sum"] = zeros.new_zeros(())
 
 
-def evaluate_model_site(site: Site) -> None:
-    """Compute ``log_prob`` of a model site, scaled and masked; masked values are never read."""
+def evaluate_model_site(site: Site, power: float = 1.0) -> None:
+    """Compute ``log_prob`` of a model site, scaled and masked; masked values are never read.
+
+    Args:
+        site: A sample site; it gets the fields that Pyro's estimators read.
+        power: The density is raised to it before scale and mask.
+    """
     log_prob = _guarded(site, "log_prob")
+    log_prob = log_prob if power == 1.0 else power * log_prob
     site["unscaled_log_prob"] = log_prob
     site["log_prob"] = scale_and_mask(log_prob, site["scale"], site["mask"])
     site["log_prob_sum"] = site["log_prob"].sum()
@@ -312,9 +318,13 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
         return 0.0
     if not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
-    ones = torch.ones(shape, device=site["value"].device)
+    ones = torch.ones(shape, device=site["value"].device, dtype=_real_dtype(site["value"]))
     weighted = scale_and_mask(ones, scale, mask)
     return weighted.sum() * (shape.numel() / weighted.numel())
+
+
+def _real_dtype(value: Tensor) -> torch.dtype:
+    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
 
 
 def subsampled_plate(site: Site) -> Any:

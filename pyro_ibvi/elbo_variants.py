@@ -80,8 +80,8 @@ class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
     .. math::  L = -E_{q(w)}\Big[\log \sum_k p(k \mid w) \, p(y \mid k, w)\Big],
 
     so its prior is always kept. A site that the guide enumerates is averaged over exactly, with
-    its own prior and entropy dropped. Where ``kl_weight`` is neither 0 nor 1 and an enumerated
-    site stands upstream of a latent, Pyro asks for one common scale and raises. See
+    its own prior and entropy dropped. A latent of the guide whose prior depends on an enumerated
+    site has that prior inside of the sum, raised to the power ``kl_weight``. See
     `TraceExpectedLogLikelihood` for the arguments.
 
     Example:

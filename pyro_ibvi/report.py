@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 
 from pyro_ibvi import elbo_checks as checks
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -128,6 +132,8 @@ def check_loss(
         A report that prints as a table.
     """
     with torch.random.fork_rng(), torch.enable_grad():
+        if isinstance(loss, TraceEnum_ELBO):
+            model, guide = _enumerated(loss, model, guide, args, kwargs)
         traces = run_traces("flat", model, guide, args, kwargs)
     model_trace, guide_trace = (own_sites(trace) for trace in traces)
     kept = kept_names(loss.keep_kl, model_trace, guide_trace)
@@ -170,6 +176,21 @@ def check_loss(
     return ObjectiveReport(tuple(rows), (*latents, *params), tuple(local), tuple(errors))
 
 
+def _enumerated(
+    loss: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return model and guide as `TraceEnum_ELBO` runs them."""
+    loss = copy.copy(loss)
+    if loss.max_plate_nesting == math.inf:
+        loss._guess_max_plate_nesting(model, guide, args, kwargs)
+    first = EnumMessenger(first_available_dim=-1 - loss.max_plate_nesting)
+    return EnumMessenger()(model), first(guide)
+
+
 def _errors(
     loss: ExpectedLogLikelihood, kept: set[str], model_trace: Trace, guide_trace: Trace
 ) -> list[str]:
@@ -207,7 +228,7 @@ def _why_dropped(site: Site, in_guide: bool, unmoved: Sequence[str], local: Sequ
     """Return what becomes of a latent of the model whose prior is dropped."""
     name, frame = site["name"], subsampled_plate(site)
     if not in_guide:
-        return "not in the guide: drawn from the prior, or summed out if it is enumerated"
+        return "not in the guide: drawn from the prior"
     if name in unmoved:
         return "prior dropped: reaches no term that is kept"
     if frame is not None:

@@ -175,6 +175,15 @@ def enumerating_guide(x, y):
     return pyro.infer.config_enumerate(discrete_guide)(x, y)
 
 
+def one_by_one(x, y):
+    """Enumerates the global site sequentially and draws the local ones."""
+
+    def first(site):
+        return {"enumerate": "sequential"} if site["name"] == "k" else {}
+
+    return poutine.infer_config(discrete_guide, config_fn=first)(x, y)
+
+
 def mixture(y):
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
     with pyro.plate("components", 2):
@@ -211,6 +220,7 @@ def make_case(name):
         "partly_observed": lambda: guided(partly_observed, x, y),
         "sequential": lambda: guided(sequential, x, y),
         "discrete": lambda: guided(discrete, x, y, guide=discrete_guide),
+        "enumerating_in_turn": lambda: guided(discrete, x, y, guide=one_by_one),
         "enumerating_guide": lambda: guided(discrete, x, y, guide=enumerating_guide),
     }
     return cases[name]()
@@ -227,6 +237,7 @@ NAMES = [
     "sequential",
     "discrete",
     "enumerating_guide",
+    "enumerating_in_turn",
     "mixture",
 ]
 
@@ -238,9 +249,10 @@ def supports(name, estimator, options=None):
     return estimator in ESTIMATORS.get(name, PAIRS)
 
 
-VECTORIZED_BY_HAND = {"sequential", "enumerating_guide", "mixture"}
+VECTORIZED_BY_HAND = {"sequential", "enumerating_guide", "enumerating_in_turn", "mixture"}
 ESTIMATORS = {
     "discrete": {"trace", "graph", "enum"},
     "enumerating_guide": {"enum"},
+    "enumerating_in_turn": {"enum"},
     "mixture": {"enum"},
 }

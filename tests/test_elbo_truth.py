@@ -18,7 +18,11 @@ from pyro_ibvi.elbo_variants import (
     TraceGraphExpectedLogLikelihood,
 )
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = [
+    pytest.mark.usefixtures(fresh_pyro.__name__),
+    # Most models here have one value per observation, so that their truth is known.
+    pytest.mark.filterwarnings("ignore:Each of the latent sites .* has one value"),
+]
 
 
 REPLICAS, STEPS = 100, 40
@@ -266,3 +270,45 @@ def test_drop_factors():
     assert step(True, factors="drop") == pytest.approx(without)
     tempered = step(True, factors="drop", kl_weight=0.5) - step(False, kl_weight=0.5)
     assert tempered == pytest.approx(0.5 * w**2)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_a_prior_that_depends_on_an_enumerated_site_is_raised_to_the_weight(weight):
+    def model(y):
+        k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        w = pyro.sample("w", dist.Normal(2.0 * k, 0.5))
+        pyro.sample("y", dist.Normal(w + k, 1.0), obs=y)
+
+    def guide(y):
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.4)), 1.0))
+
+    pyro.set_rng_seed(0)
+    w = dist.Normal(0.4, 1.0)()
+    log_q = dist.Normal(0.4, 1.0).log_prob(w)
+    k = torch.tensor([0.0, 1.0])
+    terms = dist.Bernoulli(0.3).log_prob(k) + dist.Normal(w + k, 1.0).log_prob(Y[1])
+    terms = terms + weight * dist.Normal(2 * k, 0.5).log_prob(w)
+    loss = TraceEnumExpectedLogLikelihood(kl_weight=weight, max_plate_nesting=0)
+    pyro.set_rng_seed(0)
+    actual = loss.loss(model, guide, Y[1])
+    assert actual == pytest.approx((weight * log_q - terms.logsumexp(0)).item(), rel=1e-12)
+
+
+def test_observed_sites_of_the_guide_are_latent_terms():
+    def guide(x, y):
+        loc = pyro.param("loc", torch.tensor(0.3))
+        pyro.sample("w", dist.Normal(loc, 1.0))
+        infer = {"is_auxiliary": True}
+        pyro.sample("hint", dist.Normal(loc, 0.5), obs=torch.tensor(1.0), infer=infer)
+        pyro.factor("jacobian", 2.0 * loc, has_rsample=True)
+
+    case = Case(conjugate, guide, (X, Y))
+    free, _ = loss_and_grads(TraceExpectedLogLikelihood(), case)
+    full, _ = loss_and_grads(Trace_ELBO(), case)
+    half, _ = loss_and_grads(TraceExpectedLogLikelihood(kl_weight=0.5), case)
+    pyro.set_rng_seed(7)
+    w = dist.Normal(0.3, 1.0)()
+    log_q = dist.Normal(0.3, 1.0).log_prob(w) + dist.Normal(0.3, 0.5).log_prob(torch.tensor(1.0))
+    kl = log_q + 0.6 - dist.Normal(0.0, 1.0).log_prob(w)
+    assert full - free == pytest.approx(kl.item(), rel=1e-10)
+    assert half - free == pytest.approx(0.5 * kl.item(), rel=1e-10)
