@@ -5,9 +5,16 @@ prior, and let the optimizer's implicit bias do the regularizing.
 """
 
 from pyro_ibvi._version import __version__
+from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
+from pyro_ibvi.elbo_variants import (
+    TraceEnumExpectedLogLikelihood,
+    TraceGraphExpectedLogLikelihood,
+    TraceMeanFieldExpectedLogLikelihood,
+)
+from pyro_ibvi.generalized_vi import TraceGeneralizedVI
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.likelihoods import (
     Bernoulli,
@@ -27,6 +34,7 @@ from pyro_ibvi.parametrization import (
 )
 from pyro_ibvi.predictive import Prediction, predict
 from pyro_ibvi.random_module import RandomModule
+from pyro_ibvi.report import ObjectiveReport, check, check_loss
 from pyro_ibvi.roles import WeightRole
 from pyro_ibvi.supervised import SupervisedModel
 from pyro_ibvi.training import History, fit
@@ -55,8 +63,17 @@ __all__ = [
     "NeuralTangent",
     "Fans",
     "WeightRole",
-    # objective and optimizer
+    # the objective
     "TraceExpectedLogLikelihood",
+    "TraceGraphExpectedLogLikelihood",
+    "TraceEnumExpectedLogLikelihood",
+    "TraceMeanFieldExpectedLogLikelihood",
+    "TraceGeneralizedVI",
+    "KLAnnealing",
+    "check",
+    "check_loss",
+    "ObjectiveReport",
+    # the optimizer
     "MuPOptim",
     "mup_param_groups",
     # training and prediction
