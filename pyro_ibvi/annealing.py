@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pyro_ibvi.elbo_terms import as_weight
+
 __all__ = ["KLAnnealing"]
 
 
@@ -45,10 +47,8 @@ class KLAnnealing:
     shape: Literal["linear", "cosine"] = "linear"
 
     def __post_init__(self) -> None:
-        for name in ("start", "stop"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name}={value!r}: expected a finite weight of at least 0.")
+        as_weight("start", self.start)
+        as_weight("stop", self.stop)
         if self.num_steps < 1 or self.delay < 0:
             raise ValueError(
                 f"num_steps={self.num_steps!r}, delay={self.delay!r}: expected at least 1 step "

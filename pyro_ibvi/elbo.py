@@ -100,7 +100,10 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         retain_graph: As for `Trace_ELBO`.
 
     Raises:
-        ValueError: If an option has a value outside its range.
+        TypeError: If ``kl_weight`` is not a number, or ``keep_kl`` holds anything but names.
+        ValueError: If an option has a value outside its range. At a step: if the guide draws a
+            site that the model observes, nothing is observed at all, a local latent would lose
+            its KL, or ``keep_kl`` does not fit the model.
 
     Reference:
         Wenger, Coker, Marusic, Cunningham (2025), arXiv:2505.20235.

@@ -18,6 +18,7 @@ from pyro_ibvi.elbo_terms import (
     KeepKL,
     Kind,
     as_patterns,
+    as_weight,
     count_observations,
     evaluate_guide_site,
     evaluate_model_site,
@@ -59,6 +60,7 @@ class ExpectedLogLikelihood:
         retain_graph: As for Pyro's ELBOs.
 
     Raises:
+        TypeError: If a weight is not a number, or ``keep_kl`` holds anything but names.
         ValueError: If an option has a value outside its range.
     """
 
@@ -114,12 +116,7 @@ class ExpectedLogLikelihood:
 
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
-        if isinstance(value, bool) or not math.isfinite(value) or value < 0:
-            raise ValueError(
-                f"kl_weight={value!r}: expected a finite number of at least 0, where 0 drops the "
-                "KL divergence and 1 is the ELBO."
-            )
-        self._kl_weight = float(value)
+        self._kl_weight = as_weight("kl_weight", value)
 
     @property
     def _is_elbo(self) -> bool:

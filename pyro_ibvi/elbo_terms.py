@@ -11,8 +11,10 @@ a pair of Pyro traces, say what each site is, and evaluate only the sites whose 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import pyro.poutine as poutine
@@ -54,6 +56,27 @@ def as_patterns(keep_kl: str | Iterable[str]) -> tuple[str, ...]:
                 "or patterns, as in keep_kl=['z', 'encoder.*'], or one function of a site."
             )
     return patterns
+
+
+def as_weight(name: str, value: float) -> float:
+    """Return a weight as a float.
+
+    Args:
+        name: What the weight is called, for the message.
+        value: The weight.
+
+    Returns:
+        The weight.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: expected a number, got {type(value).__name__}.")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}={value!r}: expected a finite number of at least 0.")
+    return float(value)
 
 
 def run_traces(

@@ -27,7 +27,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_ibvi.divergences import covariance_factor, gaussian_kl, wasserstein2_squared
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
-from pyro_ibvi.elbo_terms import Site, is_delta, model_kind, sample_sites
+from pyro_ibvi.elbo_terms import Site, as_weight, is_delta, model_kind, sample_sites
 
 __all__ = ["TraceGeneralizedVI"]
 
@@ -150,9 +150,7 @@ class TraceGeneralizedVI(TraceExpectedLogLikelihood):
 
     @weight.setter
     def weight(self, value: float) -> None:
-        if isinstance(value, bool) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"weight={value!r}: expected a finite number of at least 0.")
-        self._weight = float(value)
+        self._weight = as_weight("weight", value)
 
     def _weigh(
         self, model_trace: Trace, guide_trace: Trace, kept: set[str]

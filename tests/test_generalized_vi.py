@@ -303,6 +303,8 @@ def test_what_is_not_gaussian_is_refused():
 def test_options_must_be_known():
     with pytest.raises(ValueError, match="divergence='w2': expected 'wasserstein2'"):
         TraceGeneralizedVI(divergence="w2")
-    for weight in (-1.0, math.nan, True):
+    for weight in (-1.0, math.nan):
         with pytest.raises(ValueError, match=r"weight=.*expected a finite number of at least 0"):
             TraceGeneralizedVI(weight=weight)
+    with pytest.raises(TypeError, match="weight=True: expected a number, got bool"):
+        TraceGeneralizedVI(weight=True)
