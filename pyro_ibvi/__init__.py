@@ -1,1 +1,87 @@
-"""Implicit-bias variational inference for Pyro."""
+"""Implicit-bias variational inference for Bayesian neural networks in Pyro.
+
+Train a distribution over network weights by the expected log-likelihood alone, started at the
+prior, and let the optimizer's implicit bias do the regularizing.
+"""
+
+from pyro_ibvi._version import __version__
+from pyro_ibvi.annealing import KLAnnealing
+from pyro_ibvi.calibration import Reliability, reliability, score
+from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
+from pyro_ibvi.elbo import TraceExpectedLogLikelihood
+from pyro_ibvi.elbo_variants import (
+    TraceEnumExpectedLogLikelihood,
+    TraceGraphExpectedLogLikelihood,
+    TraceMeanFieldExpectedLogLikelihood,
+)
+from pyro_ibvi.generalized_vi import TraceGeneralizedVI
+from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.likelihoods import (
+    Bernoulli,
+    Categorical,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
+from pyro_ibvi.optim import MuPOptim, mup_param_groups
+from pyro_ibvi.parametrization import (
+    Fans,
+    MaximalUpdate,
+    NeuralTangent,
+    Parametrization,
+    Standard,
+)
+from pyro_ibvi.predictive import Prediction, predict
+from pyro_ibvi.random_module import RandomModule
+from pyro_ibvi.report import ObjectiveReport, check, check_loss
+from pyro_ibvi.roles import WeightRole
+from pyro_ibvi.supervised import SupervisedModel
+from pyro_ibvi.training import History, fit
+
+__all__ = [
+    "__version__",
+    # the model
+    "RandomModule",
+    "SupervisedModel",
+    # likelihoods
+    "Likelihood",
+    "Normal",
+    "HeteroscedasticNormal",
+    "Categorical",
+    "Bernoulli",
+    "Poisson",
+    # the guide
+    "AutoMuPNormal",
+    "Covariance",
+    "Diagonal",
+    "LowRank",
+    # parametrizations and roles
+    "Parametrization",
+    "MaximalUpdate",
+    "Standard",
+    "NeuralTangent",
+    "Fans",
+    "WeightRole",
+    # the objective
+    "TraceExpectedLogLikelihood",
+    "TraceGraphExpectedLogLikelihood",
+    "TraceEnumExpectedLogLikelihood",
+    "TraceMeanFieldExpectedLogLikelihood",
+    "TraceGeneralizedVI",
+    "KLAnnealing",
+    "check",
+    "check_loss",
+    "ObjectiveReport",
+    # the optimizer
+    "MuPOptim",
+    "mup_param_groups",
+    # training and prediction
+    "fit",
+    "History",
+    "predict",
+    "Prediction",
+    "score",
+    "reliability",
+    "Reliability",
+]

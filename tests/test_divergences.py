@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from allocation import LargestAllocation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal, kl_divergence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ibvi.divergences import (
     covariance_factor,
@@ -132,22 +132,6 @@ def test_small_distances_keep_their_digits_in_single_precision():
     nuclear = torch.linalg.svdvals(moved.mT @ start).sum()
     cancelled = moved.square().sum() + start.square().sum() - 2 * nuclear
     assert abs(cancelled - expected) > expected  # the control: not one digit is right
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Records the most numbers in one tensor that is not a view of the given ones."""
-
-    def __init__(self, *known):
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if tensor.untyped_storage().data_ptr() not in self.known:
-                self.numbers = max(self.numbers, tensor.numel())
-        return result
 
 
 def test_extra_memory_does_not_grow_with_the_factors(monkeypatch):

@@ -1,0 +1,50 @@
+"""Parameters that live in their module and nowhere else.
+
+Pyro's ``pyro.param`` reads and writes one global store by name, so a second model of the same
+class silently trains the first one's parameters. The modules of this package keep their own
+``nn.Parameter`` and announce it to Pyro's effect handlers by the same kind of message, so that
+``SVI``, ``trace``, ``block`` and ``lift`` see it, whatever ``pyro.settings`` say.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+
+def read_parameter(
+    name: str,
+    parameter: nn.Parameter,
+    *,
+    event_dim: int | None = None,
+    infer: dict[str, Any] | None = None,
+) -> Tensor:
+    """Announces a parameter to Pyro and returns its value.
+
+    Args:
+        name: Full name of the parameter.
+        parameter: The parameter, unconstrained.
+        event_dim: Number of rightmost dimensions that plates leave alone; inside a plate that
+            subsamples, the dimensions to the left of them are subsampled.
+        infer: What the site tells inference algorithms.
+
+    Returns:
+        The parameter's value, as handlers may have changed it.
+    """
+    # A view, since Pyro hangs attributes on the value that would make the parameter unpicklable.
+    value = parameter.view_as(parameter)
+    value.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    return _param(value, name=name, constraint=constraints.real, event_dim=event_dim, infer=infer)
+
+
+@effectful(type="param")
+def _param(
+    value: Tensor,
+    constraint: constraints.Constraint = constraints.real,
+    event_dim: int | None = None,
+) -> Tensor:
+    return value

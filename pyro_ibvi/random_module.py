@@ -1,0 +1,342 @@
+"""A network whose weights are random: any ``nn.Module`` as a Pyro model of its weights."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from pyro_ibvi._parameters import read_parameter
+from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
+from pyro_ibvi.roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
+
+Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
+Prior = float | TorchDistributionMixin
+_LAYER_CHOICES: dict[str, tuple[str, ...]] = {
+    "all": ("input", "hidden", "output"),
+    "input+output": ("input", "output"),
+    "input": ("input",),
+    "last": ("output",),
+}
+
+
+class RandomModule(PyroModule):
+    r"""An unmodified ``nn.Module`` some of whose parameters are Pyro sample sites.
+
+    Each call draws the stochastic parameters, at sites named as the parameters are, from
+    :math:`\mathcal N(0, \sigma^2)` with the scale that the parametrization gives, and runs the
+    network with them by ``torch.func.functional_call``. The other parameters are
+    point-estimated. Norm layers' gains and biases are never stochastic unless named.
+
+    The network is copied: the one that is passed stays as it is. Site and parameter names start
+    with the path of this module in the ``PyroModule`` that holds it, so that a network kept as
+    ``self.net`` has sites such as ``"net.0.weight"``.
+
+    Args:
+        net: The network. Dropout, norm layers, tied weights and compiled networks work as usual.
+        parametrization: Initial scales and learning rates; ``MaximalUpdate()`` by default.
+        stochastic: Which parameters are random: ``"input+output"`` (the paper's choice, and what
+            the benchmarks favor), ``"all"``, ``"input"`` or ``"last"``, weights and biases of
+            those layers; parameter or layer names and patterns
+            (``["0.*"]``); module types; or a predicate on the parameter's name.
+        prior: Overrides of the prior: one standard deviation for all sites, or a mapping from
+            name or pattern to a standard deviation or to a distribution.
+        roles: Overrides of roles, see :func:`~pyro_ibvi.roles.find_roles`.
+        name: Prefix of the names where no other ``PyroModule`` holds this one.
+
+    Raises:
+        TypeError: If ``net`` is not an ``nn.Module``.
+        ValueError: If nothing is stochastic, a choice matches nothing, a layer is of an unknown
+            kind, or a prior does not fit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
+        >>> random_net = RandomModule(net, stochastic="last")
+        >>> random_net(torch.zeros(5, 3)).shape, random_net.stochastic
+        (torch.Size([5, 1]), ['2.weight', '2.bias'])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        parametrization: Parametrization | None = None,
+        stochastic: Stochastic = "input+output",
+        prior: Prior | Mapping[str, Prior] | None = None,
+        roles: RoleOverrides | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__(name)
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"RandomModule needs a torch.nn.Module, got {type(net).__name__}.")
+        net = copy.deepcopy(net)
+        # Into the dictionary of modules, past PyroModule's own bookkeeping, which would announce
+        # every parameter of the network at every access.
+        self._modules["net"] = net
+        self.parametrization = MaximalUpdate() if parametrization is None else parametrization
+        self.roles = find_roles(net, base=self.parametrization.base, overrides=roles)
+        self.stochastic = _choose(net, self.roles, stochastic)
+        given = _match_priors(prior, net, self.stochastic)
+        self._priors = {n: given.get(n, self._default_std(n)) for n in self.stochastic}
+        self._prior_cache: dict[str, TorchDistributionMixin] = {}
+        for chosen in self.stochastic:
+            net.get_parameter(chosen).requires_grad_(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The copy of the network that is run; the values of stochastic parameters are unused."""
+        net = self._modules["net"]
+        assert net is not None
+        return net
+
+    def site_name(self, parameter_name: str) -> str:
+        """Name of the site or parameter statement of one of the network's parameters."""
+        prefix = self.__dict__["_pyro_name"]
+        return f"{prefix}.{parameter_name}" if prefix else parameter_name
+
+    def sample_parameters(self) -> dict[str, Tensor]:
+        """Samples the stochastic parameters and reads the others, without running the network.
+
+        Returns:
+            A tensor for each parameter of the network that is random or trained.
+        """
+        self._pyro_context.used = True
+        values: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            full_name = self.site_name(name)
+            infer: Any = {WEIGHT_KEY: self._weight(name)}
+            if name in self._priors:
+                values[name] = pyro.sample(full_name, self._prior(name, parameter), infer=infer)
+            elif parameter.requires_grad:
+                values[name] = read_parameter(full_name, parameter, infer=infer)
+        return values
+
+    def run(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Runs the network with the given parameters.
+
+        Args:
+            values: Parameters by name, as :meth:`sample_parameters` returns them. Dimensions to
+                the left of a parameter's own are independent draws, for each of which the
+                network is run.
+            *args: Arguments of the network.
+            **kwargs: Keyword arguments of the network.
+
+        Returns:
+            The network's output. With draws of shape ``(K, 1, ..., 1)`` an output of shape
+            ``(batch, *event)`` becomes ``(K, 1, ..., batch, *event)``, aligned with plates.
+        """
+        num_extra = self.num_draw_dims(values)
+        if num_extra == 0:
+            return functional_call(self.network, dict(values), args, kwargs)
+        output = self._run_draws(values, args, kwargs)
+        return torch.utils._pytree.tree_map(lambda t: _pad(t, num_extra - 2), output)
+
+    def num_draw_dims(self, values: Mapping[str, Tensor]) -> int:
+        """Number of dimensions of the values to the left of the parameters' own.
+
+        Args:
+            values: Parameters by name, as :meth:`sample_parameters` returns them.
+
+        Returns:
+            The number of dimensions, 0 for a single draw.
+        """
+        return max(
+            (v.dim() - self.network.get_parameter(k).dim() for k, v in values.items()), default=0
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws the stochastic parameters and runs the network.
+
+        Args:
+            *args: Arguments of the network.
+            **kwargs: Keyword arguments of the network.
+
+        Returns:
+            The network's output.
+        """
+        return self.run(self.sample_parameters(), *args, **kwargs)
+
+    def prior_std(self, parameter_name: str) -> float:
+        """Standard deviation of a stochastic parameter's prior (its mean over entries).
+
+        Args:
+            parameter_name: Name of the parameter in the network.
+
+        Returns:
+            The standard deviation, or NaN for a parameter that is not stochastic.
+        """
+        if parameter_name not in self._priors:
+            return float("nan")
+        prior = self._prior(parameter_name, self.network.get_parameter(parameter_name))
+        return float(prior.stddev.mean())
+
+    def extra_repr(self) -> str:
+        """The stochastic parameters."""
+        return f"stochastic={self.stochastic}, parametrization={self.parametrization}"
+
+    def _default_std(self, name: str) -> float:
+        return self._weight(name).std()
+
+    def _weight(self, name: str) -> NetworkWeight:
+        # Two networks of one model may have layers of the same name, which share no noise.
+        weight = self.roles[name]
+        layer = replace(weight, layer=self.site_name(weight.layer))
+        return NetworkWeight(layer, self.parametrization)
+
+    def _prior(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
+        prior = self._priors[name]
+        if not isinstance(prior, float):
+            return prior
+        cached = self._prior_cache.get(name)
+        if cached is not None:
+            scale = cached.base_dist.scale
+            if scale.device == parameter.device and scale.dtype == parameter.dtype:
+                return cached
+        mean = 1.0 if self.roles[name].role == "gain" else 0.0
+        base = dist.Normal(
+            torch.full_like(parameter, mean).detach(),
+            torch.full((), prior, dtype=parameter.dtype, device=parameter.device),
+            validate_args=False,
+        )
+        self._prior_cache[name] = base.to_event(parameter.dim())
+        return self._prior_cache[name]
+
+    def _run_draws(
+        self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        net = self.network
+        shared, drawn = {}, {}
+        for name, value in values.items():
+            own = net.get_parameter(name).shape
+            num_draws = value.numel() // own.numel()
+            if value.dim() == len(own):
+                shared[name] = value
+            elif value.shape[0] == num_draws:
+                drawn[name] = value.reshape(num_draws, *own)
+            else:
+                raise ValueError(
+                    f"The draws of {name!r} have shape {tuple(value.shape)} for a parameter of "
+                    f"shape {tuple(own)}: only the leftmost plate may hold more than one draw."
+                )
+
+        def run_one(draw: dict[str, Tensor]) -> Any:
+            return functional_call(net, {**shared, **draw}, args, kwargs)
+
+        if not _runs_batched(net):
+            num_draws = next(iter(drawn.values())).shape[0]
+            outputs = [run_one({k: v[i] for k, v in drawn.items()}) for i in range(num_draws)]
+            return torch.utils._pytree.tree_map(lambda *ts: torch.stack(ts), *outputs)
+        return vmap(run_one, randomness="different")(drawn)
+
+
+def _choose(
+    net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stochastic
+) -> list[str]:
+    """Names of the parameters that ``stochastic`` chooses."""
+    if isinstance(stochastic, str) and stochastic in _LAYER_CHOICES:
+        roles = _LAYER_CHOICES[stochastic]
+        chosen = [n for n, w in weights.items() if w.layer_role in roles and w.role != "gain"]
+    elif callable(stochastic) and not isinstance(stochastic, type):
+        chosen = [name for name in weights if stochastic(name)]
+    else:
+        chosen = []
+        for choice in _checked_choices(stochastic):
+            matched = [name for name in weights if _is_chosen(net, name, choice)]
+            if not matched:
+                raise ValueError(
+                    f"stochastic names {choice!r}, which matches no parameter; choose "
+                    f"{sorted(_LAYER_CHOICES)} or among the parameters {list(weights)}."
+                )
+            chosen += matched
+    if not chosen:
+        raise ValueError(
+            f"stochastic={stochastic!r} chooses none of the parameters {list(weights)}, so "
+            f"there is nothing to infer."
+        )
+    return [name for name in weights if name in set(chosen)]
+
+
+def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
+    choices = [stochastic] if isinstance(stochastic, (str, type)) else stochastic
+    if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
+        raise TypeError(
+            f"stochastic must be one of {sorted(_LAYER_CHOICES)}, names or types of layers, or a "
+            f"predicate on names; got {stochastic!r}."
+        )
+    return list(choices)
+
+
+def _is_chosen(net: nn.Module, name: str, choice: str | type[nn.Module]) -> bool:
+    layer = name.rpartition(".")[0]
+    if isinstance(choice, type):
+        return isinstance(net.get_submodule(layer), choice)
+    return fnmatch.fnmatchcase(name, choice) or fnmatch.fnmatchcase(layer, choice)
+
+
+def _match_priors(
+    prior: Prior | Mapping[str, Prior] | None, net: nn.Module, names: list[str]
+) -> dict[str, Prior]:
+    """The overriding prior of each site that has one, checked."""
+    if prior is None:
+        return {}
+    if not isinstance(prior, Mapping):
+        prior = {"*": prior}
+    matched: dict[str, Prior] = {}
+    for pattern, value in prior.items():
+        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise ValueError(f"prior names {pattern!r}, which matches none of the sites {names}.")
+        for name in hits:
+            matched.setdefault(name, _check_prior(name, value, net.get_parameter(name).shape))
+    return matched
+
+
+def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
+    if isinstance(prior, (int, float)) and not isinstance(prior, bool):
+        if not 0 < prior < float("inf"):
+            raise ValueError(
+                f"The prior standard deviation of {name!r} must be positive and finite, "
+                f"got {prior}."
+            )
+        return float(prior)
+    if not isinstance(prior, TorchDistributionMixin):
+        raise ValueError(
+            f"The prior of {name!r} must be a standard deviation or a Pyro distribution, "
+            f"got {prior!r}."
+        )
+    if prior.batch_shape or prior.event_shape != shape:
+        raise ValueError(
+            f"The prior of {name!r} has batch shape {tuple(prior.batch_shape)} and event shape "
+            f"{tuple(prior.event_shape)}, expected () and {tuple(shape)}: write "
+            f"dist.Normal(0., 1.).expand({list(shape)}).to_event({len(shape)})."
+        )
+    return prior
+
+
+def _runs_batched(net: nn.Module) -> bool:
+    """Whether vmap can run the network with many draws at once."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.rnn.RNNBase) or hasattr(module, "_orig_mod"):
+            return False
+        # Running statistics are updated in place, draw after draw.
+        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if is_norm and module.training and module.track_running_stats:
+            return False
+    return True
+
+
+def _pad(output: Any, num_inner: int) -> Any:
+    """Puts singleton dimensions for inner plates between the draws and the batch."""
+    if not isinstance(output, Tensor) or num_inner < 1:
+        return output
+    return output.reshape(output.shape[0], *(1,) * num_inner, *output.shape[1:])
