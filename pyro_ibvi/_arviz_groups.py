@@ -17,6 +17,7 @@ from pyro_ibvi._arviz_sites import (
     DATA,
     Variable,
     describe,
+    dtype_of,
     full_value,
     pointwise_log_prob,
     sample_sites,
@@ -114,13 +115,15 @@ class Export:
         self.variables: dict[str, dict[str, Variable]] = {}
 
         found = describe(s.model_trace, s.guide_names)
+        found = {n: self.labels.rename(v) for n, v in found.items()}
+        self._known = list(found.values())  # exported or not: what names and labels may speak of
         chosen = select([v for v in found.values() if v.kind not in DATA], self.var_names)
-        self._data = [self.labels.rename(v) for v in found.values() if v.kind in DATA]
+        self._data = [v for v in found.values() if v.kind in DATA]
         observed = [v for v in self._data if v.kind == "observed"]
         latents = [v for v in found.values() if v.site in chosen]
         self._add("posterior", latents)
         self._add("posterior_predictive", self._data)
-        self._add("log_likelihood", [v.log_likelihood() for v in observed])
+        self._add("log_likelihood", [self._log_likelihood(v) for v in observed])
         self._add("prior", latents)
         self._add("prior_predictive", self._data)
         self._add("observed_data", observed, fixed={v.site: self._observed(v) for v in observed})
@@ -130,6 +133,11 @@ class Export:
         self._plan_densities()
         self._plan_prior()
         self._plan_predictions(chosen)
+
+    def _log_likelihood(self, variable: Variable) -> Variable:
+        with torch.no_grad():
+            log_prob = pointwise_log_prob(self.sampler.model_trace.nodes[variable.site])
+        return variable.log_likelihood(dtype_of(log_prob))
 
     def _observed(self, variable: Variable) -> np.ndarray:
         return to_numpy(full_value(self.sampler.model_trace.nodes[variable.site]))
@@ -143,7 +151,7 @@ class Export:
         """Put variables into a group: as draws, or as fixed arrays."""
         if group not in self.groups:
             return
-        named = {v.site: self.labels.rename(v) for v in variables}
+        named = {v.site: v for v in variables}
         if fixed is not None:
             self.constants.setdefault(group, {}).update(fixed)
         elif self.dtype is not None and group != "sample_stats":
@@ -183,6 +191,7 @@ class Export:
             return
         self.new = self.sampler.at(self.predictions)
         found = describe(self.new.trace, self.sampler.guide_names)
+        found = {n: self.labels.rename(v) for n, v in found.items()}
         data = {v.site for v in self._data}
         wanted = [
             v
@@ -215,22 +224,24 @@ class Export:
     def _add_inputs(
         self, group: str, arrays: Mapping[str, np.ndarray], data: Iterable[Variable]
     ) -> None:
-        self._add(group, self.labels.inputs(arrays, data).values(), fixed=arrays)
+        variables = self.labels.inputs(arrays, data)
+        self._known += variables.values()
+        self._add(group, variables.values(), fixed=arrays)
 
     def _arguments(self, inputs: Inputs, trace: Trace, model: Any) -> dict[str, np.ndarray]:
         observed = [
-            torch.as_tensor(o)
+            to_numpy(o)
             for s in sample_sites(trace).values()
             for o in (s["value"] if s["is_observed"] else s["infer"].get("obs"),)
             if o is not None
         ]
-        arrays = {}
-        for name, value in inputs.named(model).items():
-            if isinstance(value, torch.Tensor | np.ndarray):
-                tensor = torch.as_tensor(value)
-                if not any(o.shape == tensor.shape and torch.equal(o, tensor) for o in observed):
-                    arrays[name] = to_numpy(value)
-        return arrays
+        arrays = _flatten(inputs.named(model))
+        # targets may have been reshaped or converted on their way to the site
+        return {
+            n: a
+            for n, a in arrays.items()
+            if not any(np.array_equal(a.ravel(), o.ravel()) for o in observed)
+        }
 
     def add_history(self, history: Any) -> None:
         """Put the course of the training beside the sample statistics.
@@ -243,7 +254,25 @@ class Export:
         one = len({len(a) for a in arrays.values()}) == 1
         for n, a in arrays.items():
             v = Variable(n, n, "observed", a.shape, ("step" if one else f"{n}_step",), 0, a.dtype)
+            self._known.append(v)
             self._add("sample_stats", [v], fixed={n: a})
+
+    def check_names(self) -> None:
+        """Check that what the user says about dimensions speaks of something.
+
+        Raises:
+            ValueError: If a site, an argument or a dimension is unknown.
+        """
+        sites = {name for v in self._known for name in (v.site, v.name)}
+        dims = {dim for v in self._known for dim in v.dims}
+        for what, given, known in (
+            ("dims", self.labels.dims, sites),
+            ("coords", self.labels.coords, dims),
+            ("predictions_coords", self.predictions_coords, dims),
+        ):
+            unknown = sorted(set(given) - known)
+            if unknown:
+                raise ValueError(f"{what} speaks of {unknown}; there are {sorted(known)}.")
 
     def nbytes(self, num_samples: int) -> dict[str, int]:
         """Return the size of every array of the export in bytes, by ``group/variable``."""
@@ -326,6 +355,19 @@ class Export:
                         f"var_names=['~{n}']."
                     )
                 array[0, k] = value
+
+
+def _flatten(named: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays in nested arguments by name: ``x``, ``x_0`` or ``x_key``."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, value in named.items():
+        if isinstance(value, torch.Tensor | np.ndarray):
+            arrays[f"{prefix}{key}"] = to_numpy(value)
+        elif isinstance(value, Mapping):
+            arrays |= _flatten(value, f"{prefix}{key}_")
+        elif isinstance(value, list | tuple):
+            arrays |= _flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}_")
+    return arrays
 
 
 def _values(trace: Trace, names: Iterable[str]) -> dict[str, Any]:

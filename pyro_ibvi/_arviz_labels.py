@@ -115,7 +115,8 @@ class Labels:
             dims = [f"{name}_dim_{k}" for k in range(array.ndim)]
             if array.ndim and len(leading) == 1:
                 dim, length = next(iter(leading))
-                dims[0] = dim if array.shape[0] == length and dim != name else dims[0]
+                # xarray lets no variable have the name of a dimension that is not its own
+                dims[0] = dim if array.shape[0] == length and dim not in arrays else dims[0]
             variables[name] = self.rename(
                 Variable(name, name, "observed", array.shape, tuple(dims), 0, array.dtype)
             )

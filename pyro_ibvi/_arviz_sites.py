@@ -60,10 +60,9 @@ class Variable:
         """Size of one draw in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def log_likelihood(self) -> Variable:
+    def log_likelihood(self, dtype: np.dtype) -> Variable:
         """Return the pointwise log-likelihood of this variable: its batch dimensions only."""
         k = self.num_batch
-        dtype = np.dtype(np.float32) if self.dtype.kind != "f" else self.dtype
         return replace(self, shape=self.shape[:k], dims=self.dims[:k], dtype=dtype)
 
 
@@ -75,6 +74,11 @@ def to_numpy(value: Any) -> np.ndarray:
             (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy(), copy=True
         )
     return np.array(value)
+
+
+def dtype_of(value: torch.Tensor) -> np.dtype:
+    """Return the NumPy type of a tensor."""
+    return to_numpy(value.new_empty(0)).dtype
 
 
 def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
@@ -183,7 +187,7 @@ def _variable(
         shape=shape,
         dims=tuple(dims),
         num_batch=num_batch,
-        dtype=to_numpy(value.new_empty(0)).dtype,
+        dtype=dtype_of(value),
         plates=frozenset(plates),
         is_weight=WEIGHT_KEY in site["infer"],
     )

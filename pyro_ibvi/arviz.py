@@ -12,7 +12,9 @@ An array of a draw has exactly the shape that its site has in Pyro, behind the s
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -198,13 +200,27 @@ def write_arviz(
     chunk_size = min(chunk_size, num_samples)
     _check_size(export, chunk_size, max_bytes)
     append = _append_netcdf if path.suffix == ".nc" else _append_zarr
-    for start, values in export.chunks(num_samples, chunk_size):
-        stop = min(start + chunk_size, num_samples)
-        datasets = _datasets(export, values, attrs, range(start, stop))
-        append(path, datasets, attrs, start)
-    if path.suffix == ".zarr":
-        import_module("zarr").consolidate_metadata(str(path))
+    with _appearing(path) as partial_path:
+        for start, values in export.chunks(num_samples, chunk_size):
+            stop = min(start + chunk_size, num_samples)
+            datasets = _datasets(export, values, attrs, range(start, stop))
+            append(partial_path, datasets, attrs, start)
+        if path.suffix == ".zarr":
+            import_module("zarr").consolidate_metadata(str(partial_path))
     return path
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """Give a path to write to that becomes ``path`` when, and only when, all is written."""
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial_path
+        partial_path.rename(path)
+    finally:
+        if partial_path.is_dir():
+            shutil.rmtree(partial_path)
+        partial_path.unlink(missing_ok=True)
 
 
 def _plan(
@@ -219,6 +235,8 @@ def _plan(
     loss_history: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Export:
+    if dtype is not None and np.dtype(dtype).kind != "f":
+        raise ValueError(f"dtype must be a floating-point type such as 'float32', got {dtype!r}.")
     export = Export(
         sampler,
         choose_groups(groups),
@@ -231,6 +249,7 @@ def _plan(
     export.add_inputs(constant_data, sampler.model)
     if loss_history is not None:
         export.add_history(loss_history)
+    export.check_names()
     return export
 
 

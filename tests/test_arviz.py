@@ -207,6 +207,9 @@ def test_dims_and_coords_of_the_user(data):
         ({"coords": {"data": pd.MultiIndex.from_product([range(N), [1]])}}, "index.map"),
         ({"var_names": ["gamma*"]}, r"'gamma\*' matches no site; the sites are 'tau', 'one'"),
         ({"groups": ["posteriors"]}, r"unknown groups \['posteriors'\]"),
+        ({"dims": {"gamma": ["a"]}}, r"dims speaks of \['gamma'\]; there are \['beta'"),
+        ({"coords": {"feature": [1, 2]}}, r"coords speaks of \['feature'\]; there are"),
+        ({"dtype": "int8"}, "floating-point type such as 'float32', got 'int8'"),
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"max_bytes": 100}, r"need \d+ bytes, more than max_bytes=100; the largest .*var_names="),
         ({"dims": {"mean": ["group"]}}, "dimension 'group' has length 3 in one variable and 7"),
@@ -487,6 +490,38 @@ def test_dtype_of_draws_and_of_log_likelihoods(data):
     assert result.constant_data["group"].dtype == np.int64
 
 
+def test_log_likelihood_has_the_precision_of_the_model():
+    args = round_trip_arguments()
+    guide = AutoNormal(round_trip_model)
+    result = to_arviz(round_trip_model, guide, *args, num_samples=2, dtype="float16")
+    assert result.log_likelihood["y"].dtype == np.float32
+    result = to_arviz(round_trip_model, guide, *args, num_samples=2, seed=0)
+    assert result.observed_data["y"].dtype == np.float32
+    assert result.log_likelihood["y"].dtype == np.float64
+    rate = torch.tensor((result.posterior["w"] * args[0].numpy()).values).exp()
+    expected = dist.Poisson(rate).log_prob(args[1])
+    np.testing.assert_array_equal(result.log_likelihood["y"][..., 1:], expected[..., 1:])
+
+
+def test_targets_are_no_constant_data_even_if_the_model_converts_them():
+    def model(inputs, labels, weights):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(labels)):
+            pyro.sample("y", dist.Categorical(logits=loc), obs=labels.long().squeeze(-1))
+
+    labels = torch.tensor([[0.0], [2.0]])
+    inputs = {"image": torch.ones(2, 4), "pair": (torch.ones(2), torch.zeros(5))}
+    result = to_arviz(model, AutoNormal(model), inputs, labels, np.ones(2), num_samples=1)
+    assert set(result.constant_data) == {
+        "inputs_image",
+        "inputs_pair_0",
+        "inputs_pair_1",
+        "weights",
+    }
+    assert result.constant_data["inputs_image"].dims == ("data", "inputs_image_dim_1")
+    assert result.constant_data["inputs_pair_1"].dims == ("inputs_pair_1_dim_0",)
+
+
 def test_attributes_and_history(data):
     guide = AutoNormal(hierarchical)
     objective = pyro.infer.Trace_ELBO()
@@ -627,6 +662,15 @@ def test_paths_of_chunked_files(tmp_path):
     guide = AutoNormal(round_trip_model)
     with pytest.raises(ValueError, match=r"end the path in \.nc or \.zarr"):
         write_arviz(tmp_path / "posterior", round_trip_model, guide, *args)
+
+    def breaks(x, y):
+        if torch.rand(()) > 0.8:
+            raise RuntimeError("on purpose")
+        return round_trip_model(x, y)
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        write_arviz(tmp_path / "b.nc", breaks, guide, *args, chunk_size=1, seed=1)
+    assert not list(tmp_path.iterdir())  # nothing that looks whole and is not
     (tmp_path / "a.nc").touch()
     with pytest.raises(FileExistsError, match="remove it or choose another path"):
         write_arviz(tmp_path / "a.nc", round_trip_model, guide, *args)
