@@ -20,9 +20,11 @@ from typing import Any
 import pyro.poutine as poutine
 import torch
 from pyro.infer import infer_discrete
+from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -143,6 +145,18 @@ class Given(Messenger):
             msg["done"] = True
 
 
+class Redraw(UnconditionMessenger):
+    """Draw observed sites anew.
+
+    Deterministic sites keep their values: Pyro holds them as observations of a Delta, of which
+    a plate would make a draw of a larger shape.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_deterministic(msg) and not site_is_factor(msg):
+            super()._pyro_sample(msg)
+
+
 @dataclass
 class Inputs:
     """Arguments of one call of the model."""
@@ -252,7 +266,7 @@ class Sampler:
     ) -> Trace:
         fn = Given(values)(fn)
         if redraw:
-            fn = poutine.uncondition(fn)
+            fn = Redraw()(fn)
         return poutine.trace(fn).get_trace(*inputs.args, **inputs.kwargs)
 
     def posterior(self) -> tuple[Trace, Trace]:

@@ -170,7 +170,7 @@ def _variable(
 ) -> Variable:
     value = full_value(site)
     shape = tuple(value.shape)
-    num_batch = max(len(shape) - site["fn"].event_dim, 0)
+    num_batch = _num_batch(site, shape)
     dims = [f"{names[site['name']]}_dim_{k}" for k in range(len(shape))]
     plates = set()
     for frame in site["cond_indep_stack"]:
@@ -191,6 +191,21 @@ def _variable(
         plates=frozenset(plates),
         is_weight=WEIGHT_KEY in site["infer"],
     )
+
+
+def _num_batch(site: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    """Return the number of batch dimensions of a value.
+
+    ``pyro.deterministic`` takes every dimension for an event dimension unless told. Inside of
+    plates the dimensions are then those that fit the plates' sizes, the rightmost first.
+    """
+    event_dim = site["fn"].event_dim
+    frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+    if frames and event_dim == len(shape) and site_is_deterministic(site):  # type: ignore[arg-type]
+        for k in range(len(shape), 0, -1):
+            if all(k + f.dim >= 0 and shape[k + f.dim] == f.size for f in frames):
+                return k
+    return max(len(shape) - event_dim, 0)
 
 
 def pointwise_log_prob(site: Mapping[str, Any]) -> torch.Tensor:

@@ -543,6 +543,25 @@ def test_attributes_and_history(data):
     assert list(result.sample_stats["loss"].values) == [3.0, 2.0, 1.0]
 
 
+def test_deterministic_sites_inside_plates():
+    def model(y):
+        with pyro.plate("school", 4):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            theta = pyro.deterministic("theta", 2 * z)
+            pyro.deterministic("pair", torch.stack([z, theta], -1))
+            pyro.deterministic("told", torch.stack([z, theta], -1), event_dim=1)
+            pyro.deterministic("other", torch.zeros(3))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    result = to_arviz(model, AutoNormal(model), torch.zeros(4), num_samples=3)
+    for group in (result.posterior, result.prior):
+        assert group["theta"].dims == ("chain", "draw", "school")
+        assert group["pair"].dims == ("chain", "draw", "school", "pair_dim_1")
+        assert group["told"].dims == ("chain", "draw", "school", "told_dim_1")
+        assert group["other"].dims == ("chain", "draw", "other_dim_0")
+        np.testing.assert_array_equal(group["theta"].values, 2 * group["z"].values)
+
+
 def test_names_that_a_file_cannot_hold():
     def model(y):
         with pyro.plate("y", len(y)):
