@@ -14,9 +14,12 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoGuideList,
+    AutoIAFNormal,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalMessenger,
+    AutoStructured,
     init_to_value,
 )
 from pyro.nn import PyroModule, PyroSample
@@ -79,6 +82,9 @@ GUIDES = {
     "diagonal": AutoDiagonalNormal,
     "multivariate": AutoMultivariateNormal,
     "low rank": AutoLowRankMultivariateNormal,
+    "flow": AutoIAFNormal,
+    "structured": AutoStructured,
+    "messenger": AutoNormalMessenger,
     "delta": AutoDelta,
 }
 
