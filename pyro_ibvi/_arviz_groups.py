@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -247,8 +247,12 @@ class Export:
         """Put the course of the training beside the sample statistics.
 
         Args:
-            history: Losses step by step, or several such sequences by name.
+            history: Losses step by step, several such sequences by name, or the result of
+                :func:`pyro_ibvi.fit`.
         """
+        if is_dataclass(history):
+            history = {f.name: getattr(history, f.name) for f in fields(history)}
+            history = {name: losses for name, losses in history.items() if losses}
         named = history if isinstance(history, Mapping) else {"loss": history}
         arrays = {n: np.asarray(to_numpy(h), dtype=np.float64) for n, h in named.items()}
         one = len({len(a) for a in arrays.values()}) == 1

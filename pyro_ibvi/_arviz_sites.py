@@ -217,17 +217,22 @@ def pointwise_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
     Returns:
         Tensor of shape ``batch_shape``, in nats per observation.
     """
-    fn = site["fn"]
-    log_prob = fn.log_prob(full_value(site))
-    masks = [site["mask"]]
+    log_prob = site["fn"].log_prob(full_value(site))
+    keep = kept(site).to(log_prob.device)
+    return torch.where(keep, log_prob, torch.full_like(log_prob, torch.nan))
+
+
+def kept(site: Mapping[str, Any]) -> torch.Tensor:
+    """Return which observations of a site no mask hides, broadcastable to its batch shape."""
+    fn, masks = site["fn"], [site["mask"]]
     while isinstance(fn, MaskedDistribution):
         masks.append(fn._mask)
         fn = fn.base_dist
+    keep = torch.tensor(True)
     for mask in masks:
         if mask is not None:
-            keep = torch.as_tensor(mask, dtype=torch.bool, device=log_prob.device)
-            log_prob = torch.where(keep, log_prob, torch.full_like(log_prob, torch.nan))
-    return log_prob
+            keep = keep & torch.as_tensor(mask, dtype=torch.bool).cpu()
+    return keep
 
 
 def select(variables: Iterable[Variable], var_names: Sequence[str] | None) -> set[str]:

@@ -93,8 +93,8 @@ def to_arviz(
         predictions_coords: Labels of the dimensions of the new data.
         constant_data: Arrays by name. By default the model's tensor arguments that are no
             targets, by their names in its signature.
-        loss_history: Losses of the training, step by step, or several such sequences by name;
-            kept in ``sample_stats``.
+        loss_history: Losses of the training, step by step, several such sequences by name, or
+            the result of :func:`pyro_ibvi.fit`; kept in ``sample_stats``.
         objective: The objective that trained the guide (an instance or a text), for the
             attributes.
         dtype: Floating-point type to store draws in, for example ``"float32"``; the

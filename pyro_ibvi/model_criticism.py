@@ -25,7 +25,7 @@ import torch
 
 from pyro_ibvi._arviz_draws import Inputs, Sampler, evaluating, log_density
 from pyro_ibvi._arviz_groups import density_notes
-from pyro_ibvi._arviz_sites import pointwise_log_prob, subsamples
+from pyro_ibvi._arviz_sites import kept, pointwise_log_prob, subsamples
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -116,7 +116,7 @@ def log_predictive_density(
         The pointwise densities with their sum, mean and standard errors.
 
     Raises:
-        ValueError: If there is no observed site, or several and none named.
+        ValueError: If there is no observed site, or several and none named, or a density is NaN.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -139,6 +139,12 @@ def log_predictive_density(
             _, trace = sampler.posterior()
             log_prob = pointwise_log_prob(trace.nodes[site]).double().cpu()
             total = torch.logaddexp(total, log_prob)
+    num_bad = int((total.isnan() & kept(sampler.model_trace.nodes[site])).sum())
+    if num_bad:
+        raise ValueError(
+            f"the log-density of {num_bad} observations at {site!r} is NaN: the fit or the data "
+            f"hold values that are not finite; mask such data by poutine.mask."
+        )
     return LogPredictiveDensity((total - np.log(num_samples)).numpy(), num_samples)
 
 

@@ -49,6 +49,14 @@ def test_groups_of_a_network(fit):
         np.testing.assert_array_equal(result.log_likelihood["obs"].values[0, s], expected)
 
 
+def test_history_of_a_training(fit):
+    model, guide, x, y = fit
+    history = ibvi.History(train_loss=[3.0, 2.0])
+    result = to_arviz(model, guide, x, y, num_samples=2, loss_history=history)
+    assert list(result.sample_stats["train_loss"].values) == [3.0, 2.0]
+    assert "valid_loss" not in result.sample_stats
+
+
 def test_named_weights_of_a_network(fit):
     model, guide, x, y = fit
     result = to_arviz(model, guide, x, y, num_samples=4, var_names=["net.0.*"])

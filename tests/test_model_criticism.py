@@ -71,6 +71,14 @@ def test_masked_data_do_not_count(train):
     assert math.isfinite(result.total)
 
 
+def test_fits_that_are_not_finite_are_told(train):
+    def broken(y):
+        pyro.sample("loc", dist.Delta(torch.tensor(math.nan)))
+
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="of 12 observations at"):
+        log_predictive_density(model, broken, train, num_samples=3)
+
+
 def test_targets_are_needed(train):
     def no_data(y):
         pyro.sample("loc", dist.Normal(0.0, 1.0))
