@@ -291,7 +291,8 @@ def _attributes(model: Callables, guide: Callables, objective: Any) -> dict[str,
         "torch_version": str(torch.__version__),
         "model": _name(model),
         "guide": _name(guide),
-        "objective": "not stated" if objective is None else _name(objective),
+        # SVI holds the bound method of its objective
+        "objective": _name(getattr(objective, "__self__", objective) or "not stated"),
     }
 
 
