@@ -546,8 +546,8 @@ def test_attributes_and_history(data):
         assert attrs["model"] == "hierarchical"
         assert attrs["objective"] == "Trace_ELBO"
     options = {"num_samples": 1, "groups": ["posterior"]}
-    result = to_arviz(hierarchical, guide, *data, objective=objective.loss, **options)
-    assert result.attrs["objective"] == "Trace_ELBO"
+    bound = to_arviz(hierarchical, guide, *data, objective=objective.loss, **options)
+    assert bound.attrs["objective"] == "Trace_ELBO"
     assert to_arviz(hierarchical, guide, *data, **options).attrs["objective"] == "not stated"
     assert result.sample_stats["loss"].dims == ("step",)
     assert list(result.sample_stats["loss"].values) == [3.0, 2.0, 1.0]
