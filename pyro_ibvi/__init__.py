@@ -6,6 +6,7 @@ prior, and let the optimizer's implicit bias do the regularizing.
 
 from pyro_ibvi._version import __version__
 from pyro_ibvi.annealing import KLAnnealing
+from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -23,6 +24,13 @@ from pyro_ibvi.likelihoods import (
     Likelihood,
     Normal,
     Poisson,
+)
+from pyro_ibvi.model_criticism import (
+    LogPredictiveDensity,
+    compare_predictive,
+    log_predictive_density,
+    loo_approximate_posterior,
+    pareto_k,
 )
 from pyro_ibvi.optim import MuPOptim, mup_param_groups
 from pyro_ibvi.parametrization import (
@@ -84,4 +92,12 @@ __all__ = [
     "score",
     "reliability",
     "Reliability",
+    # ArviZ and model criticism
+    "to_arviz",
+    "write_arviz",
+    "log_predictive_density",
+    "LogPredictiveDensity",
+    "compare_predictive",
+    "pareto_k",
+    "loo_approximate_posterior",
 ]
