@@ -5,8 +5,17 @@ prior, and let the optimizer's implicit bias do the regularizing.
 """
 
 from pyro_ibvi._version import __version__
+from pyro_ibvi.annealing import KLAnnealing
+from pyro_ibvi.arviz import to_arviz, write_arviz
+from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
+from pyro_ibvi.elbo_variants import (
+    TraceEnumExpectedLogLikelihood,
+    TraceGraphExpectedLogLikelihood,
+    TraceMeanFieldExpectedLogLikelihood,
+)
+from pyro_ibvi.generalized_vi import TraceGeneralizedVI
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.likelihoods import (
     Bernoulli,
@@ -15,6 +24,13 @@ from pyro_ibvi.likelihoods import (
     Likelihood,
     Normal,
     Poisson,
+)
+from pyro_ibvi.model_criticism import (
+    LogPredictiveDensity,
+    compare_predictive,
+    log_predictive_density,
+    loo_approximate_posterior,
+    pareto_k,
 )
 from pyro_ibvi.optim import MuPOptim, mup_param_groups
 from pyro_ibvi.parametrization import (
@@ -26,6 +42,7 @@ from pyro_ibvi.parametrization import (
 )
 from pyro_ibvi.predictive import Prediction, predict
 from pyro_ibvi.random_module import RandomModule
+from pyro_ibvi.report import ObjectiveReport, check, check_loss
 from pyro_ibvi.roles import WeightRole
 from pyro_ibvi.supervised import SupervisedModel
 from pyro_ibvi.training import History, fit
@@ -54,8 +71,17 @@ __all__ = [
     "NeuralTangent",
     "Fans",
     "WeightRole",
-    # objective and optimizer
+    # the objective
     "TraceExpectedLogLikelihood",
+    "TraceGraphExpectedLogLikelihood",
+    "TraceEnumExpectedLogLikelihood",
+    "TraceMeanFieldExpectedLogLikelihood",
+    "TraceGeneralizedVI",
+    "KLAnnealing",
+    "check",
+    "check_loss",
+    "ObjectiveReport",
+    # the optimizer
     "MuPOptim",
     "mup_param_groups",
     # training and prediction
@@ -63,4 +89,15 @@ __all__ = [
     "History",
     "predict",
     "Prediction",
+    "score",
+    "reliability",
+    "Reliability",
+    # ArviZ and model criticism
+    "to_arviz",
+    "write_arviz",
+    "log_predictive_density",
+    "LogPredictiveDensity",
+    "compare_predictive",
+    "pareto_k",
+    "loo_approximate_posterior",
 ]

@@ -19,260 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import (
-    check_if_enumerated,
-    check_model_guide_match,
-    check_site_shape,
-    warn_if_inf,
-    warn_if_nan,
-)
+from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
-from pyro_ibvi import check
-from pyro_ibvi.elbo_terms import (
-    KeepKL,
-    Kind,
-    count_observations,
-    evaluate_guide_site,
-    evaluate_model_site,
-    guide_kind,
-    is_reparametrized,
-    kept_names,
-    model_kind,
-    own_sites,
-    run_traces,
-    sample_sites,
-    zero_terms,
-)
+from pyro_ibvi.elbo_mixin import ExpectedLogLikelihood
+from pyro_ibvi.elbo_terms import sample_sites
 
-__all__ = ["ExpectedLogLikelihood", "TraceExpectedLogLikelihood"]
-
-
-class ExpectedLogLikelihood:
-    """What every KL-free objective shares: its options, and traces that hold only what counts.
-
-    A mixin for subclasses of Pyro's `ELBO`. It replaces the way in which traces are made: each
-    site's log-density is multiplied by the site's weight, and is not evaluated where the weight is
-    zero. The estimators of Pyro then run on these traces as they are.
-
-    At ``kl_weight=1`` with ``reduction="sum"`` it steps aside, and the objective *is* Pyro's.
-
-    Args:
-        num_particles: Number of draws of the guide per step.
-        max_plate_nesting: Bound on the number of nested plates, as for Pyro's ELBOs.
-        kl_weight: Weight of the latent terms, finite and at least 0. A plain attribute: set it
-            between steps to change it during training.
-        keep_kl: Sites whose latent terms stay in full at any ``kl_weight``: names, shell-style
-            patterns, or a predicate on the site.
-        reduction: ``"sum"`` for nats per data set, ``"mean"`` for nats per datum.
-        factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
-            ``"drop"`` as latent terms.
-        allow_local: Whether a latent inside a subsampled plate may lose its KL.
-        vectorize_particles: Whether one vectorized run makes all particles.
-        strict_enumeration_warning: As for Pyro's ELBOs.
-        retain_graph: As for Pyro's ELBOs.
-
-    Raises:
-        ValueError: If an option has a value outside its range.
-    """
-
-    # Provided by Pyro's ELBO.
-    num_particles: int
-    max_plate_nesting: float
-    vectorize_particles: bool
-
-    _keeps_structure = False  # whether the estimator needs dropped sites to stay in the traces
-
-    def __init__(
-        self,
-        num_particles: int = 1,
-        max_plate_nesting: float = math.inf,
-        *,
-        kl_weight: float = 0.0,
-        keep_kl: KeepKL = (),
-        reduction: Literal["sum", "mean"] = "sum",
-        factors: Literal["likelihood", "drop"] = "likelihood",
-        allow_local: bool = False,
-        vectorize_particles: bool = False,
-        strict_enumeration_warning: bool = True,
-        retain_graph: bool | None = None,
-    ) -> None:
-        if reduction not in {"sum", "mean"}:
-            raise ValueError(
-                f"reduction={reduction!r}: expected 'sum' (nats per data set) or 'mean' (nats per "
-                "datum)."
-            )
-        if factors not in {"likelihood", "drop"}:
-            raise ValueError(
-                f"factors={factors!r}: expected 'likelihood' (pyro.factor counts as likelihood) "
-                "or 'drop' (it goes with the latent terms)."
-            )
-        super().__init__(  # type: ignore[call-arg]
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-            retain_graph=retain_graph,
-        )
-        self.kl_weight = kl_weight
-        self.keep_kl = keep_kl if callable(keep_kl) else check.as_patterns(keep_kl)
-        self.reduction = reduction
-        self.factors = factors
-        self.allow_local = allow_local
-        self._reported = False
-
-    @property
-    def kl_weight(self) -> float:
-        """Weight of the latent terms: 0 drops them, 1 is the ELBO."""
-        return self._kl_weight
-
-    @kl_weight.setter
-    def kl_weight(self, value: float) -> None:
-        if isinstance(value, bool) or not math.isfinite(value) or value < 0:
-            raise ValueError(
-                f"kl_weight={value!r}: expected a finite number of at least 0, where 0 drops the "
-                "KL divergence and 1 is the ELBO."
-            )
-        self._kl_weight = float(value)
-
-    @property
-    def _is_elbo(self) -> bool:
-        return self._kl_weight == 1.0 and self.reduction == "sum"
-
-    def site_weight(self, kind: Kind, *, kept: bool) -> float:
-        """Weight of a site's term in the objective, before the reduction.
-
-        Args:
-            kind: What the site is.
-            kept: Whether ``keep_kl`` names it.
-
-        Returns:
-            A number of at least 0.
-        """
-        if kind in {"observed", "enumerated"}:
-            return 1.0
-        if kind == "deterministic":
-            return 0.0
-        return 1.0 if kept else self._kl_weight
-
-    def _model_weight(self, kind: Kind, kept: bool) -> float:
-        if kind == "factor" and self.factors == "likelihood":
-            return 1.0
-        return self.site_weight(kind, kept=kept)
-
-    def _weighted_traces(
-        self,
-        graph_type: Literal["flat", "dense"],
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Trace, Trace]:
-        """Return traces of guide and model with the terms whose weight is not zero."""
-        model_trace, guide_trace = run_traces(graph_type, model, guide, args, kwargs)
-        check.reject_observed_guide_sites(model_trace, guide_trace)
-        if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        model_trace, guide_trace = own_sites(model_trace), own_sites(guide_trace)
-        kept = kept_names(self.keep_kl, model_trace, guide_trace)
-        if not self._reported:
-            check.reject_unknown_patterns(self.keep_kl, model_trace, guide_trace)
-            check.reject_half_kept(kept, guide_trace)
-        if self._kl_weight < 1.0 and not self.allow_local:
-            check.reject_local_latents(kept, model_trace, guide_trace)
-        return self._weigh(model_trace, guide_trace, kept)
-
-    def _weigh(
-        self, model_trace: Trace, guide_trace: Trace, kept: set[str]
-    ) -> tuple[Trace, Trace]:
-        """Return a pair of traces with every site scaled, evaluated or dropped, in place."""
-        model_weights = {
-            name: self._model_weight(model_kind(site, guide_trace), name in kept)
-            for name, site in sample_sites(model_trace)
-        }
-        guide_weights = {
-            name: self.site_weight(guide_kind(site, model_trace), kept=name in kept)
-            for name, site in sample_sites(guide_trace)
-        }
-        check.reject_empty_objective(model_weights, guide_weights)
-        per_datum = self._per_datum(model_trace)
-        latents = dict(sample_sites(guide_trace))
-        for name, weight in model_weights.items():
-            self._apply_weight(model_trace, name, weight, per_datum, in_guide=False)
-        for name, weight in guide_weights.items():
-            self._apply_weight(guide_trace, name, weight, per_datum, in_guide=True)
-        self._validate_shapes(model_trace, guide_trace)
-        if not self._reported and torch.is_grad_enabled() and self._kl_weight == 0.0:
-            self._reported = True
-            check.warn_of_unreached(latents, model_trace, guide_trace)
-        return model_trace, guide_trace
-
-    def _per_datum(self, model_trace: Trace) -> Tensor | float:
-        if self.reduction == "sum":
-            return 1.0
-        particles = self.num_particles if self.vectorize_particles else 1
-        count = count_observations(model_trace, self.max_plate_nesting, particles)
-        if not isinstance(count, Tensor) and count == 0.0:
-            raise ValueError(
-                "reduction='mean' divides by the number of observations, but the model observed "
-                "nothing (or masked all of it out). Pass the targets to the step, or use "
-                "reduction='sum'."
-            )
-        return 1.0 / count
-
-    def _apply_weight(
-        self, trace: Trace, name: str, weight: float, per_datum: Tensor | float, *, in_guide: bool
-    ) -> None:
-        site = trace.nodes[name]
-        scale = weight * per_datum if weight else per_datum
-        if isinstance(scale, Tensor) or scale != 1.0:
-            site["scale"] = site["scale"] * scale
-        if weight:
-            (evaluate_guide_site if in_guide else evaluate_model_site)(site)
-        elif in_guide and not is_reparametrized(site["fn"]):
-            zero_terms(site, score=True)
-        elif self._keeps_structure:
-            zero_terms(site, score=False)
-        else:
-            trace.remove_node(name)
-
-    def _validate_shapes(self, *traces: Trace) -> None:
-        if is_validation_enabled():
-            for trace in traces:
-                for _, site in sample_sites(trace):
-                    check_site_shape(site, self.max_plate_nesting)  # type: ignore[arg-type]
-
-    def _guess_max_plate_nesting(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Find the number of nested plates as Pyro does, but evaluate only what counts."""
-        if self._is_elbo:
-            super()._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[misc]
-            return
-        with poutine.block():
-            traces = [own_sites(t) for t in run_traces("flat", model, guide, args, kwargs)]
-        sites = [site for trace in traces for _, site in sample_sites(trace)]
-        if is_validation_enabled():
-            for site in sites:
-                if site["is_observed"] and not site["infer"].get("_deterministic"):
-                    evaluate_model_site(site)
-                    check_site_shape(site, math.inf)  # type: ignore[arg-type]
-        frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-        self.max_plate_nesting = -min((f.dim for f in frames if f.vectorized), default=0)
-        if self.vectorize_particles and self.num_particles > 1:
-            self.max_plate_nesting += 1
+__all__ = ["TraceExpectedLogLikelihood"]
 
 
 def _compute_log_r(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
@@ -334,13 +94,17 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             element of an observed site, counted with its scale.
         factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
             ``"drop"`` treats them as latent terms, of weight ``kl_weight``.
-        allow_local: Whether a latent inside a subsampled plate may lose its KL.
+        allow_local: Whether a latent with one value per datum may lose its KL: no error for one
+            in a subsampled plate, no warning for one in a plate of observations.
         vectorize_particles: Whether one vectorized run makes all particles.
         strict_enumeration_warning: As for `Trace_ELBO`.
         retain_graph: As for `Trace_ELBO`.
 
     Raises:
-        ValueError: If an option has a value outside its range.
+        TypeError: If ``kl_weight`` is not a number, or ``keep_kl`` holds anything but names.
+        ValueError: If an option has a value outside its range. At a step: if the guide draws a
+            site that the model observes, nothing is observed at all, a local latent would lose
+            its KL, or ``keep_kl`` does not fit the model.
 
     Reference:
         Wenger, Coker, Marusic, Cunningham (2025), arXiv:2505.20235.

@@ -11,8 +11,10 @@ a pair of Pyro traces, say what each site is, and evaluate only the sites whose 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import pyro.poutine as poutine
@@ -20,6 +22,7 @@ import torch
 from pyro.distributions import Delta, Distribution, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_factor
@@ -31,6 +34,49 @@ KeepKL: TypeAlias = str | Iterable[str] | Callable[[Site], bool]
 Kind: TypeAlias = Literal[
     "observed", "factor", "deterministic", "enumerated", "latent", "auxiliary"
 ]
+
+
+def as_patterns(keep_kl: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names or patterns as a tuple of strings.
+
+    Args:
+        keep_kl: One pattern or several.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        TypeError: If it holds anything but strings.
+    """
+    patterns = (keep_kl,) if isinstance(keep_kl, str) else tuple(keep_kl)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"keep_kl holds {pattern!r} of type {type(pattern).__name__}: expected site names "
+                "or patterns, as in keep_kl=['z', 'encoder.*'], or one function of a site."
+            )
+    return patterns
+
+
+def as_weight(name: str, value: float) -> float:
+    """Return a weight as a float.
+
+    Args:
+        name: What the weight is called, for the message.
+        value: The weight.
+
+    Returns:
+        The weight.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: expected a number, got {type(value).__name__}.")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}={value!r}: expected a finite number of at least 0.")
+    return float(value)
 
 
 def run_traces(
@@ -148,19 +194,25 @@ def zero_terms(site: Site, *, score: bool) -> None:
     """
     if score:
         parts = _guarded(site, "score_parts")
-        zeros = torch.zeros_like(parts.log_prob)
+        zeros = torch.zeros_like(detach_provenance(parts.log_prob))
         site["score_parts"] = ScoreParts(zeros, parts.score_function, zeros)
     else:
-        zeros = site["value"].new_zeros(()).expand(batch_shape(site))
-        zeros = zeros if zeros.is_floating_point() else zeros.to(torch.get_default_dtype())
+        value = detach_provenance(site["value"])
+        zeros = value.new_zeros((), dtype=_real_dtype(value)).expand(batch_shape(site))
         site["score_parts"] = ScoreParts(zeros, 0, zeros)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = site["log_prob"] = zeros
     site["log_prob_sum"] = zeros.new_zeros(())
 
 
-def evaluate_model_site(site: Site) -> None:
-    """Compute ``log_prob`` of a model site, scaled and masked; masked values are never read."""
+def evaluate_model_site(site: Site, power: float = 1.0) -> None:
+    """Compute ``log_prob`` of a model site, scaled and masked; masked values are never read.
+
+    Args:
+        site: A sample site; it gets the fields that Pyro's estimators read.
+        power: The density is raised to it before scale and mask.
+    """
     log_prob = _guarded(site, "log_prob")
+    log_prob = log_prob if power == 1.0 else power * log_prob
     site["unscaled_log_prob"] = log_prob
     site["log_prob"] = scale_and_mask(log_prob, site["scale"], site["mask"])
     site["log_prob_sum"] = site["log_prob"].sum()
@@ -289,8 +341,13 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
         return 0.0
     if not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
-    ones = torch.ones(shape, device=site["value"].device)
-    return scale_and_mask(ones, scale, mask).sum()
+    ones = torch.ones(shape, device=site["value"].device, dtype=_real_dtype(site["value"]))
+    weighted = scale_and_mask(ones, scale, mask)
+    return weighted.sum() * (shape.numel() / weighted.numel())
+
+
+def _real_dtype(value: Tensor) -> torch.dtype:
+    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
 
 
 def subsampled_plate(site: Site) -> Any:

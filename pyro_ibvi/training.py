@@ -65,7 +65,7 @@ def fit(
             when it returns True.
         history: A history to go on with.
         device: Where batches are moved to; by default the device of the guide's parameters.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; there is none where output is no terminal.
 
     Returns:
         The history.
@@ -90,7 +90,7 @@ def fit(
     if isinstance(num_epochs, bool) or not isinstance(num_epochs, int) or num_epochs < 1:
         raise ValueError(f"num_epochs must be a positive whole number, got {num_epochs!r}.")
     history = History() if history is None else history
-    bar = tqdm(range(num_epochs), desc="fit", unit="epoch", disable=not progress)
+    bar = tqdm(range(num_epochs), desc="fit", unit="epoch", disable=None if progress else True)
     for _ in bar:
         history.train_loss.append(_train_epoch(svi, train_loader, device, history.num_epochs))
         shown = {"loss": f"{history.train_loss[-1]:.4g}"}

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi.elbo_terms import (
     KeepKL,
+    Site,
     is_delta,
     is_kept,
     model_kind,
@@ -23,27 +25,8 @@ from pyro_ibvi.elbo_terms import (
     subsampled_plate,
 )
 
-
-def as_patterns(keep_kl: str | Iterable[str]) -> tuple[str, ...]:
-    """Return names or patterns as a tuple of strings.
-
-    Args:
-        keep_kl: One pattern or several.
-
-    Returns:
-        The patterns.
-
-    Raises:
-        TypeError: If it holds anything but strings.
-    """
-    patterns = (keep_kl,) if isinstance(keep_kl, str) else tuple(keep_kl)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f"keep_kl holds {pattern!r} of type {type(pattern).__name__}: expected site names "
-                "or patterns, as in keep_kl=['z', 'encoder.*'], or one function of a site."
-            )
-    return patterns
+Sites: TypeAlias = dict[str, Site]
+PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
 
 
 def reject_observed_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
@@ -191,11 +174,12 @@ def _parameters(*traces: Trace) -> dict[str, Tensor]:
 
 
 def unreached(
-    guide_sites: dict[str, dict[str, Any]], model_trace: Trace, guide_trace: Trace
+    guide_sites: Sites, model_trace: Trace, guide_trace: Trace
 ) -> tuple[list[str], list[str]]:
     """Find latents and parameters that no term of a pair of weighted traces depends on.
 
     It reads the autograd graph of the terms that have just been evaluated: nothing is run again.
+    Draws without a gradient (discrete ones) are not judged.
 
     Args:
         guide_sites: The guide's sample sites by name, dropped ones included.
@@ -225,20 +209,100 @@ def unreached(
     return latents, params
 
 
-def warn_of_unreached(
-    guide_sites: dict[str, dict[str, Any]], model_trace: Trace, guide_trace: Trace
+def local_latents(model_sites: Sites, guide_sites: Sites) -> list[str]:
+    """Find latents of the guide that have one value per observation.
+
+    Args:
+        model_sites: The model's sample sites by name, dropped ones included.
+        guide_sites: The guide's sample sites by name, dropped ones included.
+
+    Returns:
+        Names of the latents that lie in all plates of some observed site.
+    """
+    plates = {
+        name: {f.name for f in site["cond_indep_stack"] if f.name != PARTICLES}
+        for name, site in model_sites.items()
+        if not site["infer"].get("_deterministic")
+    }
+    observed = [plates[n] for n in plates if model_sites[n]["is_observed"] and plates[n]]
+    return [
+        name
+        for name, own in plates.items()
+        if name in guide_sites
+        and not model_sites[name]["is_observed"]
+        and any(other <= own for other in observed)
+    ]
+
+
+def users_of(names: list[str], model_sites: Sites) -> list[str]:
+    """Find the latents whose prior depends on some others.
+
+    Args:
+        names: Names of latents.
+        model_sites: The model's sample sites by name, dropped ones included.
+
+    Returns:
+        Names of the latents.
+    """
+    values = [model_sites[name]["value"] for name in names if name in model_sites]
+    users = []
+    for name, site in model_sites.items():
+        reachable = Reachable(_tensors_of(site["fn"]))
+        if not site["is_observed"] and any(value in reachable for value in values):
+            users.append(name)
+    return users
+
+
+def _tensors_of(fn: Any) -> list[Tensor]:
+    """Return the tensors that a distribution holds, below its wrappers too."""
+    tensors: list[Tensor] = []
+    for value in vars(fn).values():
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, torch.distributions.Distribution):
+            tensors += _tensors_of(value)
+    return tensors
+
+
+def warn_once(
+    model_sites: Sites,
+    guide_sites: Sites,
+    model_trace: Trace,
+    guide_trace: Trace,
+    local: list[str],
 ) -> None:
-    """Warn once of everything that the objective cannot move."""
+    """Warn of everything that the objective leaves unmoved or lets fit one datum each.
+
+    Args:
+        model_sites: The model's sample sites by name, dropped ones included.
+        guide_sites: The guide's sample sites by name, dropped ones included.
+        model_trace: The model's weighted trace.
+        guide_trace: The guide's weighted trace.
+        local: Names of the latents that have one value per observation and lose their KL.
+    """
     latents, params = unreached(guide_sites, model_trace, guide_trace)
-    if not latents and not params:
-        return
+    sentences = []
+    if latents or params:
+        users = [*latents, *(n for n in users_of(latents, model_sites) if n not in latents)]
+        sentences.append(_unmoved_sentence(latents, params, users))
+    local = [name for name in local if name not in latents]
+    if local:
+        sentences.append(
+            f"Each of the latent sites {local} has one value per observation: without its KL it "
+            "fits its own datum, and the rest of the model learns little. Keep it with "
+            f"keep_kl={local!r}, or say that you mean it with allow_local=True."
+        )
+    if sentences:
+        warnings.warn(" ".join(sentences), UserWarning, stacklevel=2)
+
+
+def _unmoved_sentence(latents: list[str], params: list[str], users: list[str]) -> str:
     found = [f"latent sites {latents}"] * bool(latents) + [f"parameters {params}"] * bool(params)
-    warnings.warn(
+    keep = repr(users) if users else "[...]"
+    return (
         f"The expected log-likelihood cannot move the {' and the '.join(found)}: they reach only "
         "terms that it drops (a prior, or the guide's entropy), so they stay where they started. "
         "Write the model so that they reach the likelihood (non-centered: theta = mu + tau * eps)"
-        ", or keep the KL of the sites whose prior they enter with keep_kl=[...], or train with "
-        "kl_weight=1.",
-        UserWarning,
-        stacklevel=2,
+        f", or keep the KL of the sites whose prior they enter with keep_kl={keep}, or train with "
+        "kl_weight=1."
     )
