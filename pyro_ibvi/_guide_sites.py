@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -220,6 +221,7 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
                     f"for {list(sites)}."
                 )
     layers: dict[Any, Layer] = {}
+    kinds: list[Covariance] = []
     for site in sites.values():
         covariance = _covariance_of(site, choice)
         if covariance is not None and covariance.shares_noise and site.frames:
@@ -228,10 +230,28 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
                 f"elements are independent, so {covariance} cannot share noise over it: choose "
                 f'covariance={{"{site.name}": Diagonal(), ...}}.'
             )
-        joint = site.weight is not None and covariance is not None and covariance.shares_noise
-        key: Any = (site.weight.weight.layer, covariance) if joint and site.weight else site.name
+        key: Any = site.name
+        if site.weight is not None and covariance is not None and covariance.shares_noise:
+            if covariance not in kinds:
+                kinds.append(covariance)
+            key = (site.weight.weight.layer, kinds.index(covariance))
         layers.setdefault(key, Layer(covariance)).sites.append(site)
     return list(layers.values())
+
+
+def check_model(model: Any) -> None:
+    """Checks that a model is something to call, and not the class of it.
+
+    Args:
+        model: What the user gave.
+
+    Raises:
+        TypeError: If it is not a model.
+    """
+    if isinstance(model, type):
+        raise TypeError(f"The model is the class {model.__name__}: write {model.__name__}(...).")
+    if not callable(model):
+        raise TypeError(f"The model must be callable, got {type(model).__name__}.")
 
 
 def check_covariance(choice: CovarianceChoice) -> None:
@@ -243,8 +263,13 @@ def check_covariance(choice: CovarianceChoice) -> None:
     Raises:
         TypeError: If it is not a covariance or a mapping to such.
     """
-    values = choice.values() if isinstance(choice, Mapping) else [choice]
-    for value in values:
+    pairs = choice.items() if isinstance(choice, Mapping) else [("*", choice)]
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise TypeError(
+                f"covariance goes from roles, site names or patterns to covariances; got the key "
+                f"{key!r}."
+            )
         if value is not None and (isinstance(value, type) or not hasattr(value, "init_factors")):
             raise TypeError(
                 f"Expected a covariance such as Diagonal() or LowRank(10), or a mapping from "
@@ -280,6 +305,8 @@ def _check_observed(trace: poutine.Trace, model: Any, args: Any, kwargs: Any) ->
     sampled = [n for n in trace.nodes.values() if n["type"] == "sample"]
     if any(n["is_observed"] and not poutine.util.site_is_subsample(n) for n in sampled):
         return
+    if isinstance(model, functools.partial):
+        return  # a handler that hides the observed sites, as for a part of an AutoGuideList
     forward = model.forward if isinstance(model, torch.nn.Module) else model
     try:
         bound = inspect.signature(forward).bind(*args, **kwargs)

@@ -193,4 +193,7 @@ def _kl_factor_normal(p: FactorNormal, q: Distribution) -> Tensor:
     if p.covariance.shares_noise or not isinstance(base, Normal):
         raise NotImplementedError
     divergence = kl_divergence(Normal(p.loc, p.factor.abs(), validate_args=False), base)
-    return divergence.sum(dim=tuple(range(-p.event_dim, 0))) if p.event_dim else divergence
+    if p.event_dim:
+        divergence = divergence.sum(dim=tuple(range(-p.event_dim, 0)))
+    # An expanded law is many independent ones, each with its divergence.
+    return divergence.expand(torch.broadcast_shapes(divergence.shape, p.batch_shape))

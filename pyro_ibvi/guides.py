@@ -81,10 +81,14 @@ class AutoMuPNormal(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
         roles: Mapping[str, WeightRole] | None = None,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"The model must be callable, got {type(model).__name__}.")
-        if not 0 < init_scale < math.inf:
+        _guide_sites.check_model(model)
+        if not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf:
             raise ValueError(f"init_scale must be positive and finite, got {init_scale!r}.")
+        if not callable(init_loc_fn):
+            raise TypeError(
+                f"init_loc_fn must be a function of a site such as init_to_sample, got "
+                f"{init_loc_fn!r}."
+            )
         _guide_sites.check_covariance(covariance)
         super().__init__(model, create_plates=create_plates)
         self._covariance_choice = covariance
@@ -93,7 +97,7 @@ class AutoMuPNormal(AutoGuide):
         self._init_scale = float(init_scale)
         self._roles = _checked_roles(roles)
         self._layers: list[Layer] | None = None
-        self._pending_state: tuple[Mapping[str, Any], bool] | None = None
+        self._pending_state: dict[str, Any] | None = None
         self._model_weights: dict[str, tuple[nn.Parameter, NetworkWeight | None]] = {}
         has_prior = _guide_sites.data_free_prior(model) is not None
         if has_prior or _guide_sites.takes_no_arguments(model):
@@ -260,7 +264,7 @@ class AutoMuPNormal(AutoGuide):
         return result
 
     def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, float]]:
-        """Every parameter of the guide and of the model's networks with its learning rate.
+        """Every parameter of the guide and of the model with its learning rate.
 
         Args:
             family: How the optimizer scales its updates.
@@ -276,6 +280,11 @@ class AutoMuPNormal(AutoGuide):
                 "The guide has no parameters yet: call guide.initialize(*args) with the model's "
                 "arguments, targets included."
             )
+        if self._model is None:
+            raise RuntimeError(
+                "This guide was unpickled, without its model, whose parameters need their rates "
+                "too: make a new guide of the model and load this one's state_dict into it."
+            )
         for layer in self._layers:
             for site in layer.sites:
                 weight = site.weight
@@ -287,8 +296,15 @@ class AutoMuPNormal(AutoGuide):
                     rank = layer.covariance.noise_rank(factor)
                     rate = 1.0 if weight is None else weight.factor_rate(family, rank=rank)
                     yield self._full_name("factors", site.name), factor, rate
+        seen = set()
         for name, (parameter, weight) in self._model_weights.items():
-            yield name, parameter, 1.0 if weight is None else weight.rate(family)
+            if parameter not in seen:
+                seen.add(parameter)
+                yield name, parameter, 1.0 if weight is None else weight.rate(family)
+        if isinstance(self.model, nn.Module):
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and parameter not in seen:
+                    yield name, parameter, 1.0
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -308,7 +324,7 @@ class AutoMuPNormal(AutoGuide):
         unknown = [name for name in self._roles if name not in sites]
         if unknown:
             raise ValueError(f"roles names {unknown}, but the latent sites are {list(sites)}.")
-        if not sites:
+        if not sites and self.create_plates is None:
             raise RuntimeError("The model has no latent variables: there is nothing to infer.")
         layers = _guide_sites.group_layers(sites, self._covariance_choice)
         self._modules["locs"], self._modules["factors"] = nn.Module(), nn.Module()
@@ -323,9 +339,8 @@ class AutoMuPNormal(AutoGuide):
             if node["type"] == "param"
         }
         if self._pending_state is not None:
-            state, strict = self._pending_state
-            self._pending_state = None
-            self.load_state_dict(state, strict=strict)
+            state, self._pending_state = self._pending_state, None
+            self.load_state_dict(state)
 
     def _init_layer(self, layer: Layer, trace: Any) -> None:
         moments = [
@@ -402,23 +417,23 @@ class AutoMuPNormal(AutoGuide):
 
     # -- saving --------------------------------------------------------------------------------
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Loads parameters; before :meth:`initialize` they are kept until it is called.
-
-        Args:
-            state_dict: What ``state_dict()`` of a guide for the same model gave.
-            strict: Whether missing and unexpected names are an error.
-            assign: As in ``torch.nn.Module.load_state_dict``.
-
-        Returns:
-            Missing and unexpected names.
-        """
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keeps parameters that come before :meth:`initialize` until it is called."""
         if self._layers is None:
-            self._pending_state = (dict(state_dict), strict)
-            return nn.modules.module._IncompatibleKeys([], [])
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+            self._pending_state = {
+                key.removeprefix(prefix): value.detach().clone()
+                for key, value in state_dict.items()
+                if key.startswith(prefix)
+            }
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key, value in (self._pending_state or {}).items():
+            destination[prefix + key] = value
 
     def __getstate__(self) -> dict[str, Any]:
         # The base class clears the live guide's model here; a copy leaves it as it is.
@@ -430,7 +445,13 @@ class AutoMuPNormal(AutoGuide):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new.__dict__.update(_model=self._model, _model_weights=dict(self._model_weights))
+        # The model is the user's; a copy has the same one, or the copy that is made with it.
+        weights = {
+            name: (memo.get(id(parameter), parameter), weight)
+            for name, (parameter, weight) in self._model_weights.items()
+        }
+        model = None if self._model is None else (memo.get(id(self.model), self.model),)
+        new.__dict__.update(_model=model, _model_weights=weights)
         return new
 
 

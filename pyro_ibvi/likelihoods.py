@@ -139,17 +139,15 @@ class Normal(Likelihood):
                 f"finite; got {scale!r}."
             )
         self.learn_scale = learn_scale
-        log_scale = torch.tensor(float(scale)).log()
+        self._known_scale = float(scale)
         if learn_scale:
-            self._parameters["log_scale"] = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+            self._parameters["log_scale"] = nn.Parameter(torch.tensor(float(scale)).log())
 
     @property
     def scale(self) -> Tensor:
         """Standard deviation of the noise, in units of the target."""
         if not self.learn_scale:
-            return self._buffers["log_scale"].exp()  # type: ignore[union-attr]
+            return torch.tensor(self._known_scale)
         parameter = self._parameters["log_scale"]
         assert parameter is not None
         prefix = self.__dict__["_pyro_name"]
@@ -157,7 +155,10 @@ class Normal(Likelihood):
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of targets, of the output's shape."""
-        scale = self.scale.to(output.dtype)
+        if self.learn_scale:
+            scale = self.scale.to(output.dtype)
+        else:
+            scale = torch.full((), self._known_scale, dtype=output.dtype, device=output.device)
         return _event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
 

@@ -2,8 +2,11 @@ r"""One torch optimizer with muP learning rates, inside ``SVI`` or by itself."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -38,7 +41,7 @@ def mup_param_groups(
 ) -> list[dict[str, Any]]:
     r"""Parameter groups with the learning rate that each parameter's parametrization gives.
 
-    Every parameter of the guide and of the networks in its model is in exactly one group. With
+    Every parameter of the guide and of its model is in exactly one group. With
     decoupled weight decay (AdamW) the product of rate and decay is kept, so a group's decay is
     ``weight_decay`` divided by its rate's factor.
 
@@ -48,10 +51,11 @@ def mup_param_groups(
         optimizer: Class of the optimizer that the groups are for.
         family: How the optimizer scales its updates: ``"sgd"`` in proportion to the gradient,
             ``"adam"`` regardless of its size. Found from the class if it is one of torch's.
-        weight_decay: Weight decay.
+        weight_decay: Weight decay; by default the optimizer's own.
 
     Returns:
-        Groups with the keys ``params``, ``param_names``, ``lr`` and, if given, ``weight_decay``.
+        Groups with the keys ``params``, ``param_names``, ``lr`` and, if there is one,
+        ``weight_decay``.
 
     Raises:
         RuntimeError: If the guide is not initialized.
@@ -73,19 +77,21 @@ def mup_param_groups(
             f"mup_param_groups needs an AutoMuPNormal guide, got {type(guide).__name__}; other "
             f"guides have one rate for all parameters."
         )
+    decoupled = _decouples_decay(optimizer)
+    if weight_decay is None and decoupled:
+        weight_decay = inspect.signature(optimizer).parameters["weight_decay"].default
     groups: dict[float, dict[str, Any]] = {}
-    seen: set[int] = set()
     for name, parameter, factor in guide.named_rates(family):
-        if id(parameter) in seen:
-            continue
-        seen.add(id(parameter))
         group = groups.setdefault(factor, {"params": [], "param_names": [], "lr": lr * factor})
         group["params"].append(parameter)
         group["param_names"].append(name)
         if weight_decay is not None:
-            decoupled = issubclass(optimizer, torch.optim.AdamW)
             group["weight_decay"] = weight_decay / factor if decoupled else weight_decay
     return list(groups.values())
+
+
+def _decouples_decay(optimizer: type[Optimizer]) -> bool:
+    return isinstance(optimizer, type) and issubclass(optimizer, torch.optim.AdamW)
 
 
 def find_family(optimizer: type[Optimizer], family: Family | None = None) -> Family:
@@ -99,8 +105,14 @@ def find_family(optimizer: type[Optimizer], family: Family | None = None) -> Fam
         ``"sgd"`` or ``"adam"``.
 
     Raises:
+        TypeError: If the optimizer is an object and not a class.
         ValueError: If it cannot be told.
     """
+    if isinstance(optimizer, (Optimizer, PyroOptim)):
+        raise TypeError(
+            f"Expected the class of a torch optimizer, such as torch.optim.SGD, got an object of "
+            f"{type(optimizer).__name__}: its arguments go into optim_args."
+        )
     if family is not None:
         if family not in ("sgd", "adam"):
             raise ValueError(f"family must be 'sgd' or 'adam', got {family!r}.")
@@ -134,7 +146,7 @@ class MuPOptim(PyroOptim):
             :meth:`step_scheduler`, as ``fit`` does after each epoch.
 
     Raises:
-        TypeError: If ``optim_args`` is not a dictionary.
+        TypeError: If ``optim_args`` is not a dictionary, or a class stands for an object.
         ValueError: If a rate or a norm is not positive, or the optimizer's family is not known.
 
     Example:
@@ -163,6 +175,8 @@ class MuPOptim(PyroOptim):
             )
         if "lr" not in optim_args:
             raise ValueError('optim_args needs the global learning rate: {"lr": 0.05, ...}.')
+        if isinstance(guide, type) or not callable(guide):
+            raise TypeError(f"The guide must be an object that SVI can call, got {guide!r}.")
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"clip_norm must be positive and finite, got {clip_norm!r}.")
         super().__init__(optimizer, optim_args)
@@ -174,7 +188,7 @@ class MuPOptim(PyroOptim):
         self._optimizer: Optimizer | None = None
         self._scheduler: Any = None
         self._names: dict[Tensor, str] = {}
-        self._waiting_state: dict[str, Any] | None = None
+        self._waiting_state: dict[str, Any] = {}
 
     @property
     def optimizer(self) -> Optimizer:
@@ -201,7 +215,9 @@ class MuPOptim(PyroOptim):
         if self._optimizer is None:
             self._build(params)
         else:
-            self._add([p for p in params if p not in self._names])
+            new = self._name_new(params, self.optimizer.param_groups[-1])
+            if new and self._waiting_state:
+                self._restore(new)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._names), self.clip_norm)
         self.optimizer.step(*args, **kwargs)
@@ -230,15 +246,18 @@ class MuPOptim(PyroOptim):
         return state
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`get_state` gave, now or as soon as the parameters exist.
+        """Restores what :meth:`get_state` gave, each parameter's part as soon as it exists.
 
         Args:
             state_dict: The state.
 
         Raises:
+            TypeError: If it is not what :meth:`get_state` gives.
             ValueError: If the state is for other parameters.
         """
-        self._waiting_state = state_dict
+        if not isinstance(state_dict, dict) or not {"optimizer", "names"} <= set(state_dict):
+            raise TypeError("set_state needs what MuPOptim.get_state() gave.")
+        self._waiting_state = copy.deepcopy(state_dict)
         if self._optimizer is not None:
             self._restore()
 
@@ -252,7 +271,7 @@ class MuPOptim(PyroOptim):
         self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
 
     def _build(self, params: list[Tensor]) -> None:
-        """Makes the optimizer from the guide's groups and the other parameters."""
+        """Makes the optimizer from the guide's groups and a group of all other parameters."""
         groups: list[dict[str, Any]] = []
         if isinstance(self.guide, AutoMuPNormal):
             groups = mup_param_groups(
@@ -264,9 +283,9 @@ class MuPOptim(PyroOptim):
             )
         for group in groups:
             self._names.update(zip(group["params"], group["param_names"], strict=True))
-        new = [p for p in params if p not in self._names]
-        if new or not groups:
-            groups.append(self._group(new))
+        # There from the start, since schedulers look at the groups that they find.
+        groups.append({"params": [], "param_names": [], "lr": self.lr})
+        self._name_new(params, groups[-1])
         if not self._names:
             raise RuntimeError(
                 "There are no parameters to optimize yet: take a step through SVI first, or "
@@ -275,45 +294,68 @@ class MuPOptim(PyroOptim):
         self._optimizer = self.pt_optim_constructor(groups, **self.pt_optim_args)  # type: ignore
         if self._make_scheduler is not None:
             self._scheduler = self._make_scheduler(self._optimizer)
-        if self._waiting_state is not None:
+        if self._waiting_state:
             self._restore()
 
-    def _add(self, new: list[Tensor]) -> None:
-        if new:
-            self.optimizer.add_param_group(self._group(new))
-
-    def _group(self, params: list[Tensor]) -> dict[str, Any]:
-        """A group at the global rate for parameters that no parametrization rules."""
+    def _name_new(self, params: Iterable[Tensor], group: dict[str, Any]) -> list[str]:
+        """Adds parameters that are not in the optimizer to a group; returns their names."""
+        new = [p for p in params if p not in self._names]
+        known = dict(self._named_elsewhere()) if new else {}
         store = pyro.get_param_store()
-        named: dict[str, Tensor] = {}
-        for parameter in params:
-            name = store.param_name(parameter) or f"parameter_{len(self._names) + len(named)}"
-            named[name] = parameter
-        ordered = dict(sorted(named.items()))  # SVI passes a set, whose order changes
-        self._names.update({parameter: name for name, parameter in ordered.items()})
-        return {
-            "params": list(ordered.values()),
-            "param_names": list(ordered),
-            "lr": self.lr,
-        }
+        named = {}
+        for i, parameter in enumerate(new):
+            name = known.get(parameter) or store.param_name(parameter)
+            named[name or f"parameter_{len(self._names) + i}"] = parameter
+        for name, parameter in sorted(named.items()):  # SVI passes a set, whose order changes
+            self._names[parameter] = name
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+        return list(named)
 
-    def _restore(self) -> None:
+    def _named_elsewhere(self) -> Iterator[tuple[Tensor, str]]:
+        """Parameters that the guide and the model hold as modules, with their names."""
+        for kind, root in (("model", getattr(self.guide, "model", None)), ("guide", self.guide)):
+            if isinstance(root, torch.nn.Module):
+                yield from ((p, f"{kind}.{name}") for name, p in root.named_parameters())
+
+    def _restore(self, only: Iterable[str] | None = None) -> None:
+        """Restores the optimizer from the waiting state, or some late parameters' part of it."""
         assert self._optimizer is not None
-        assert self._waiting_state is not None
-        names = [group["param_names"] for group in self._optimizer.param_groups]
-        state = self._waiting_state
-        if state["names"] != names:
+        saved, new = self._waiting_state, self._optimizer.state_dict()
+        current = [group["param_names"] for group in self._optimizer.param_groups]
+        if not _fit(current, saved["names"]):
             raise ValueError(
-                f"The optimizer's state is for the parameters {state['names']}, but the "
-                f"parameters are {names}."
+                f"The optimizer's state is for the parameters {saved['names']}, but the "
+                f"parameters are {current}."
             )
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._scheduler is not None and "scheduler" in state:
-            self._scheduler.load_state_dict(state["scheduler"])
-        self._waiting_state = None
+        position = {name: i for i, name in enumerate(n for names in saved["names"] for n in names)}
+        names = [name for group in current for name in group]
+        for i, name in enumerate(names):
+            if only is None or name in only:
+                new["state"].pop(i, None)
+                if position.get(name) in saved["optimizer"]["state"]:
+                    new["state"][i] = saved["optimizer"]["state"][position[name]]
+        if only is None:
+            old_groups = saved["optimizer"]["param_groups"]
+            for group, old in zip(new["param_groups"], old_groups, strict=True):
+                group.update({k: v for k, v in old.items() if k not in ("params", "param_names")})
+            if self._scheduler is not None and "scheduler" in saved:
+                self._scheduler.load_state_dict(saved["scheduler"])
+        self._optimizer.load_state_dict(new)
+        if set(position) <= set(names):
+            self._waiting_state = {}
+
+
+def _fit(current: list[list[str]], saved: list[list[str]]) -> bool:
+    """Whether saved groups are those of the optimizer, but for parameters that come later."""
+    if len(current) != len(saved) or current[:-1] != saved[:-1]:
+        return False
+    now, then = set(current[-1]), set(saved[-1])
+    return now <= then or then <= now
 
 
 def _checked_rate(lr: object) -> float:
-    if isinstance(lr, (int, float)) and 0 < lr < math.inf:
-        return float(lr)
+    rate = float(lr) if isinstance(lr, Real) and not isinstance(lr, bool) else math.nan
+    if 0 < rate < math.inf:
+        return rate
     raise ValueError(f"The learning rate must be a positive finite number, got lr={lr!r}.")

@@ -13,7 +13,8 @@ Adam rate                1                   1/width_in           1/width_in    
 ======================== =================== ==================== =================== ============
 
 For linear layers a width is a fan; for convolutions the widths are channels, since the size of a
-kernel does not grow with the network. The covariance factor ``S`` of a weight follows its mean:
+kernel does not grow with the network, and an output convolution starts at
+``(fan_in width_in)^-1/2``. The covariance factor ``S`` of a weight follows its mean:
 a low-rank factor learns at ``1/R`` times the mean's rate, see :meth:`Parametrization.factor_rate`.
 
 References:
@@ -193,8 +194,6 @@ class MaximalUpdate:
         """Standard deviation at the start."""
         if role != "output":
             return _fan_in_std(role, fans)
-        if fans.base_width_in is None:
-            return 1.0 / fans.fan_in
         return (fans.fan_in * self._growth_in(role, fans)) ** -0.5
 
     def rate(self, role: Role, fans: Fans, family: Family) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -187,7 +188,10 @@ class RandomModule(PyroModule):
         return self._weight(name).std()
 
     def _weight(self, name: str) -> NetworkWeight:
-        return NetworkWeight(self.roles[name], self.parametrization)
+        # Two networks of one model may have layers of the same name, which share no noise.
+        weight = self.roles[name]
+        layer = replace(weight, layer=self.site_name(weight.layer))
+        return NetworkWeight(layer, self.parametrization)
 
     def _prior(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
         prior = self._priors[name]
@@ -228,8 +232,7 @@ class RandomModule(PyroModule):
         def run_one(draw: dict[str, Tensor]) -> Any:
             return functional_call(net, {**shared, **draw}, args, kwargs)
 
-        if _updates_statistics(net):
-            # Running statistics are updated in place, draw after draw, which vmap cannot do.
+        if not _runs_batched(net):
             num_draws = next(iter(drawn.values())).shape[0]
             outputs = [run_one({k: v[i] for k, v in drawn.items()}) for i in range(num_draws)]
             return torch.utils._pytree.tree_map(lambda *ts: torch.stack(ts), *outputs)
@@ -246,9 +249,8 @@ def _choose(
     elif callable(stochastic) and not isinstance(stochastic, type):
         chosen = [name for name in weights if stochastic(name)]
     else:
-        choices = [stochastic] if isinstance(stochastic, (str, type)) else list(stochastic)
         chosen = []
-        for choice in choices:
+        for choice in _checked_choices(stochastic):
             matched = [name for name in weights if _is_chosen(net, name, choice)]
             if not matched:
                 raise ValueError(
@@ -262,6 +264,16 @@ def _choose(
             f"there is nothing to infer."
         )
     return [name for name in weights if name in set(chosen)]
+
+
+def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
+    choices = [stochastic] if isinstance(stochastic, (str, type)) else stochastic
+    if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
+        raise TypeError(
+            f"stochastic must be one of {sorted(_LAYER_CHOICES)}, names or types of layers, or a "
+            f"predicate on names; got {stochastic!r}."
+        )
+    return list(choices)
 
 
 def _is_chosen(net: nn.Module, name: str, choice: str | type[nn.Module]) -> bool:
@@ -311,11 +323,16 @@ def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
     return prior
 
 
-def _updates_statistics(net: nn.Module) -> bool:
-    return any(
-        m.training and isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats
-        for m in net.modules()
-    )
+def _runs_batched(net: nn.Module) -> bool:
+    """Whether vmap can run the network with many draws at once."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.rnn.RNNBase) or hasattr(module, "_orig_mod"):
+            return False
+        # Running statistics are updated in place, draw after draw.
+        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if is_norm and module.training and module.track_running_stats:
+            return False
+    return True
 
 
 def _pad(output: Any, num_inner: int) -> Any:

@@ -1,31 +1,33 @@
 """Roles: which layer a weight belongs to, what part it plays there, and its widths.
 
 The only place that looks for them. Roles come from module objects, never from pieces of a name:
-each known kind of layer says what its own parameters are; the first and the last weight layer in
-the order in which data flow through the network are its input and output. An unknown kind of
-layer is an error that shows what to write.
+each known kind of layer says what its own parameters are. Weight layers that data reach first are
+the network's inputs, those that feed no other its outputs, in the order in which data flow through
+it. An unknown kind of layer is an error that shows what to write.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-import torch
 from torch import nn
 
+from pyro_ibvi._layers import (
+    NORM_LAYERS,
+    TABLES,
+    Flow,
+    Part,
+    check_not_lazy,
+    describe_parameter,
+    find_flow,
+    is_known,
+)
 from pyro_ibvi.parametrization import BaseShapes, Family, Fans, Parametrization, Role
 
-_NORM_LAYERS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
 
@@ -133,41 +135,63 @@ def find_roles(
         >>> {name: weight.role for name, weight in find_roles(net).items()}
         {'0.weight': 'input', '0.bias': 'bias', '2.weight': 'output', '2.bias': 'bias'}
     """
-    overrides = dict(overrides or {})
-    layers = _layers_in_order(net)
-    matrices = [name for name, layer in layers.items() if not isinstance(layer, _NORM_LAYERS)]
-    ends: dict[str, Role] = {}
-    if matrices:
-        ends = {matrices[0]: "input", matrices[-1]: "output"}
+    check_not_lazy(net)
+    overrides = _checked_overrides(overrides)
+    flow = find_flow(net)
     unused = set(overrides)
     roles: dict[str, WeightRole] = {}
     for name, parameter in net.named_parameters():
-        layer_name, _, own_name = name.rpartition(".")
-        key = next((k for k in overrides if _matches(k, name) or _matches(k, layer_name)), None)
+        layer, _, own_name = name.rpartition(".")
+        key = next((k for k in overrides if _matches(k, name) or _matches(k, layer)), None)
         unused -= {key}
         given = None if key is None else overrides[key]
         if isinstance(given, WeightRole):
-            roles[name] = given if given.layer else replace(given, layer=layer_name or name)
+            roles[name] = given if given.layer else replace(given, layer=layer or name)
             continue
-        if given is not None:
-            _check_role(given)
-        module = net.get_submodule(layer_name)
-        if layer_name not in layers:
-            raise ValueError(_unknown_layer(name, module, tuple(parameter.shape)))
-        layer_role = ends.get(layer_name, "hidden")
-        if given in _MATRIX_ROLES:
-            layer_role = given
-        fans = _layer_fans(module)
-        if isinstance(module, _NORM_LAYERS):
-            layer_role = "gain"
-        role: Role = "bias" if own_name == "bias" else layer_role
-        roles[name] = WeightRole(role, fans, layer_name, layer_role)
+        if layer not in flow.layers:
+            raise ValueError(
+                _unknown_layer(name, net.get_submodule(layer), tuple(parameter.shape))
+            )
+        part = describe_parameter(flow.layers[layer], own_name, parameter.shape)
+        roles[name] = _role_in_layer(part, layer, flow, given)
     if unused:
         raise ValueError(
             f"roles names {sorted(unused)}, which match no parameter; the parameters are "
             f"{list(roles)}."
         )
     return _with_base(roles, net, base)
+
+
+def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> WeightRole:
+    """The role of a parameter of a known layer, where the layer's own may be given."""
+    layer_role: Role = "hidden"
+    if isinstance(flow.layers[layer], NORM_LAYERS):
+        layer_role = "gain"
+    elif layer in flow.outputs:
+        layer_role = "output"
+    elif layer in flow.inputs or isinstance(flow.layers[layer], TABLES):
+        layer_role = "input"
+    if given in _MATRIX_ROLES:
+        layer_role = given
+    if part.kind in ("bias", "gain"):
+        return WeightRole(cast("Role", part.kind), part.fans, layer, layer_role)
+    # What an index picks from a table is data, wherever the table stands, and both sides of a
+    # recurrent matrix are hidden units.
+    inside: Role = {"table": "input", "recurrent": "hidden"}.get(part.kind, layer_role)  # type: ignore[assignment]
+    return WeightRole(inside if given is None else layer_role, part.fans, layer, layer_role)
+
+
+def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | WeightRole]:
+    if not isinstance(overrides, Mapping | None):
+        raise TypeError(
+            f'roles must be a mapping such as {{"0": "input"}}, got {type(overrides).__name__}.'
+        )
+    for key, given in (overrides or {}).items():
+        if not isinstance(key, str):
+            raise TypeError(f"roles goes from names or patterns to roles; got the key {key!r}.")
+        if not isinstance(given, WeightRole):
+            _check_role(given)
+    return dict(overrides or {})
 
 
 def _check_role(role: object) -> None:
@@ -187,61 +211,16 @@ def _unknown_layer(name: str, module: nn.Module, shape: tuple[int, ...]) -> str:
     )
 
 
-def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS, *_NORM_LAYERS))
-
-
-def _layer_fans(module: nn.Module) -> Fans:
-    if isinstance(module, nn.Linear):
-        return Fans(module.in_features, module.in_features, module.out_features)
-    if isinstance(module, _CONVOLUTIONS):
-        width_in = module.in_channels // module.groups
-        return Fans(width_in * math.prod(module.kernel_size), width_in, module.out_channels)
-    if isinstance(module, nn.Embedding):
-        # A one-hot input picks one row, so one number reaches each output.
-        return Fans(1, 1, module.embedding_dim)
-    parameter = next(module.parameters())
-    return Fans(1, 1, parameter.numel())
-
-
-def _layers_in_order(net: nn.Module) -> dict[str, nn.Module]:
-    """Known layers that hold parameters, in the order in which data reach them."""
-    layers = {
-        name: module
-        for name, module in net.named_modules()
-        if _is_known(module) and any(True for _ in module.parameters(recurse=False))
-    }
-    order = [name for name in _traced_order(net) if name in layers]
-    if set(order) != set(layers):
-        # Control flow that cannot be traced: modules are registered in data-flow order by
-        # convention, and roles= overrides where they are not.
-        return layers
-    return {name: layers[name] for name in order}
-
-
-class _LayerTracer(torch.fx.Tracer):
-    """Traces calls of modules without looking inside the known ones."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_known(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced_order(net: nn.Module) -> Iterator[str]:
-    if isinstance(net, nn.Sequential) or _is_known(net):
-        return iter([name for name, _ in net.named_modules()])
-    try:
-        graph = _LayerTracer().trace(net)
-    except Exception:  # whatever the network's own code raises when it is given a proxy
-        return iter(())
-    return iter(dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"))
-
-
 def _with_base(
     roles: dict[str, WeightRole], net: nn.Module, base: BaseShapes
 ) -> dict[str, WeightRole]:
     if base is None:
         return roles
-    widths = _base_widths(roles, net, base)
+    if isinstance(base, int):
+        widths = {name: _base_widths(name, weight, net, base) for name, weight in roles.items()}
+    else:
+        shapes = _base_shapes(base, list(roles))
+        widths = {name: _scaled_widths(name, roles[name], net, shapes[name]) for name in roles}
     return {
         name: replace(
             weight,
@@ -253,54 +232,61 @@ def _with_base(
     }
 
 
-def _base_widths(
-    roles: Mapping[str, WeightRole], net: nn.Module, base: BaseShapes
-) -> dict[str, tuple[int, int]]:
-    if isinstance(base, int):
-        return {name: _base_widths_from_width(weight, base) for name, weight in roles.items()}
+def _base_shapes(base: Any, names: list[str]) -> Mapping[str, tuple[int, ...]]:
     if isinstance(base, nn.Module):
         base = {name: tuple(p.shape) for name, p in base.named_parameters()}
-    assert base is not None
-    missing = [name for name in roles if name not in base]
+    if not isinstance(base, Mapping):
+        raise TypeError(
+            f"base must be a width, a network, a mapping from parameter name to shape, or None; "
+            f"got {base!r}."
+        )
+    missing = [name for name in names if name not in base]
     if missing:
         raise ValueError(
             f"The base has no shape for {missing}: give a base network of the same architecture "
             f"or a mapping from every parameter name to its shape."
         )
-    shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
-    return {
-        name: _base_widths_from_shape(name, weight, shapes[name], tuple(base[name]), net)
-        for name, weight in roles.items()
-    }
+    return base
 
 
-def _base_widths_from_width(weight: WeightRole, base: int) -> tuple[int, int]:
+def _base_widths(name: str, weight: WeightRole, net: nn.Module, base: int) -> tuple[int, int]:
     """Widths at the base where every width of the network is ``base``."""
-    at_input = weight.layer_role == "input"
-    at_output = weight.layer_role == "output"
-    width_in = weight.fans.width_in if at_input or weight.role == "gain" else base
-    width_out = weight.fans.width_out if at_output else base
-    return width_in, width_out
+    fans = weight.fans
+    ends_here = weight.layer_role == "output" if weight.role == "bias" else weight.role == "output"
+    groups = getattr(net.get_submodule(name.rpartition(".")[0]), "groups", 1)
+    width_in = fans.width_in if weight.role in ("input", "gain") else max(base // groups, 1)
+    width_out = fans.width_out if ends_here else base
+    # A size of one is no width: a gain for all channels, a filter for each of them.
+    return (
+        1 if fans.width_in == 1 else width_in,
+        1 if fans.width_out == 1 else width_out,
+    )
 
 
-def _base_widths_from_shape(
-    name: str,
-    weight: WeightRole,
-    shape: tuple[int, ...],
-    base_shape: tuple[int, ...],
-    net: nn.Module,
+def _scaled_widths(
+    name: str, weight: WeightRole, net: nn.Module, base_shape: tuple[int, ...]
 ) -> tuple[int, int]:
     """Widths at the base, scaled as the tensor's own dimensions are."""
+    shape = tuple(net.get_parameter(name).shape)
+    base_shape = tuple(base_shape)
     if len(shape) != len(base_shape) or any(size < 1 for size in base_shape):
         raise ValueError(f"The base shape {base_shape} of {name!r} does not fit {shape}.")
+    layer, _, own_name = name.rpartition(".")
+    module = net.get_submodule(layer)
+    width_in, width_out = _tensor_widths(module, own_name, shape)
+    base_in, base_out = _tensor_widths(module, own_name, base_shape)
     fans = weight.fans
-    if weight.role in ("bias", "gain"):
-        return fans.width_in, fans.width_out * math.prod(base_shape) // math.prod(shape)
-    if isinstance(net.get_submodule(name.rpartition(".")[0]), nn.Embedding):
-        return fans.width_in, max(fans.width_out * base_shape[1] // shape[1], 1)
-    # Every other weight is (out, in, *kernel).
-    width_in = max(fans.width_in * base_shape[1] // shape[1], 1)
-    return width_in, max(fans.width_out * base_shape[0] // shape[0], 1)
+    return (
+        max(fans.width_in * base_in // width_in, 1),
+        max(fans.width_out * base_out // width_out, 1),
+    )
+
+
+def _tensor_widths(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if is_known(module):
+        return describe_parameter(module, name, shape).widths
+    # Torch's own order, (out, in, *kernel).
+    return (shape[1], shape[0]) if len(shape) > 1 else (1, math.prod(shape))
 
 
 def role_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -54,12 +55,12 @@ class SupervisedModel(PyroModule):
                 f"{getattr(likelihood, '__name__', type(likelihood).__name__)}{hint}."
             )
         if num_data is not None and (
-            isinstance(num_data, bool) or not isinstance(num_data, int) or num_data < 1
+            isinstance(num_data, bool) or not isinstance(num_data, Integral) or num_data < 1
         ):
             raise ValueError(f"num_data must be a positive whole number, got {num_data!r}.")
         self.net = net
         self.likelihood = likelihood
-        self.num_data = num_data
+        self.num_data = None if num_data is None else int(num_data)
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the weights alone; a guide finds its sites here, without any data.
@@ -113,6 +114,8 @@ class SupervisedModel(PyroModule):
 
     def _plate_size(self, batch_size: int) -> tuple[int, None, Any]:
         num_data = batch_size if self.num_data is None else self.num_data
+        if batch_size == 0:
+            raise ValueError("The batch is empty: its inputs have a first dimension of size 0.")
         if batch_size > num_data:
             raise ValueError(
                 f"The batch holds {batch_size} data, but num_data={num_data}: num_data is the "

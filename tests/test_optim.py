@@ -1,0 +1,242 @@
+"""Groups and rates against an independent transcription of the tables; state at any time."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+from pyro_ibvi import (
+    AutoMuPNormal,
+    Diagonal,
+    LowRank,
+    MaximalUpdate,
+    MuPOptim,
+    Normal,
+    RandomModule,
+    Standard,
+    SupervisedModel,
+    TraceExpectedLogLikelihood,
+    mup_param_groups,
+)
+
+X, Y = torch.linspace(-1, 1, 20).reshape(10, 2), torch.linspace(0, 1, 10).reshape(10, 1)
+
+
+def mlp(width=16):
+    return nn.Sequential(
+        nn.Linear(2, width),
+        nn.LayerNorm(width),
+        nn.Tanh(),
+        nn.Linear(width, width),
+        nn.Tanh(),
+        nn.Linear(width, 1),
+    )
+
+
+def make(covariance=None, *, net=None, stochastic="all", learn_scale=False, **kwargs):
+    random_net = RandomModule(net or mlp(), stochastic=stochastic, **kwargs)
+    model = SupervisedModel(random_net, Normal(0.1, learn_scale=learn_scale), num_data=10)
+    return model, AutoMuPNormal(model, covariance=covariance or LowRank(4))
+
+
+def rates(groups):
+    return {
+        name: group["lr"]
+        for group in groups
+        for name in group["param_names"]
+        if len(group["params"])
+    }
+
+
+# By hand: width 16, two inputs, one output. name -> (SGD rate, Adam rate) of the mean.
+MEAN = {
+    "0.weight": (16.0, 1.0),
+    "0.bias": (16.0, 1.0),
+    "1.weight": (16.0, 1.0),
+    "1.bias": (16.0, 1.0),
+    "3.weight": (1.0, 1 / 16),
+    "3.bias": (16.0, 1.0),
+    "5.weight": (1 / 16, 1 / 16),
+    "5.bias": (1.0, 1.0),
+}
+# What sqrt(fan_in) the maximal rule for independent noise multiplies with.
+DIAGONAL = {"3.weight": 4.0, "5.weight": 4.0}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("covariance", [LowRank(4), Diagonal()], ids=str)
+def test_rates_are_the_tables(optimizer, covariance):
+    _, guide = make(covariance)
+    column = 0 if optimizer is torch.optim.SGD else 1
+    expected = {}
+    for name, mean in MEAN.items():
+        rate = 0.1 * mean[column]
+        if name.startswith("1."):
+            expected[f"net.{name}"] = rate
+            continue
+        expected[f"AutoMuPNormal.locs.net.{name}"] = rate
+        factor = DIAGONAL.get(name, 1.0) if covariance == Diagonal() else 1 / 4
+        expected[f"AutoMuPNormal.factors.net.{name}"] = rate * factor
+    actual = rates(mup_param_groups(guide, 0.1, optimizer=optimizer))
+    assert actual == pytest.approx(expected)
+    # The negative control: the other optimizer's column.
+    wrong = {**expected, "net.1.weight": 0.1 * MEAN["1.weight"][1 - column]}
+    assert actual != pytest.approx(wrong)
+
+
+@pytest.mark.parametrize("stochastic", ["all", "input+output", "last"])
+@pytest.mark.parametrize("covariance", [LowRank(2), {"0.*": None, "*": Diagonal()}], ids=str)
+def test_every_trainable_tensor_is_in_exactly_one_group(stochastic, covariance):
+    if isinstance(covariance, dict) and stochastic == "last":
+        covariance = Diagonal()
+    elif isinstance(covariance, dict):
+        covariance = {"net.0.*": None, "*": Diagonal()}
+    model, guide = make(covariance, stochastic=stochastic, learn_scale=True)
+    optim = MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide)
+    for groups in (
+        mup_param_groups(guide, 0.1, optimizer=torch.optim.SGD),
+        optim.optimizer.param_groups,
+    ):
+        grouped = [id(p) for group in groups for p in group["params"]]
+        trainable = [
+            id(p) for module in (model, guide) for p in module.parameters() if p.requires_grad
+        ]
+        assert sorted(grouped) == sorted(trainable)
+        assert all(len(group["params"]) == len(group["param_names"]) for group in groups)
+
+
+def test_every_tensor_moves_norm_gains_and_noise_included():
+    model, guide = make(stochastic="input+output", learn_scale=True)
+    optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3}, guide)
+    svi = SVI(model, guide, optim, TraceExpectedLogLikelihood(reduction="mean"))
+    modules = nn.ModuleList([model, guide])
+    before = {n: p.detach().clone() for n, p in modules.named_parameters() if p.requires_grad}
+    for _ in range(3):
+        svi.step(X, Y)
+    after = dict(modules.named_parameters())
+    stuck = [name for name, value in before.items() if torch.equal(value, after[name])]
+    assert not stuck
+    assert len(before) == 2 * 4 + 4 + 1
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize(
+    "base", [16, mlp(), {n: tuple(p.shape) for n, p in mlp().named_parameters()}], ids=type
+)
+def test_at_the_base_rates_are_the_standard_ones(optimizer, base):
+    _, at_base = make(parametrization=MaximalUpdate(base=base))
+    _, standard = make(parametrization=Standard())
+    assert rates(mup_param_groups(at_base, 0.1, optimizer=optimizer)) == pytest.approx(
+        rates(mup_param_groups(standard, 0.1, optimizer=optimizer))
+    )
+    _, wide = make(net=mlp(64), parametrization=MaximalUpdate(base=base))
+    wide_rates = rates(mup_param_groups(wide, 0.1, optimizer=optimizer))
+    grown = 0.1 / 4 if optimizer is torch.optim.Adam else 0.1
+    assert wide_rates["AutoMuPNormal.locs.net.3.weight"] == pytest.approx(grown)
+    assert wide_rates["AutoMuPNormal.locs.net.5.weight"] == pytest.approx(0.1 / 4)
+
+
+@pytest.mark.parametrize("decay", [0.3, None])
+def test_adamw_keeps_the_product_of_rate_and_decay(decay):
+    _, guide = make()
+    args = {"lr": 0.1} if decay is None else {"lr": 0.1, "weight_decay": decay}
+    groups = MuPOptim(torch.optim.AdamW, args, guide).optimizer.param_groups
+    products = {group["lr"] * group["weight_decay"] for group in groups if group["params"]}
+    own = 0.01  # torch's default
+    assert all(p == pytest.approx(0.1 * (own if decay is None else decay)) for p in products)
+    assert len({group["lr"] for group in groups}) > 1
+
+
+def test_other_decay_is_as_given():
+    _, guide = make()
+    for optimizer in (torch.optim.SGD, torch.optim.Adam):
+        groups = MuPOptim(optimizer, {"lr": 0.1, "weight_decay": 0.3}, guide).optimizer
+        assert {group["weight_decay"] for group in groups.param_groups} == {0.3}
+
+
+def test_one_step_is_the_gradient_times_the_rate():
+    model, guide = make(learn_scale=True)
+    modules = nn.ModuleList([model, guide])
+    loss_fn = TraceExpectedLogLikelihood(reduction="mean")
+    names = {id(p): n for n, p in modules.named_parameters()}
+    torch.manual_seed(1)
+    loss_fn.loss_and_grads(model, guide, X, Y)
+    groups = mup_param_groups(guide, 0.01, optimizer=torch.optim.SGD)
+    expected = {
+        names[id(p)]: (p - group["lr"] * p.grad).detach().clone()
+        for group in groups
+        for p in group["params"]
+    }
+    modules.zero_grad()
+    torch.manual_seed(1)
+    SVI(model, guide, MuPOptim(torch.optim.SGD, {"lr": 0.01}, guide), loss_fn).step(X, Y)
+    after = dict(modules.named_parameters())
+    for name, value in expected.items():
+        torch.testing.assert_close(after[name].detach(), value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "family"), [(torch.optim.NAdam, "adam"), (torch.optim.RMSprop, "adam")]
+)
+def test_known_families(optimizer, family):
+    _, guide = make()
+    given = rates(mup_param_groups(guide, 0.1, optimizer=torch.optim.Adagrad, family=family))
+    assert rates(mup_param_groups(guide, 0.1, optimizer=optimizer)) == given
+
+
+def test_a_guide_of_pyros_has_one_rate():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("obs", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoNormal(model)
+    optim = MuPOptim(torch.optim.Adam, {"lr": 0.05}, guide)
+    with pytest.raises(RuntimeError, match="no parameters to optimize yet: take a step through"):
+        optim.get_state()
+    svi = SVI(model, guide, optim, Trace_ELBO())
+    for _ in range(200):
+        svi.step()
+    assert guide.median()["x"].item() == pytest.approx(0.5, abs=0.15)
+    assert optim.optimizer.param_groups[0]["param_names"] == [
+        "guide.locs.x_unconstrained",
+        "guide.scales.x_unconstrained",
+    ]
+
+
+@pytest.mark.parametrize("lr", [-0.1, 0.0, math.nan, math.inf, "0.1", None, True])
+def test_a_bad_rate(lr):
+    _, guide = make()
+    with pytest.raises(ValueError, match="learning rate must be a positive finite number, got lr"):
+        MuPOptim(torch.optim.SGD, {"lr": lr}, guide)
+    with pytest.raises(ValueError, match="learning rate must be a positive finite number, got lr"):
+        mup_param_groups(guide, lr, optimizer=torch.optim.SGD)
+
+
+def test_bad_arguments():
+    model, guide = make()
+    with pytest.raises(TypeError, match=r"optim_args must be a dictionary such as \{\"lr\": 0.05"):
+        MuPOptim(torch.optim.SGD, lambda name: {"lr": 0.1}, guide)
+    with pytest.raises(ValueError, match="optim_args needs the global learning rate"):
+        MuPOptim(torch.optim.SGD, {}, guide)
+    with pytest.raises(ValueError, match="clip_norm must be positive and finite, got -1"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, clip_norm=-1)
+    with pytest.raises(ValueError, match=r'LBFGS steps in proportion.*pass family="sgd"'):
+        MuPOptim(torch.optim.LBFGS, {"lr": 0.1}, guide)
+    with pytest.raises(ValueError, match="family must be 'sgd' or 'adam', got 'lion'"):
+        MuPOptim(torch.optim.LBFGS, {"lr": 0.1}, guide, family="lion")
+    with pytest.raises(TypeError, match=r"class of a torch optimizer, such as torch\.optim\.SGD"):
+        MuPOptim(torch.optim.SGD(guide.parameters(), lr=0.1), {"lr": 0.1}, guide)
+    with pytest.raises(TypeError, match="Expected the class of a torch optimizer"):
+        MuPOptim(pyro.optim.Adam({"lr": 0.1}), {"lr": 0.1}, guide)
+    with pytest.raises(TypeError, match="The guide must be an object"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, AutoMuPNormal)
+    with pytest.raises(TypeError, match="needs an AutoMuPNormal guide, got AutoNormal"):
+        mup_param_groups(AutoNormal(model), 0.1, optimizer=torch.optim.SGD)
+    fresh = AutoMuPNormal(lambda x: pyro.sample("x", dist.Normal(0.0, 1.0)))
+    with pytest.raises(RuntimeError, match=r"no parameters yet: call guide\.initialize\(\*args\)"):
+        mup_param_groups(fresh, 0.1, optimizer=torch.optim.SGD)

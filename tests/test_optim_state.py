@@ -1,0 +1,228 @@
+"""The optimizer can be saved and restored at any time; clipping and schedules are global."""
+
+import io
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import nn
+
+from pyro_ibvi import (
+    AutoMuPNormal,
+    Diagonal,
+    LowRank,
+    MuPOptim,
+    Normal,
+    RandomModule,
+    SupervisedModel,
+    TraceExpectedLogLikelihood,
+)
+
+X, Y = torch.linspace(-1, 1, 20).reshape(10, 2), torch.linspace(0, 1, 10).reshape(10, 1)
+LOSS = TraceExpectedLogLikelihood(reduction="mean")
+OPTIMIZERS = [
+    (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+    (torch.optim.Adam, {"lr": 0.01}),
+    (torch.optim.AdamW, {"lr": 0.01}),
+]
+
+
+def scheduled(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+
+
+class Run:
+    """A model, its guide and an optimizer that can be saved and restored."""
+
+    def __init__(self, optimizer, args, seed=0, **kwargs):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        random_net = RandomModule(net, stochastic="last")
+        self.model = SupervisedModel(random_net, Normal(0.1, learn_scale=True), num_data=10)
+        self.guide = AutoMuPNormal(self.model, covariance=LowRank(3))
+        self.optim = MuPOptim(optimizer, args, self.guide, **kwargs)
+        self.svi = SVI(self.model, self.guide, self.optim, LOSS)
+
+    def steps(self, num_steps, seed):
+        torch.manual_seed(seed)
+        losses = []
+        for _ in range(num_steps):
+            losses.append(self.svi.step(X, Y))
+            self.optim.step_scheduler()
+        return losses
+
+    def state(self):
+        buffer = io.BytesIO()
+        torch.save(
+            [self.model.state_dict(), self.guide.state_dict(), self.optim.get_state()], buffer
+        )
+        buffer.seek(0)
+        return torch.load(buffer, weights_only=True)
+
+    def set_state(self, state):
+        self.model.load_state_dict(state[0])
+        self.guide.load_state_dict(state[1])
+        self.optim.set_state(state[2])
+
+
+@pytest.mark.parametrize(("optimizer", "args"), OPTIMIZERS)
+@pytest.mark.parametrize("late", [False, True], ids=["before the first step", "after steps"])
+def test_a_restored_run_continues_bit_for_bit(optimizer, args, late):
+    run = Run(optimizer, args, scheduler=scheduled)
+    run.steps(3, seed=1)
+    state = run.state()
+    expected = run.steps(4, seed=2)
+    other = Run(optimizer, args, seed=5, scheduler=scheduled)
+    if late:
+        other.steps(2, seed=6)
+    other.set_state(state)
+    assert other.steps(4, seed=2) == expected
+    assert other.optim.scheduler.last_epoch == run.optim.scheduler.last_epoch == 7
+    # The negative control: without the optimizer's state it goes elsewhere.
+    third = Run(optimizer, args, seed=5, scheduler=scheduled)
+    third.model.load_state_dict(state[0])
+    third.guide.load_state_dict(state[1])
+    assert third.steps(4, seed=2) != expected
+
+
+def test_state_before_the_first_step_and_on_disk(tmp_path):
+    run = Run(*OPTIMIZERS[1])
+    state = run.optim.get_state()
+    assert state["optimizer"]["state"] == {}
+    run.steps(2, seed=1)
+    run.optim.save(str(tmp_path / "optim.pt"))
+    other = Run(*OPTIMIZERS[1])
+    other.optim.load(str(tmp_path / "optim.pt"))
+    assert set(other.optim.get_state()["optimizer"]["state"]) == set(
+        run.optim.get_state()["optimizer"]["state"]
+    )
+    run.optim.set_state(state)
+    assert run.optim.get_state()["optimizer"]["state"] == {}
+
+
+def test_a_state_is_a_copy():
+    run = Run(*OPTIMIZERS[0])
+    run.steps(2, seed=1)
+    other = Run(*OPTIMIZERS[0])
+    other.optim.set_state(run.optim.get_state())
+    before = run.state()[2]["optimizer"]["state"][0]["momentum_buffer"].clone()
+    other.steps(3, seed=2)
+    after = run.optim.get_state()["optimizer"]["state"][0]["momentum_buffer"]
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
+
+
+def test_the_state_of_another_model_is_refused():
+    run = Run(*OPTIMIZERS[0])
+    net = RandomModule(nn.Linear(2, 1), stochastic="all")
+    other = AutoMuPNormal(SupervisedModel(net, Normal(0.1), num_data=10))
+    optim = MuPOptim(torch.optim.SGD, {"lr": 0.1}, other)
+    optim.set_state(run.optim.get_state())
+    with pytest.raises(ValueError, match=r"state is for the parameters .* but the parameters are"):
+        optim.optimizer  # noqa: B018
+    with pytest.raises(TypeError, match=r"set_state needs what MuPOptim\.get_state\(\) gave"):
+        run.optim.set_state({"state": {}, "param_groups": []})
+
+
+def late_model(x, y, late=False):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    shift = pyro.param("shift", lambda: torch.zeros(1)) if late else 0.0
+    with pyro.plate("data", 10):
+        pyro.sample("obs", dist.Normal(x @ w + shift, 0.1), obs=y.squeeze(-1))
+
+
+def make_late(scheduler=None):
+    guide = AutoMuPNormal(late_model, covariance=Diagonal())
+    guide.initialize(X, Y)
+    args = {"lr": 0.1, "momentum": 0.9}
+    optim = MuPOptim(torch.optim.SGD, args, guide, scheduler=scheduler)
+    return optim, SVI(late_model, guide, optim, LOSS)
+
+
+SCHEDULERS = {
+    "step": scheduled,
+    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: 0.5 ** (epoch // 2)),
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(
+        o, [g["lr"] for g in o.param_groups], total_steps=10
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_parameter_that_appears_later_joins_its_group_and_its_schedule(scheduler):
+    optim, svi = make_late(SCHEDULERS[scheduler])
+    for _ in range(3):
+        svi.step(X, Y)
+        optim.step_scheduler()
+    svi.step(X, Y, late=True)
+    *_, last = optim.optimizer.param_groups
+    assert last["param_names"] == ["shift"]
+    assert pyro.param("shift").item() != 0.0
+    for _ in range(3):
+        optim.step_scheduler()
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    schedule = SCHEDULERS[scheduler](reference)
+    for _ in range(6):
+        reference.step()
+        schedule.step()
+    assert last["lr"] == pytest.approx(reference.param_groups[0]["lr"])
+
+
+def test_state_waits_for_a_parameter_that_appears_later():
+    optim, svi = make_late()
+    for _ in range(3):
+        svi.step(X, Y, late=True)
+    state = optim.get_state()
+    state["optimizer"]["state"][2]["momentum_buffer"].fill_(1e6)
+    pyro.clear_param_store()
+    other, other_svi = make_late()
+    assert len(other.optimizer.param_groups[-1]["params"]) == 0
+    other.set_state(state)
+    other_svi.step(X, Y)
+    momentum = other.optimizer.state_dict()["state"][0]["momentum_buffer"].clone()
+    assert len(other.optimizer.state) == 2
+    other_svi.step(X, Y, late=True)
+    assert len(other.optimizer.state) == 3
+    # The late parameter's momentum came along; the others' was not set back.
+    now = other.optimizer.state_dict()["state"]
+    assert now[2]["momentum_buffer"].item() > 8e5
+    assert now[0]["momentum_buffer"].abs().max() < 1e5
+    assert not torch.equal(now[0]["momentum_buffer"], momentum)
+
+
+def test_clipping_is_over_all_parameters_together():
+    run = Run(torch.optim.SGD, {"lr": 1.0}, clip_norm=1e-3)
+    parameters = [p for g in run.optim.optimizer.param_groups for p in g["params"]]
+    rates = [g["lr"] for g in run.optim.optimizer.param_groups for _ in g["params"]]
+    before = [p.detach().clone() for p in parameters]
+    run.steps(1, seed=1)
+    gradients = [(b - p.detach()) / r for b, p, r in zip(before, parameters, rates, strict=True)]
+    norm = torch.cat([g.reshape(-1) for g in gradients]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_plateau_scheduler_takes_the_loss():
+    def plateau(optimizer):
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+
+    run = Run(torch.optim.SGD, {"lr": 1.0}, scheduler=plateau)
+    start = run.optim.optimizer.param_groups[0]["lr"]
+    for _ in range(3):
+        run.optim.step_scheduler(1.0)
+    assert run.optim.optimizer.param_groups[0]["lr"] < start
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("make", [pyro.optim.Adam, pyro.optim.ClippedAdam])
+def test_pyros_own_optimizers_train_the_guide(make, local):
+    with pyro.settings.context(module_local_params=local):
+        run = Run(*OPTIMIZERS[0])
+        svi = SVI(run.model, run.guide, make({"lr": 0.02}), LOSS)
+        modules = nn.ModuleList([run.model, run.guide])
+        before = {n: p.detach().clone() for n, p in modules.named_parameters() if p.requires_grad}
+        for _ in range(3):
+            svi.step(X, Y)
+        after = dict(modules.named_parameters())
+        assert all(not torch.equal(after[name], value) for name, value in before.items())
