@@ -96,13 +96,25 @@ class CoordinateCheck:
             The slope: 0 if the quantity does not depend on the width, NaN if it is zero or not
             finite at some width.
         """
-        values = self.mean(quantity, step, layer)
-        if not all(0 < v < math.inf for v in values):
+        return _slope(self.widths, self.mean(quantity, step, layer))
+
+    def slope_error(self, quantity: str, step: int, layer: str) -> float:
+        """Standard error of a slope, from the slopes of the seeds one by one.
+
+        Args:
+            quantity: Name of the quantity.
+            step: Number of optimizer steps.
+            layer: Name of the layer in the network.
+
+        Returns:
+            The standard error, NaN for a single seed.
+        """
+        self.mean(quantity, step, layer)  # the error for a key that is not there
+        by_seed = zip(*self.rms[quantity, step, layer], strict=True)
+        slopes = torch.tensor([_slope(self.widths, values) for values in by_seed])
+        if len(slopes) < 2:
             return math.nan
-        x = torch.tensor(self.widths, dtype=torch.float64).log()
-        y = torch.tensor(values, dtype=torch.float64).log()
-        x = x - x.mean()
-        return float((x @ y / (x @ x)).item())
+        return float(slopes.std().item()) / math.sqrt(len(slopes))
 
     def largest_slope(
         self,
@@ -424,6 +436,16 @@ class _Probe:
                 output = functional_call(module, inner, args, kwargs)
                 changes.append(_tensor_of(output) - self.outputs[layer][i])
         return _rms(torch.stack(changes))
+
+
+def _slope(widths: Sequence[int], values: Sequence[float]) -> float:
+    """Least-squares slope in logarithms, NaN where there is none."""
+    if not all(0 < value < math.inf for value in values):
+        return math.nan
+    x = torch.tensor(widths, dtype=torch.float64).log()
+    y = torch.tensor(values, dtype=torch.float64).log()
+    x = x - x.mean()
+    return float((x @ y / (x @ x)).item())
 
 
 def _rms(values: Tensor) -> float:

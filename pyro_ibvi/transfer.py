@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,10 @@ def _train(
 ) -> float:
     """The loss after training, infinite if it diverges."""
     try:
-        fit(svi, train_loader, num_epochs, progress=False)
+        with warnings.catch_warnings():
+            # Pyro announces what is a result here: some rate is too large.
+            warnings.filterwarnings("ignore", message=r"Encountered (NaN|[+-]inf)")
+            fit(svi, train_loader, num_epochs, progress=False)
     except FloatingPointError:
         return math.inf
     total, num_batches = 0.0, 0
