@@ -51,14 +51,19 @@ class RandomModule(PyroModule):
     Args:
         net: The network. Dropout, norm layers, tied weights and compiled networks work as usual.
         parametrization: Initial scales and learning rates; ``MaximalUpdate()`` by default.
-        stochastic: Which parameters are random: ``"input+output"`` (the paper's choice, and what
-            the benchmarks favor), ``"all"``, ``"input"`` or ``"last"``, weights and biases of
-            those layers; parameter or layer names and patterns
+        stochastic: Which parameters are random: ``"input+output"`` (the paper's choice), ``"all"``,
+            ``"input"`` or ``"last"``, weights and biases of those layers; with ``" weights"``
+            after it, as in the default, the weights alone; parameter or layer names, patterns
             (``["0.*"]``); module types; or a predicate on the parameter's name.
         prior: Overrides of the prior: one standard deviation for all sites, or a mapping from
             name or pattern to a standard deviation or to a distribution.
         roles: Overrides of roles, see :func:`~pyro_ibvi.roles.find_roles`.
         name: Prefix of the names where no other ``PyroModule`` holds this one.
+
+    By default biases are point-estimated: in muP a bias starts with standard deviation 1, and a
+    low-rank factor learns at 1/R times the mean's rate, so that random biases feed the network
+    with noise that fades slowly. On an MLP they make no difference; a small convolutional network
+    learns nothing with them in epochs that are enough without (``benchmarks/biases``).
 
     Raises:
         TypeError: If ``net`` is not an ``nn.Module``, or a class stands for an object.
@@ -77,7 +82,7 @@ class RandomModule(PyroModule):
         net: nn.Module,
         *,
         parametrization: Parametrization | None = None,
-        stochastic: Stochastic = "input+output",
+        stochastic: Stochastic = "input+output weights",
         prior: Prior | Mapping[str, Prior] | None = None,
         roles: RoleOverrides | None = None,
         name: str = "",
@@ -288,9 +293,13 @@ def _choose(
     net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stochastic
 ) -> list[str]:
     """Names of the parameters that ``stochastic`` chooses."""
-    if isinstance(stochastic, str) and stochastic in _LAYER_CHOICES:
-        roles = _LAYER_CHOICES[stochastic]
-        chosen = [n for n, w in weights.items() if w.layer_role in roles and w.role != "gain"]
+    choice = stochastic.removesuffix(" weights") if isinstance(stochastic, str) else None
+    if choice in _LAYER_CHOICES:
+        roles = _LAYER_CHOICES[choice]
+        left_out = ("gain",) if choice == stochastic else ("gain", "bias")
+        chosen = [
+            n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
+        ]
     elif callable(stochastic) and not isinstance(stochastic, type):
         chosen = [name for name in weights if stochastic(name)]
     else:
