@@ -37,7 +37,9 @@ class AutoMuPNormal(AutoGuide):
     targets included, or the guide itself.
 
     Parameters live in the guide, not in Pyro's global store: save and restore them by
-    ``state_dict`` and ``load_state_dict``.
+    ``state_dict`` and ``load_state_dict``. Pyro's own optimizers train them, but those look up
+    names in the store, for arguments per parameter and for their state: prefer
+    :class:`~pyro_ibvi.MuPOptim`, which takes any guide.
 
     Args:
         model: A Pyro model.
@@ -334,7 +336,7 @@ class AutoMuPNormal(AutoGuide):
         self._layers = layers
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
         self._model_weights = {
-            name: (cast("Any", node["value"]).unconstrained(), weights[name])
+            name: (_unconstrained(node["value"]), weights[name])
             for name, node in trace.nodes.items()
             if node["type"] == "param"
         }
@@ -453,6 +455,12 @@ class AutoMuPNormal(AutoGuide):
         model = None if self._model is None else (memo.get(id(self.model), self.model),)
         new.__dict__.update(_model=model, _model_weights=weights)
         return new
+
+
+def _unconstrained(value: Any) -> nn.Parameter:
+    """The leaf behind a parameter's value; parameters local to their module are their own."""
+    reference = getattr(value, "unconstrained", None)
+    return cast("nn.Parameter", value if reference is None else reference())
 
 
 def _constrain(site: Site, value: Tensor) -> Tensor:
