@@ -145,9 +145,8 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The draws by site name, the draws' dimension in front.
         """
-        assert self._layers is not None, "an initialized guide"
         result = {}
-        for layer in self._layers:
+        for layer in self._made_layers():
             shared = SharedNoise()
             for site in layer.sites:
                 loc = self._parameter("locs", site.name)
@@ -277,17 +276,13 @@ class AutoMuPNormal(AutoGuide):
         Raises:
             RuntimeError: If the guide is not initialized.
         """
-        if self._layers is None:
-            raise RuntimeError(
-                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
-                "arguments, targets included."
-            )
+        layers = self._made_layers()
         if self._model is None:
             raise RuntimeError(
                 "This guide was unpickled, without its model, whose parameters need their rates "
                 "too: make a new guide of the model and load this one's state_dict into it."
             )
-        for layer in self._layers:
+        for layer in layers:
             for site in layer.sites:
                 weight = site.weight
                 name = self._full_name("locs", site.name)
@@ -405,11 +400,19 @@ class AutoMuPNormal(AutoGuide):
         return f"{self.__dict__['_pyro_name']}.{kind}.{name}"
 
     def _sites(self) -> Iterator[Site]:
-        for layer in self._layers or ():
+        for layer in self._made_layers():
             yield from layer.sites
 
+    def _made_layers(self) -> list[Layer]:
+        if self._layers is None:
+            raise RuntimeError(
+                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
+                "arguments, targets included."
+            )
+        return self._layers
+
     def _find(self, name: str) -> tuple[Layer, Site]:
-        for layer in self._layers or ():
+        for layer in self._made_layers():
             for site in layer.sites:
                 if site.name == name:
                     return layer, site

@@ -287,6 +287,9 @@ def test_called_first_without_targets():
     guide, x = AutoMuPNormal(model), torch.ones(3)
     with pytest.raises(ValueError, match=r"called first with y=None.*guide\.initialize\(\*args\)"):
         guide(x)
+    for ask in (lambda: guide.draw(3), lambda: guide.loc("w"), lambda: guide.scale("w")):
+        with pytest.raises(RuntimeError, match=r"no parameters yet: call guide\.initialize"):
+            ask()
     guide.initialize(x, torch.zeros(3))
     assert set(guide(x)) == {"w"}
     with pytest.raises(ValueError, match="called first with y=None"):
