@@ -8,6 +8,7 @@ from pyro_ibvi._version import __version__
 from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
+from pyro_ibvi.coordinate_check import CoordinateCheck, coordinate_check
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_variants import (
@@ -46,6 +47,7 @@ from pyro_ibvi.report import ObjectiveReport, check, check_loss
 from pyro_ibvi.roles import WeightRole
 from pyro_ibvi.supervised import SupervisedModel
 from pyro_ibvi.training import History, fit
+from pyro_ibvi.transfer import Transfer, transfer
 
 __all__ = [
     "__version__",
@@ -71,6 +73,11 @@ __all__ = [
     "NeuralTangent",
     "Fans",
     "WeightRole",
+    # width
+    "coordinate_check",
+    "CoordinateCheck",
+    "transfer",
+    "Transfer",
     # the objective
     "TraceExpectedLogLikelihood",
     "TraceGraphExpectedLogLikelihood",

@@ -63,8 +63,10 @@ class Site:
 
     def transform(self) -> Transform | None:
         """The map from the unconstrained value to the site's, or None for the identity."""
+        if _is_real(self.support):
+            return None  # networks' weights, for which no look-up need be paid
         transform = biject_to(self.support)
-        if transform == identity_transform or _is_real(self.support):
+        if transform == identity_transform:
             return None
         if isinstance(transform, ComposeTransform):
             # The positive numbers come as exp and then + 0, which is exp.

@@ -27,6 +27,7 @@ class SupervisedModel(PyroModule):
         net: The network.
         likelihood: The distribution of a target given the network's output.
         num_data: Number ``N`` of data in the training set; by default a batch is the whole set.
+            In training mode no batch may be larger.
 
     Raises:
         TypeError: If the network or the likelihood is not one of this package.
@@ -116,11 +117,13 @@ class SupervisedModel(PyroModule):
         num_data = batch_size if self.num_data is None else self.num_data
         if batch_size == 0:
             raise ValueError("The batch is empty: its inputs have a first dimension of size 0.")
-        if batch_size > num_data:
+        if batch_size > num_data and self.training:
             raise ValueError(
                 f"The batch holds {batch_size} data, but num_data={num_data}: num_data is the "
                 f"size of the whole training set."
             )
+        # Test data are no part of the training set and may be more.
+        num_data = max(num_data, batch_size)
         # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
         # of the whole data set each step.
         return num_data, None, range(batch_size)
