@@ -37,7 +37,9 @@ class AutoMuPNormal(AutoGuide):
     targets included, or the guide itself.
 
     Parameters live in the guide, not in Pyro's global store: save and restore them by
-    ``state_dict`` and ``load_state_dict``.
+    ``state_dict`` and ``load_state_dict``. Pyro's own optimizers train them, but those look up
+    names in the store, for arguments per parameter and for their state: prefer
+    :class:`~pyro_ibvi.MuPOptim`, which takes any guide.
 
     Args:
         model: A Pyro model.
@@ -143,9 +145,8 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The draws by site name, the draws' dimension in front.
         """
-        assert self._layers is not None, "an initialized guide"
         result = {}
-        for layer in self._layers:
+        for layer in self._made_layers():
             shared = SharedNoise()
             for site in layer.sites:
                 loc = self._parameter("locs", site.name)
@@ -275,17 +276,13 @@ class AutoMuPNormal(AutoGuide):
         Raises:
             RuntimeError: If the guide is not initialized.
         """
-        if self._layers is None:
-            raise RuntimeError(
-                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
-                "arguments, targets included."
-            )
+        layers = self._made_layers()
         if self._model is None:
             raise RuntimeError(
                 "This guide was unpickled, without its model, whose parameters need their rates "
                 "too: make a new guide of the model and load this one's state_dict into it."
             )
-        for layer in self._layers:
+        for layer in layers:
             for site in layer.sites:
                 weight = site.weight
                 name = self._full_name("locs", site.name)
@@ -334,7 +331,7 @@ class AutoMuPNormal(AutoGuide):
         self._layers = layers
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
         self._model_weights = {
-            name: (cast("Any", node["value"]).unconstrained(), weights[name])
+            name: (_unconstrained(node["value"]), weights[name])
             for name, node in trace.nodes.items()
             if node["type"] == "param"
         }
@@ -403,11 +400,19 @@ class AutoMuPNormal(AutoGuide):
         return f"{self.__dict__['_pyro_name']}.{kind}.{name}"
 
     def _sites(self) -> Iterator[Site]:
-        for layer in self._layers or ():
+        for layer in self._made_layers():
             yield from layer.sites
 
+    def _made_layers(self) -> list[Layer]:
+        if self._layers is None:
+            raise RuntimeError(
+                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
+                "arguments, targets included."
+            )
+        return self._layers
+
     def _find(self, name: str) -> tuple[Layer, Site]:
-        for layer in self._layers or ():
+        for layer in self._made_layers():
             for site in layer.sites:
                 if site.name == name:
                     return layer, site
@@ -453,6 +458,12 @@ class AutoMuPNormal(AutoGuide):
         model = None if self._model is None else (memo.get(id(self.model), self.model),)
         new.__dict__.update(_model=model, _model_weights=weights)
         return new
+
+
+def _unconstrained(value: Any) -> nn.Parameter:
+    """The leaf behind a parameter's value; parameters local to their module are their own."""
+    reference = getattr(value, "unconstrained", None)
+    return cast("nn.Parameter", value if reference is None else reference())
 
 
 def _constrain(site: Site, value: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class RandomModule(PyroModule):
         self._modules["net"] = net
         self.parametrization = MaximalUpdate() if parametrization is None else parametrization
         self.roles = find_roles(net, base=self.parametrization.base, overrides=roles)
+        self._weight_cache: dict[str, NetworkWeight] = {}
         self.stochastic = _choose(net, self.roles, stochastic)
         given = _match_priors(prior, net, self.stochastic)
         self._priors = {n: given.get(n, self._default_std(n)) for n in self.stochastic}
@@ -213,10 +214,13 @@ class RandomModule(PyroModule):
         return self._weight(name).std()
 
     def _weight(self, name: str) -> NetworkWeight:
-        # Two networks of one model may have layers of the same name, which share no noise.
-        weight = self.roles[name]
-        layer = replace(weight, layer=self.site_name(weight.layer))
-        return NetworkWeight(layer, self.parametrization)
+        full_name = self.site_name(name)  # changes when a module takes this one in
+        if full_name not in self._weight_cache:
+            # Two networks of one model may have layers of the same name, which share no noise.
+            weight = self.roles[name]
+            layer = replace(weight, layer=self.site_name(weight.layer))
+            self._weight_cache[full_name] = NetworkWeight(layer, self.parametrization)
+        return self._weight_cache[full_name]
 
     def _prior(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
         prior = self._priors[name]

@@ -160,10 +160,11 @@ def enum_elbo(**arguments):
 def test_the_elbos_find_the_conjugate_posterior(elbo, arguments):
     guide = AutoMuPNormal(conjugate, covariance=Diagonal())
     guide.initialize(DATA)
-    train(guide, elbo(**arguments), model=conjugate, num_steps=300, lr=0.03)
+    num_steps = 200 if arguments else 400
+    train(guide, elbo(**arguments), model=conjugate, num_steps=num_steps, lr=0.03)
     precision = 0.25 + len(DATA)
     assert guide.loc("x").item() == pytest.approx(DATA.sum().item() / precision, abs=0.1)
-    assert guide.scale("x").item() == pytest.approx(precision**-0.5, abs=0.08)
+    assert guide.scale("x").item() == pytest.approx(precision**-0.5, abs=0.1)
     # The loss at the posterior is minus the evidence.
     with torch.no_grad():
         guide.loc("x").fill_(DATA.sum().item() / precision)

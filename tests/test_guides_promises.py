@@ -8,6 +8,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoNormal
 from pyro.infer.reparam import LocScaleReparam, ProjectedNormalReparam
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 from pyro_ibvi import (
@@ -19,6 +20,7 @@ from pyro_ibvi import (
     SupervisedModel,
     TraceExpectedLogLikelihood,
     WeightRole,
+    mup_param_groups,
 )
 
 DATA = torch.arange(12.0).reshape(6, 2) / 6
@@ -103,6 +105,40 @@ def test_guide_list(local_params):
     fresh.append(AutoMuPNormal(poutine.block(model, hide=["mu", "obs"]), covariance=Diagonal()))
     fresh.load_state_dict(guide.state_dict())
     torch.testing.assert_close(fresh.median(DATA)["x"], guide.median(DATA)["x"])
+
+
+@pytest.mark.parametrize("local_params", [False, True])
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_the_module_interface_of_an_elbo(local_params, vectorize):
+    pyro.settings.set(module_local_params=local_params)
+
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+            self.scale = PyroParam(torch.ones(2), constraint=dist.constraints.positive)
+            self.z = PyroSample(lambda self: dist.Normal(self.loc, self.scale).to_event(1))
+
+        def forward(self, data):
+            loc, log_scale = self.z.unbind(-1)
+            with pyro.plate("data"):
+                pyro.sample("obs", dist.Cauchy(loc, log_scale.exp()), obs=data)
+
+    model, data = Model(), DATA[:, 0]
+    guide = AutoMuPNormal(model, covariance=Diagonal())
+    guide(data)
+    loss_fn = Trace_ELBO(num_particles=2, vectorize_particles=vectorize)(model, guide)
+    names = {"model.loc", "model.scale_unconstrained", "guide.locs.z", "guide.factors.z"}
+    assert {name for name, _ in loss_fn.named_parameters()} == names
+    groups = mup_param_groups(guide, 0.01, optimizer=torch.optim.Adam)
+    adam = torch.optim.Adam(groups)
+    before = {name: p.detach().clone() for name, p in loss_fn.named_parameters()}
+    for _ in range(2):
+        adam.zero_grad()
+        loss_fn(data).backward()
+        adam.step()
+    after = dict(loss_fn.named_parameters())
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_guide_list_with_pyros_guides():
@@ -251,6 +287,9 @@ def test_called_first_without_targets():
     guide, x = AutoMuPNormal(model), torch.ones(3)
     with pytest.raises(ValueError, match=r"called first with y=None.*guide\.initialize\(\*args\)"):
         guide(x)
+    for ask in (lambda: guide.draw(3), lambda: guide.loc("w"), lambda: guide.scale("w")):
+        with pytest.raises(RuntimeError, match=r"no parameters yet: call guide\.initialize"):
+            ask()
     guide.initialize(x, torch.zeros(3))
     assert set(guide(x)) == {"w"}
     with pytest.raises(ValueError, match="called first with y=None"):
