@@ -51,7 +51,7 @@ class RandomModule(PyroModule):
     Args:
         net: The network. Dropout, norm layers, tied weights and compiled networks work as usual.
         parametrization: Initial scales and learning rates; ``MaximalUpdate()`` by default.
-        stochastic: Which parameters are random: ``"input+output"`` (the paper's choice), ``"all"``,
+        stochastic: Which parameters are random: ``"input+output"`` (as in the paper), ``"all"``,
             ``"input"`` or ``"last"``, weights and biases of those layers; with ``" weights"``
             after it, as in the default, the weights alone; parameter or layer names, patterns
             (``["0.*"]``); module types; or a predicate on the parameter's name.
@@ -297,10 +297,10 @@ def _choose(
     net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stochastic
 ) -> list[str]:
     """Names of the parameters that ``stochastic`` chooses."""
-    choice = stochastic.removesuffix(" weights") if isinstance(stochastic, str) else None
-    if choice in _LAYER_CHOICES:
-        roles = _LAYER_CHOICES[choice]
-        left_out = ("gain",) if choice == stochastic else ("gain", "bias")
+    ends = stochastic.removesuffix(" weights") if isinstance(stochastic, str) else None
+    if ends in _LAYER_CHOICES:
+        roles = _LAYER_CHOICES[ends]
+        left_out = ("gain",) if ends == stochastic else ("gain", "bias")
         chosen = [
             n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
         ]

@@ -61,6 +61,7 @@ def test_the_users_network_stays_as_it_is():
     [
         ("all", {"0.weight", "0.bias", "3.weight", "3.bias", "5.weight", "5.bias"}),
         ("input+output", {"0.weight", "0.bias", "5.weight", "5.bias"}),
+        ("input+output weights", {"0.weight", "5.weight"}),
         ("input", {"0.weight", "0.bias"}),
         ("last", {"5.weight", "5.bias"}),
         (["0.*", "3.bias"], {"0.weight", "0.bias", "3.bias"}),

@@ -136,9 +136,10 @@ elbo = {name: ibvi.predict(elbo_model, elbo_guide, x) for name, x in test_sets.i
 # %% [markdown]
 # ### Implicit-bias VI
 #
-# The loss changes, and with it the guide and the optimizer. The first and the last layer are
-# random, with a low-rank covariance. The rule for the learning rates (muP) is `MuPOptim`'s
-# business: the one that is given here serves a wider network as well.
+# The loss changes, and with it the guide and the optimizer. The weights of the first and the last
+# layer are random, with a low-rank covariance; the others are trained as usual. The rule for the
+# learning rates (muP) is `MuPOptim`'s business: the one that is given here serves a wider network
+# as well.
 
 # %%
 pyro.set_rng_seed(seed)
