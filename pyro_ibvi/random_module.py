@@ -111,6 +111,7 @@ class RandomModule(PyroModule):
         given = _match_priors(prior, net, self.stochastic)
         self._priors = {n: given.get(n, self._default_std(n)) for n in self.stochastic}
         self._is_compiled = any(hasattr(module, "_orig_mod") for module in net.modules())
+        self._num_dims = {name: p.dim() for name, p in net.named_parameters()}
         self._prior_cache: dict[str, TorchDistributionMixin] = {}
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
@@ -173,9 +174,7 @@ class RandomModule(PyroModule):
         Returns:
             The number of dimensions, 0 for a single draw.
         """
-        return max(
-            (v.dim() - self.network.get_parameter(k).dim() for k, v in values.items()), default=0
-        )
+        return max((v.dim() - self._num_dims[k] for k, v in values.items()), default=0)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Draws the stochastic parameters and runs the network.
