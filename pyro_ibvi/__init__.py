@@ -7,6 +7,7 @@ prior, and let the optimizer's implicit bias do the regularizing.
 from pyro_ibvi._version import __version__
 from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.calibration import Reliability, reliability, score
+from pyro_ibvi.closed_form import TraceClosedFormHead
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_variants import (
@@ -69,6 +70,7 @@ __all__ = [
     "TraceEnumExpectedLogLikelihood",
     "TraceMeanFieldExpectedLogLikelihood",
     "TraceGeneralizedVI",
+    "TraceClosedFormHead",
     "KLAnnealing",
     "check",
     "check_loss",
