@@ -9,6 +9,7 @@ from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.closed_form import TraceClosedFormHead
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
+from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_variants import (
     TraceEnumExpectedLogLikelihood,
@@ -86,4 +87,7 @@ __all__ = [
     "score",
     "reliability",
     "Reliability",
+    # diagnostics
+    "CollapseMonitor",
+    "CollapseReport",
 ]
