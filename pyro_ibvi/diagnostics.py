@@ -378,15 +378,15 @@ def _layer_role(groups: list[Layer]) -> str | None:
 
 
 def _basis(name: str, layers: Mapping[str, list[Layer]], inputs: Tensor, start: State) -> Tensor:
-    """Orthonormal basis of the span of a layer's inputs, a column of ones for a random bias."""
+    """Orthonormal basis of the span of a layer's inputs, with a one for a random bias."""
     sites = [site for group in layers[name] for site in group.sites]
     weights = [site for site in sites if not _is_bias(site)]
     shapes = {site.name: tuple(start[site.name][0].shape) for site in weights}
     features = {shape[-1] for shape in shapes.values() if len(shape) in {1, 2}}
     if len(weights) != 1 or features != set(inputs.shape[1:]) or inputs.dim() != 2:
         raise ValueError(
-            f"The inputs of the layer {name!r} have the shape {tuple(inputs.shape)}, and its weights "
-            f"{shapes}: (N, features) was expected, for one linear layer whose weight is "
+            f"The inputs of the layer {name!r} have the shape {tuple(inputs.shape)}, and its "
+            f"weights {shapes}: (N, features) was expected, for one linear layer whose weight is "
             "(outputs, features)."
         )
     inputs = inputs.detach().to(start[weights[0].name][0])
