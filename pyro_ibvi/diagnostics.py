@@ -268,7 +268,9 @@ def _named_layers(guide: AutoMuPNormal) -> dict[str, list[Layer]]:
     layers: dict[str, list[Layer]] = {}
     for group in guide.layers:
         first = group.sites[0]
-        name = first.name if first.weight is None else first.weight.weight.layer
+        # A network that is one layer has no name of its own: "net." is its parameters' prefix.
+        layer = "" if first.weight is None else first.weight.weight.layer.rstrip(".")
+        name = layer or first.name
         layers.setdefault(name, []).append(group)
     return layers
 

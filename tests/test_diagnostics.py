@@ -110,7 +110,7 @@ def test_training_takes_the_variance_on_the_span_and_no_other():
 def test_a_mean_field_guide_is_told_of_the_remedy():
     model, guide = build(nn.Linear(NUM_FEATURES, 1), {"*.bias": None, "*": ibvi.Diagonal()})
     x, y = torch.randn(NUM_DATA, NUM_FEATURES), torch.randn(NUM_DATA, 1)
-    monitor = ibvi.CollapseMonitor(guide, inputs={"net.": x})
+    monitor = ibvi.CollapseMonitor(guide, inputs={"net": x})
     optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, guide)
     svi = SVI(model, guide, optim, ibvi.TraceClosedFormHead(reduction="mean"))
     for _ in range(900):
@@ -129,8 +129,9 @@ def test_a_mean_field_guide_is_told_of_the_remedy():
     assert ibvi.CollapseMonitor(build()[1]).report().notes == ()
 
 
-def test_the_remedy_can_be_pasted():
-    model, guide = build(covariance=ibvi.Diagonal())
+@pytest.mark.parametrize("net", [None, nn.Linear(NUM_FEATURES, 1)])
+def test_the_remedy_can_be_pasted(net):
+    model, guide = build(net, covariance=ibvi.Diagonal())
     (note,) = ibvi.CollapseMonitor(guide).report().notes
     written = note.partition("covariance=")[2].rstrip(".")
     covariance = eval(written, {"LowRank": ibvi.LowRank, "Diagonal": ibvi.Diagonal})
