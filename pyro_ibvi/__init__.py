@@ -6,8 +6,10 @@ prior, and let the optimizer's implicit bias do the regularizing.
 
 from pyro_ibvi._version import __version__
 from pyro_ibvi.annealing import KLAnnealing
+from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.closed_form import TraceClosedFormHead
+from pyro_ibvi.coordinate_check import CoordinateCheck, coordinate_check
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -26,6 +28,13 @@ from pyro_ibvi.likelihoods import (
     Normal,
     Poisson,
 )
+from pyro_ibvi.model_criticism import (
+    LogPredictiveDensity,
+    compare_predictive,
+    log_predictive_density,
+    loo_approximate_posterior,
+    pareto_k,
+)
 from pyro_ibvi.optim import MuPOptim, mup_param_groups
 from pyro_ibvi.parametrization import (
     Fans,
@@ -40,6 +49,7 @@ from pyro_ibvi.report import ObjectiveReport, check, check_loss
 from pyro_ibvi.roles import WeightRole
 from pyro_ibvi.supervised import SupervisedModel
 from pyro_ibvi.training import History, fit
+from pyro_ibvi.transfer import Transfer, transfer
 
 __all__ = [
     "__version__",
@@ -65,6 +75,11 @@ __all__ = [
     "NeuralTangent",
     "Fans",
     "WeightRole",
+    # width
+    "coordinate_check",
+    "CoordinateCheck",
+    "transfer",
+    "Transfer",
     # the objective
     "TraceExpectedLogLikelihood",
     "TraceGraphExpectedLogLikelihood",
@@ -90,4 +105,12 @@ __all__ = [
     # diagnostics
     "CollapseMonitor",
     "CollapseReport",
+    # ArviZ and model criticism
+    "to_arviz",
+    "write_arviz",
+    "log_predictive_density",
+    "LogPredictiveDensity",
+    "compare_predictive",
+    "pareto_k",
+    "loo_approximate_posterior",
 ]

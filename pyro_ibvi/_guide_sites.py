@@ -19,7 +19,12 @@ from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution, biject_to
-from torch.distributions.transforms import Transform, identity_transform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    Transform,
+    identity_transform,
+)
 
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.roles import WEIGHT_KEY, NetworkWeight, WeightRole
@@ -31,6 +36,9 @@ DEFAULT_RANK = 100
 
 #: Number of prior draws from which the scale of a site is estimated where no formula is known.
 _NUM_PRIOR_DRAWS = 1000
+
+#: A standard deviation that exceeds the median deviation's by so much says nothing.
+_HEAVY_TAIL = 2.5
 
 
 @dataclass
@@ -55,8 +63,16 @@ class Site:
 
     def transform(self) -> Transform | None:
         """The map from the unconstrained value to the site's, or None for the identity."""
+        if _is_real(self.support):
+            return None  # networks' weights, for which no look-up need be paid
         transform = biject_to(self.support)
-        return None if transform == identity_transform or _is_real(self.support) else transform
+        if transform == identity_transform:
+            return None
+        if isinstance(transform, ComposeTransform):
+            # The positive numbers come as exp and then + 0, which is exp.
+            parts = [part for part in transform.parts if part != AffineTransform(0.0, 1.0)]
+            return parts[0] if len(parts) == 1 else transform
+        return transform
 
 
 @dataclass
@@ -343,11 +359,7 @@ def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
             if stddev.isfinite().all():
                 return stddev
     transform = biject_to(site.support)
-    if (
-        isinstance(base, TransformedDistribution)
-        and isinstance(base.base_dist, Normal)
-        and list(base.transforms) == [transform]
-    ):
+    if isinstance(base, TransformedDistribution) and _undoes(transform, base):
         # LogNormal and the like, whose own transform is the support's.
         return base.base_dist.stddev.expand(loc.shape).detach().clone()
     num_draws = max(2, min(_NUM_PRIOR_DRAWS, 10**7 // max(loc.numel(), 1)))
@@ -362,7 +374,19 @@ def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
         )
         return torch.ones_like(loc)
     # The median absolute deviation: heavy-tailed priors have no standard deviation.
-    deviation = (draws - draws.median(dim=0).values).abs().median(dim=0).values
+    robust = 1.4826 * (draws - draws.median(dim=0).values).abs().median(dim=0).values
     std = draws.std(dim=0)
-    scale = torch.where(std.isfinite() & (std < 10 * 1.4826 * deviation), std, 1.4826 * deviation)
+    scale = torch.where(std.isfinite() & (std < _HEAVY_TAIL * robust), std, robust)
     return scale.expand(loc.shape).detach().clone()
+
+
+def _undoes(transform: Transform, prior: TransformedDistribution) -> bool:
+    """Whether a map to unconstrained space gives back the Gaussian that a prior transforms."""
+    if not isinstance(prior.base_dist, Normal):
+        return False
+    unconstrained = prior.base_dist.loc + prior.base_dist.scale * torch.tensor(0.7)
+    value = unconstrained
+    for step in prior.transforms:
+        value = step(value)
+    back = transform.inv(value)
+    return back.shape == unconstrained.shape and torch.allclose(back, unconstrained, atol=1e-4)

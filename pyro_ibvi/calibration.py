@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from pyro_ibvi.likelihoods import Bernoulli, Categorical
 from pyro_ibvi.predictive import Prediction
 
 
-class Reliability(NamedTuple):
+@dataclass(frozen=True)
+class Reliability:
     """Confidence against accuracy, for a reliability diagram.
 
     Attributes:

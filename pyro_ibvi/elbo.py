@@ -94,7 +94,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             element of an observed site, counted with its scale.
         factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
             ``"drop"`` treats them as latent terms, of weight ``kl_weight``.
-        allow_local: Whether a latent inside a subsampled plate may lose its KL.
+        allow_local: Whether a latent with one value per datum may lose its KL: no error for one
+            in a subsampled plate, no warning for one in a plate of observations.
         vectorize_particles: Whether one vectorized run makes all particles.
         strict_enumeration_warning: As for `Trace_ELBO`.
         retain_graph: As for `Trace_ELBO`.

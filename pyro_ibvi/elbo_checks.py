@@ -269,7 +269,7 @@ def warn_once(
     guide_sites: Sites,
     model_trace: Trace,
     guide_trace: Trace,
-    kept: set[str],
+    local: list[str],
 ) -> None:
     """Warn of everything that the objective leaves unmoved or lets fit one datum each.
 
@@ -278,20 +278,19 @@ def warn_once(
         guide_sites: The guide's sample sites by name, dropped ones included.
         model_trace: The model's weighted trace.
         guide_trace: The guide's weighted trace.
-        kept: Names of the sites whose latent terms stay.
+        local: Names of the latents that have one value per observation and lose their KL.
     """
     latents, params = unreached(guide_sites, model_trace, guide_trace)
     sentences = []
     if latents or params:
         users = [*latents, *(n for n in users_of(latents, model_sites) if n not in latents)]
         sentences.append(_unmoved_sentence(latents, params, users))
-    local = local_latents(model_sites, guide_sites)
-    local = [name for name in local if name not in kept and name not in latents]
+    local = [name for name in local if name not in latents]
     if local:
         sentences.append(
             f"Each of the latent sites {local} has one value per observation: without its KL it "
             "fits its own datum, and the rest of the model learns little. Keep it with "
-            f"keep_kl={local!r}."
+            f"keep_kl={local!r}, or say that you mean it with allow_local=True."
         )
     if sentences:
         warnings.warn(" ".join(sentences), UserWarning, stacklevel=2)

@@ -54,7 +54,7 @@ class ExpectedLogLikelihood:
         reduction: ``"sum"`` for nats per data set, ``"mean"`` for nats per datum.
         factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
             ``"drop"`` as latent terms.
-        allow_local: Whether a latent inside a subsampled plate may lose its KL.
+        allow_local: Whether a latent with one value per datum may lose its KL.
         vectorize_particles: Whether one vectorized run makes all particles.
         strict_enumeration_warning: As for Pyro's ELBOs.
         retain_graph: As for Pyro's ELBOs.
@@ -169,7 +169,7 @@ class ExpectedLogLikelihood:
         if not self._checked:
             checks.reject_unknown_patterns(self.keep_kl, model_trace, guide_trace)
             checks.reject_half_kept(kept, guide_trace)
-            self._checked = True
+            self._checked = torch.is_grad_enabled()  # without a graph little can be seen
         if self._kl_weight < 1.0 and not self.allow_local:
             checks.reject_local_latents(kept, model_trace, guide_trace)
         return self._weigh(model_trace, guide_trace, kept)
@@ -186,7 +186,9 @@ class ExpectedLogLikelihood:
         self._validate_shapes(model_trace, guide_trace)
         if not self._reported and torch.is_grad_enabled() and self._kl_weight == 0.0:
             self._reported = True
-            checks.warn_once(model_sites, guide_sites, model_trace, guide_trace, kept)
+            local = [] if self.allow_local else checks.local_latents(model_sites, guide_sites)
+            local = [name for name in local if name not in kept]
+            checks.warn_once(model_sites, guide_sites, model_trace, guide_trace, local)
         return model_trace, guide_trace
 
     def _per_datum(self, model_trace: Trace) -> Tensor | float:

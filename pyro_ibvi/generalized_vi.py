@@ -152,18 +152,29 @@ class TraceGeneralizedVI(TraceExpectedLogLikelihood):
     def weight(self, value: float) -> None:
         self._weight = as_weight("weight", value)
 
-    def _weigh(
-        self, model_trace: Trace, guide_trace: Trace, kept: set[str]
-    ) -> tuple[Trace, Trace]:
-        if not self._weight:
-            return super()._weigh(model_trace, guide_trace, kept)
-        self._reported = True  # the penalty moves every latent
-        factor = -self._weight * self._per_datum(model_trace)
-        penalty = gaussian_divergence(model_trace, guide_trace, self.divergence) * factor
-        super()._weigh(model_trace, guide_trace, kept)
-        term = {"log_prob": penalty, "log_prob_sum": penalty, "cond_indep_stack": ()}
-        model_trace.add_node(PENALTY_SITE, type="sample", **term)
-        return model_trace, guide_trace
+    def apply_weights(
+        self,
+        model_trace: Trace,
+        guide_trace: Trace,
+        weights: tuple[dict[str, float], dict[str, float]],
+        factor: Tensor | float,
+    ) -> None:
+        """Weigh the sites as usual, and add the penalty as one more term of the model.
+
+        Args:
+            model_trace: The model's trace.
+            guide_trace: The guide's trace.
+            weights: Weights of the model's sites and of the guide's, by name.
+            factor: A common factor of all weights.
+        """
+        term: Any = None
+        if self._weight:
+            value = gaussian_divergence(model_trace, guide_trace, self.divergence)
+            term = -self._weight * factor * value
+        super().apply_weights(model_trace, guide_trace, weights, factor)
+        if term is not None:
+            fields = {"log_prob": term, "log_prob_sum": term, "infer": {}, "cond_indep_stack": ()}
+            model_trace.add_node(PENALTY_SITE, type="sample", **fields)
 
 
 def gaussian_divergence(model_trace: Trace, guide_trace: Trace, divergence: Divergence) -> Tensor:

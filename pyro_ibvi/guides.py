@@ -320,7 +320,7 @@ class AutoMuPNormal(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         trace = _guide_sites.run_prototype(self.model, self._init_loc_fn, args, kwargs)
-        if self.master is not None:
+        if self.master is not None and self.master().prototype_trace is not None:
             self.master()._check_prototype(trace)
         weights = {
             name: _guide_sites.weight_of_node(name, node, self._roles, self._parametrization)

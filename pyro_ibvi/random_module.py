@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ from pyro_ibvi.roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole
 
 Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
 Prior = float | TorchDistributionMixin
+#: Layers whose fused kernels vmap cannot run.
+_UNBATCHED = (nn.modules.rnn.RNNBase, nn.MultiheadAttention)
+#: Plates that Pyro itself puts around a model, for draws.
+_PYROS_PLATES = ("num_particles_vectorized", "_num_predictive_samples")
 _LAYER_CHOICES: dict[str, tuple[str, ...]] = {
     "all": ("input", "hidden", "output"),
     "input+output": ("input", "output"),
@@ -55,7 +61,7 @@ class RandomModule(PyroModule):
         name: Prefix of the names where no other ``PyroModule`` holds this one.
 
     Raises:
-        TypeError: If ``net`` is not an ``nn.Module``.
+        TypeError: If ``net`` is not an ``nn.Module``, or a class stands for an object.
         ValueError: If nothing is stochastic, a choice matches nothing, a layer is of an unknown
             kind, or a prior does not fit.
 
@@ -77,8 +83,18 @@ class RandomModule(PyroModule):
         name: str = "",
     ) -> None:
         super().__init__(name)
+        if isinstance(net, type):
+            raise TypeError(
+                f"RandomModule needs an object, got the class {net.__name__}: write "
+                f"{net.__name__}(...)."
+            )
         if not isinstance(net, nn.Module):
             raise TypeError(f"RandomModule needs a torch.nn.Module, got {type(net).__name__}.")
+        if isinstance(parametrization, type):
+            raise TypeError(
+                f"parametrization must be an object such as MaximalUpdate(), got the class "
+                f"{parametrization.__name__}."
+            )
         net = copy.deepcopy(net)
         # Into the dictionary of modules, past PyroModule's own bookkeeping, which would announce
         # every parameter of the network at every access.
@@ -88,6 +104,7 @@ class RandomModule(PyroModule):
         self.stochastic = _choose(net, self.roles, stochastic)
         given = _match_priors(prior, net, self.stochastic)
         self._priors = {n: given.get(n, self._default_std(n)) for n in self.stochastic}
+        self._is_compiled = any(hasattr(module, "_orig_mod") for module in net.modules())
         self._prior_cache: dict[str, TorchDistributionMixin] = {}
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
@@ -137,7 +154,7 @@ class RandomModule(PyroModule):
         """
         num_extra = self.num_draw_dims(values)
         if num_extra == 0:
-            return functional_call(self.network, dict(values), args, kwargs)
+            return self._call(dict(values), args, kwargs)
         output = self._run_draws(values, args, kwargs)
         return torch.utils._pytree.tree_map(lambda t: _pad(t, num_extra - 2), output)
 
@@ -164,7 +181,10 @@ class RandomModule(PyroModule):
         Returns:
             The network's output.
         """
-        return self.run(self.sample_parameters(), *args, **kwargs)
+        values = self.sample_parameters()
+        if self.num_draw_dims(values):
+            _check_plates(args, kwargs)
+        return self.run(values, *args, **kwargs)
 
     def prior_std(self, parameter_name: str) -> float:
         """Standard deviation of a stochastic parameter's prior (its mean over entries).
@@ -211,6 +231,16 @@ class RandomModule(PyroModule):
         self._prior_cache[name] = base.to_event(parameter.dim())
         return self._prior_cache[name]
 
+    def _call(
+        self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self._is_compiled:
+            return functional_call(self.network, values, args, kwargs)
+        with warnings.catch_warnings():
+            # The compiler looks at the gradients of all tensors, which draws do not have.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+            return functional_call(self.network, values, args, kwargs)
+
     def _run_draws(
         self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -230,13 +260,28 @@ class RandomModule(PyroModule):
                 )
 
         def run_one(draw: dict[str, Tensor]) -> Any:
-            return functional_call(net, {**shared, **draw}, args, kwargs)
+            return self._call({**shared, **draw}, args, kwargs)
 
         if not _runs_batched(net):
             num_draws = next(iter(drawn.values())).shape[0]
             outputs = [run_one({k: v[i] for k, v in drawn.items()}) for i in range(num_draws)]
             return torch.utils._pytree.tree_map(lambda *ts: torch.stack(ts), *outputs)
         return vmap(run_one, randomness="different")(drawn)
+
+
+def _check_plates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses a plate over the data, in which each datum would have weights of its own."""
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    batch_sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    for handler in poutine.runtime._PYRO_STACK:
+        if not isinstance(handler, pyro.plate) or handler.name in _PYROS_PLATES:
+            continue
+        if handler.dim == -1 and handler.subsample_size in batch_sizes:
+            raise ValueError(
+                f"The network is called inside of the plate {handler.name!r}, where each of the "
+                f"{handler.subsample_size} data would draw weights of its own. Call it before "
+                f"`with pyro.plate(...)`."
+            )
 
 
 def _choose(
@@ -293,6 +338,10 @@ def _match_priors(
         prior = {"*": prior}
     matched: dict[str, Prior] = {}
     for pattern, value in prior.items():
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"prior goes from names or patterns to priors; got the key {pattern!r}."
+            )
         hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
             raise ValueError(f"prior names {pattern!r}, which matches none of the sites {names}.")
@@ -326,7 +375,7 @@ def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
 def _runs_batched(net: nn.Module) -> bool:
     """Whether vmap can run the network with many draws at once."""
     for module in net.modules():
-        if isinstance(module, nn.modules.rnn.RNNBase) or hasattr(module, "_orig_mod"):
+        if isinstance(module, _UNBATCHED) or hasattr(module, "_orig_mod"):
             return False
         # Running statistics are updated in place, draw after draw.
         is_norm = isinstance(module, nn.modules.batchnorm._NormBase)

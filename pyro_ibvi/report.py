@@ -85,9 +85,9 @@ def check(
 ) -> ObjectiveReport:
     """Say what `TraceExpectedLogLikelihood` does with each site, and what it cannot move.
 
-    The model and the guide are run once, with the random state put back afterwards; a guide that
-    makes its parameters at its first call makes them here. For an objective with other options
-    call `check_loss`.
+    The model and the guide are run once, as a training step would, and torch's random state is
+    put back afterwards; a guide that makes its parameters at its first call makes them here. For
+    an objective with other options call `check_loss`.
 
     Args:
         model: The model.
@@ -131,49 +131,52 @@ def check_loss(
     Returns:
         A report that prints as a table.
     """
-    with torch.random.fork_rng(), torch.enable_grad():
-        if isinstance(loss, TraceEnum_ELBO):
-            model, guide = _enumerated(loss, model, guide, args, kwargs)
-        traces = run_traces("flat", model, guide, args, kwargs)
-    model_trace, guide_trace = (own_sites(trace) for trace in traces)
+    model_trace, guide_trace = _run_aside(loss, model, guide, args, kwargs)
     kept = kept_names(loss.keep_kl, model_trace, guide_trace)
     errors = _errors(loss, kept, model_trace, guide_trace)
     model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
     weights = loss.site_weights(model_trace, guide_trace, kept)
-    kinds = (
-        {name: model_kind(site, guide_trace) for name, site in model_sites.items()},
-        {name: guide_kind(site, model_trace) for name, site in guide_sites.items()},
-    )
-    latents, params = _unreached(loss, weights, guide_sites, model_trace, guide_trace)
+    kinds = {name: model_kind(site, guide_trace) for name, site in model_sites.items()}
+    rows = [
+        _guide_row(site, guide_kind(site, model_trace), weights[1][name], name in kept)
+        for name, site in guide_sites.items()
+    ]
+    with torch.enable_grad():  # from here on the traces hold only what counts
+        loss.apply_weights(model_trace, guide_trace, weights, 1.0)
+    latents, params = checks.unreached(guide_sites, model_trace, guide_trace)
     local = [
         name
         for name in checks.local_latents(model_sites, guide_sites)
-        if weights[0][name] == 0.0 and name not in latents
+        if weights[0][name] == 0.0 and name not in latents and not loss.allow_local
     ]
-    rows = [
+    model_rows = [
         _row(
             site,
             "model",
-            kinds[0][name],
+            kinds[name],
             weights[0][name],
             kept=name in kept,
             dropped_because=_why_dropped(site, name in guide_sites, latents, local),
         )
         for name, site in model_sites.items()
     ]
-    rows += [
-        _row(
-            site,
-            "guide",
-            kinds[1][name],
-            weights[1][name],
-            kept=name in kept,
-            dropped_because="log q dropped"
-            + ", but evaluated for the score function" * (not is_reparametrized(site["fn"])),
-        )
-        for name, site in guide_sites.items()
-    ]
-    return ObjectiveReport(tuple(rows), (*latents, *params), tuple(local), tuple(errors))
+    return ObjectiveReport((*model_rows, *rows), (*latents, *params), tuple(local), tuple(errors))
+
+
+def _run_aside(
+    loss: ExpectedLogLikelihood,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Trace, Trace]:
+    """Return the traces of a model and a guide, and put the random state back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        if isinstance(loss, TraceEnum_ELBO):
+            model, guide = _enumerated(loss, model, guide, args, kwargs)
+        model_trace, guide_trace = run_traces("flat", model, guide, args, kwargs)
+    return own_sites(model_trace), own_sites(guide_trace)
 
 
 def _enumerated(
@@ -212,16 +215,11 @@ def _errors(
     return errors
 
 
-def _unreached(
-    loss: ExpectedLogLikelihood,
-    weights: tuple[dict[str, float], dict[str, float]],
-    guide_sites: dict[str, Site],
-    model_trace: Trace,
-    guide_trace: Trace,
-) -> tuple[list[str], list[str]]:
-    with torch.enable_grad():
-        loss.apply_weights(model_trace, guide_trace, weights, 1.0)
-    return checks.unreached(guide_sites, model_trace, guide_trace)
+def _guide_row(site: Site, kind: Kind, weight: float, kept: bool) -> SiteReport:
+    why = "log q dropped"
+    if not is_reparametrized(site["fn"]):
+        why += ", but evaluated for the score function"
+    return _row(site, "guide", kind, weight, kept=kept, dropped_because=why)
 
 
 def _why_dropped(site: Site, in_guide: bool, unmoved: Sequence[str], local: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ class SupervisedModel(PyroModule):
         net: The network.
         likelihood: The distribution of a target given the network's output.
         num_data: Number ``N`` of data in the training set; by default a batch is the whole set.
+            In training mode no batch may be larger.
 
     Raises:
         TypeError: If the network or the likelihood is not one of this package.
@@ -44,10 +45,9 @@ class SupervisedModel(PyroModule):
     ) -> None:
         super().__init__()
         if not isinstance(net, RandomModule):
-            hint = f": write RandomModule({type(net).__name__}(...))" * isinstance(net, nn.Module)
-            raise TypeError(
-                f"SupervisedModel needs a RandomModule, got {type(net).__name__}{hint}."
-            )
+            what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
+            hint = f": write RandomModule({what}(...))" * isinstance(net, nn.Module)
+            raise TypeError(f"SupervisedModel needs a RandomModule, got {what}{hint}.")
         if not isinstance(likelihood, Likelihood):
             hint = " class; write Normal(), with parentheses" * isinstance(likelihood, type)
             raise TypeError(
@@ -104,7 +104,8 @@ class SupervisedModel(PyroModule):
         """
         batch_size = first_tensor(x).shape[0]
         values = self.sample_parameters()
-        num_batch_dims = max(1, self.net.num_draw_dims(values))
+        num_draw_dims = self.net.num_draw_dims(values)
+        num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
         output = self.run(values, x)
         if y is not None:
             self._check(x, y, output, num_batch_dims)
@@ -116,11 +117,13 @@ class SupervisedModel(PyroModule):
         num_data = batch_size if self.num_data is None else self.num_data
         if batch_size == 0:
             raise ValueError("The batch is empty: its inputs have a first dimension of size 0.")
-        if batch_size > num_data:
+        if batch_size > num_data and self.training:
             raise ValueError(
                 f"The batch holds {batch_size} data, but num_data={num_data}: num_data is the "
                 f"size of the whole training set."
             )
+        # Test data are no part of the training set and may be more.
+        num_data = max(num_data, batch_size)
         # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
         # of the whole data set each step.
         return num_data, None, range(batch_size)

@@ -350,8 +350,7 @@ def test_a_local_latent_is_accepted_on_request():
     assert_same(kept, full)
     one = loss_and_grads(TraceExpectedLogLikelihood(kl_weight=1), case)
     assert_same(one, full, exact=True)
-    with pytest.warns(UserWarning, match="one value per observation"):
-        free = loss_and_grads(TraceExpectedLogLikelihood(allow_local=True), case)
+    free = loss_and_grads(TraceExpectedLogLikelihood(allow_local=True), case)
     assert free[0] < full[0]
 
 
@@ -430,7 +429,7 @@ def test_check_leaves_the_random_state():
     report = check(*case[:2], *case.args)
     assert torch.equal(torch.get_rng_state(), state)
     assert report.unmoved[0] == "tau"
-    assert "reaches no term that is kept" in str(report)
+    assert "reaches no term that is kept" in repr(report)
     kept = check_loss(TraceExpectedLogLikelihood(keep_kl="t*"), *case[:2], *case.args)
     assert kept.unmoved == ()
     assert "kept by keep_kl" in str(kept)
@@ -476,8 +475,11 @@ def test_keep_kl_must_fit_a_site():
 
 def test_keep_kl_of_a_flat_guide_needs_its_auxiliary_site():
     case = built(two_latents, X, X, guide=AutoDiagonalNormal)
+    half = TraceExpectedLogLikelihood(keep_kl="a")
+    with torch.no_grad():
+        half.loss(case.model, case.guide, *case.args)  # nothing can be seen without a graph
     with pytest.raises(ValueError, match=r"computes from the auxiliary site.*Name them too"):
-        loss_and_grads(TraceExpectedLogLikelihood(keep_kl="a"), case)
+        loss_and_grads(half, case)
     keep = ["a", "b", "_AutoDiagonalNormal_latent"]
     kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=keep), case)
     assert kept[0] == pytest.approx(loss_and_grads(Trace_ELBO(), case)[0], rel=1e-12)

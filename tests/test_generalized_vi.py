@@ -16,6 +16,7 @@ from torch.distributions import Independent, MultivariateNormal, constraints, kl
 from pyro_ibvi.divergences import wasserstein2_squared
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.generalized_vi import TraceGeneralizedVI
+from pyro_ibvi.report import check_loss
 
 pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
 Y = torch.linspace(-1.0, 2.0, 3, dtype=torch.float64)
@@ -270,6 +271,22 @@ def test_weight_zero_is_the_expected_log_likelihood_and_may_change():
     loss.weight = 0.25
     quarter = loss_and_grads(loss, case)[0]
     assert quarter - free[0] == pytest.approx(0.25 * penalty(case)[0], rel=1e-10)
+
+
+def test_the_penalty_moves_what_the_likelihood_does_not():
+    def fn(y):
+        tau = pyro.sample("tau", dist.Normal(1.0, 0.1))
+        w = pyro.sample("w", dist.Normal(0.0, tau.exp()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    case = built(fn)
+    assert check_loss(TraceGeneralizedVI(weight=0.0), *case[:2], Y).unmoved[0] == "tau"
+    assert check_loss(TraceGeneralizedVI(), *case[:2], Y).unmoved == ()
+    with pytest.warns(UserWarning, match=r"cannot move the latent sites \['tau'\]"):
+        loss_and_grads(TraceGeneralizedVI(weight=0.0), case)
+    _, grads = loss_and_grads(TraceGeneralizedVI(), case)
+    assert grads["AutoNormal.locs.tau"] != 0
 
 
 def test_what_is_not_gaussian_is_refused():

@@ -6,20 +6,19 @@ import torch
 from elbo_zoo import Case, fresh_pyro, loss_and_grads
 from pyro.infer import Trace_ELBO
 
-pyro_ibvi = pytest.importorskip("pyro_ibvi")
-guides = pytest.importorskip("pyro_ibvi.guides")
-
-from pyro_ibvi.covariance import Diagonal, LowRank  # noqa: E402
-from pyro_ibvi.guides import AutoMuPNormal  # noqa: E402
-from pyro_ibvi.likelihoods import Categorical  # noqa: E402
-from pyro_ibvi.random_module import RandomModule  # noqa: E402
-from pyro_ibvi.supervised import SupervisedModel  # noqa: E402
-
-from pyro_ibvi.divergences import covariance_factor, wasserstein2_squared  # noqa: E402
-from pyro_ibvi.elbo import TraceExpectedLogLikelihood  # noqa: E402
-from pyro_ibvi.elbo_variants import TraceMeanFieldExpectedLogLikelihood  # noqa: E402
-from pyro_ibvi.generalized_vi import TraceGeneralizedVI  # noqa: E402
-from pyro_ibvi.report import check  # noqa: E402
+from pyro_ibvi import (
+    AutoMuPNormal,
+    Categorical,
+    Diagonal,
+    LowRank,
+    RandomModule,
+    SupervisedModel,
+    TraceExpectedLogLikelihood,
+    TraceGeneralizedVI,
+    TraceMeanFieldExpectedLogLikelihood,
+    check,
+)
+from pyro_ibvi.divergences import covariance_factor, wasserstein2_squared
 
 pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
 LAYERS = [["net.0.weight", "net.0.bias"], ["net.2.weight", "net.2.bias"]]

@@ -64,8 +64,6 @@ MEAN = {
     "5.weight": (1 / 16, 1 / 16),
     "5.bias": (1.0, 1.0),
 }
-# What sqrt(fan_in) the maximal rule for independent noise multiplies with.
-DIAGONAL = {"3.weight": 4.0, "5.weight": 4.0}
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
@@ -80,7 +78,7 @@ def test_rates_are_the_tables(optimizer, covariance):
             expected[f"net.{name}"] = rate
             continue
         expected[f"AutoMuPNormal.locs.net.{name}"] = rate
-        factor = DIAGONAL.get(name, 1.0) if covariance == Diagonal() else 1 / 4
+        factor = 1.0 if covariance == Diagonal() else 1 / 4
         expected[f"AutoMuPNormal.factors.net.{name}"] = rate * factor
     actual = rates(mup_param_groups(guide, 0.1, optimizer=optimizer))
     assert actual == pytest.approx(expected)

@@ -107,8 +107,8 @@ def test_rank_rule(role, family):
 def test_diagonal_rule(role, growth):
     fans = linear(64, 32)
     mean = MaximalUpdate().rate(role, fans, "sgd")
-    maximal = MaximalUpdate().factor_rate(role, fans, "sgd", rank=None)
-    reference = MaximalUpdate(diagonal="reference").factor_rate(role, fans, "sgd", rank=None)
+    maximal = MaximalUpdate(diagonal="maximal").factor_rate(role, fans, "sgd", rank=None)
+    reference = MaximalUpdate().factor_rate(role, fans, "sgd", rank=None)
     assert maximal == pytest.approx(mean * growth)
     assert reference == pytest.approx(mean)
 
@@ -134,7 +134,7 @@ def test_neural_tangent_is_the_one_with_multipliers(family, power_init, power_ra
         ({"base": 0}, "base must be a positive width, got 0"),
         ({"base": -3}, "base must be a positive width, got -3"),
         ({"base": True}, "base must be a positive width, got True"),
-        ({"diagonal": "max"}, "diagonal must be 'maximal' or 'reference', got 'max'"),
+        ({"diagonal": "max"}, "diagonal must be 'reference' or 'maximal', got 'max'"),
         ({"rank_exponent": -1.0}, r"rank_exponent must be finite and not negative, got -1\.0"),
         ({"rank_exponent": math.nan}, "rank_exponent must be finite and not negative, got nan"),
     ],

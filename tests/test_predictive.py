@@ -233,3 +233,13 @@ def test_score_of_numbers_and_of_binary_labels():
     assert scores["nll"] == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 2, rel=1e-5)
     with pytest.raises(TypeError, match="needs predictions of labels"):
         ibvi.reliability(ibvi.Prediction(outputs, ibvi.Normal(1.0)), y)
+
+
+def test_a_test_set_may_be_larger_than_the_training_set():
+    model = ibvi.SupervisedModel(ibvi.RandomModule(nn.Linear(3, 1)), ibvi.Normal(0.5), num_data=4)
+    x, y = torch.randn(9, 3), torch.randn(9, 1)
+    with pytest.raises(ValueError, match="The batch holds 9 data, but num_data=4"):
+        model(x, y)
+    model.eval()
+    trace = pyro.poutine.trace(model).get_trace(x, y)
+    assert trace.nodes["obs"]["scale"] == 1.0

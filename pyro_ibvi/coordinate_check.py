@@ -1,0 +1,513 @@
+r"""Coordinate check: do activations keep their size, and learn at one pace, as a network widens?
+
+For a network with random weights :math:`w = \text{loc} + S z` the check trains for a few steps at
+each width and measures, at the output :math:`h_t(z)` of every layer after ``t`` steps, root mean
+squares over data, units and a fixed set of draws ``z``:
+
+=============== ==================================================================================
+quantity        what it is
+=============== ==================================================================================
+``size``        :math:`h_t(z)`
+``spread``      :math:`h_t(z)` minus its mean over draws
+``change``      :math:`h_t(z) - h_0(z)`
+``mean change`` the mean of :math:`h_t(z) - h_0(z)` over draws
+``loc``         what one parameter's mean changed, by the parameter's name: its layer's output with
+                its ``loc`` of step ``t`` and everything else of step 0, minus :math:`h_0(z)`
+``factor``      the same for one parameter's covariance factor ``S``
+=============== ==================================================================================
+
+Under the maximal update parametrization the log-log slopes of sizes and changes over widths are
+zero for hidden layers; the output of the first step may fall as ``width^-1/2``.
+
+References:
+    Yang, Hu et al., Tensor Programs V, 2022, arXiv:2203.03466, appendix D.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from pyro_ibvi._modes import module_mode
+from pyro_ibvi.elbo import TraceExpectedLogLikelihood
+from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.optim import MuPOptim
+from pyro_ibvi.parametrization import Family
+from pyro_ibvi.predictive import draw_parameters
+from pyro_ibvi.supervised import SupervisedModel
+
+Build: TypeAlias = Callable[[int], tuple[SupervisedModel, AutoMuPNormal]]
+Key: TypeAlias = tuple[str, int, str]
+
+#: Added to a run's seed for the draws that measure, so that they are not those that train.
+_MEASURE_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """What :func:`coordinate_check` measured.
+
+    Attributes:
+        widths: Widths of the networks.
+        rms: Root mean squares by (quantity, step, name), one row per width, one entry per seed;
+            the name is a layer's, or a parameter's for the quantities ``loc`` and ``factor``.
+    """
+
+    widths: tuple[int, ...]
+    rms: Mapping[Key, tuple[tuple[float, ...], ...]]
+
+    def mean(self, quantity: str, step: int, layer: str) -> list[float]:
+        """The quantity at each width, the root mean square over seeds.
+
+        Args:
+            quantity: Name of the quantity, see :mod:`pyro_ibvi.coordinate_check`.
+            step: Number of optimizer steps.
+            layer: Name of the layer in the network.
+
+        Returns:
+            A number per width.
+
+        Raises:
+            KeyError: If that was not measured.
+        """
+        key = (quantity, step, layer)
+        if key not in self.rms:
+            raise KeyError(f"No {key!r} was measured; there are {sorted(self.rms)}.")
+        return [math.sqrt(sum(v * v for v in row) / len(row)) for row in self.rms[key]]
+
+    def slope(self, quantity: str, step: int, layer: str) -> float:
+        """Least-squares slope of the logarithm of a quantity over that of the width.
+
+        Args:
+            quantity: Name of the quantity.
+            step: Number of optimizer steps.
+            layer: Name of the layer in the network.
+
+        Returns:
+            The slope: 0 if the quantity does not depend on the width, NaN if it is zero or not
+            finite at some width.
+        """
+        return _slope(self.widths, self.mean(quantity, step, layer))
+
+    def slope_error(self, quantity: str, step: int, layer: str) -> float:
+        """Standard error of a slope, from the slopes of the seeds one by one.
+
+        Args:
+            quantity: Name of the quantity.
+            step: Number of optimizer steps.
+            layer: Name of the layer in the network.
+
+        Returns:
+            The standard error, NaN for a single seed.
+        """
+        self.mean(quantity, step, layer)  # the error for a key that is not there
+        by_seed = zip(*self.rms[quantity, step, layer], strict=True)
+        slopes = torch.tensor([_slope(self.widths, values) for values in by_seed])
+        if len(slopes) < 2:
+            return math.nan
+        return float(slopes.std().item()) / math.sqrt(len(slopes))
+
+    def largest_slope(
+        self,
+        quantities: Iterable[str] = ("size", "change"),
+        *,
+        layers: Iterable[str] | None = None,
+        from_step: int = 0,
+    ) -> float:
+        """Largest absolute slope, the number to compare with a tolerance.
+
+        Args:
+            quantities: Quantities to look at.
+            layers: Layers to look at; all by default.
+            from_step: First step to look at.
+
+        Returns:
+            The slope's absolute value; infinite if a quantity vanished or diverged.
+
+        Raises:
+            ValueError: If nothing was measured that fits.
+        """
+        quantities, chosen = set(quantities), None if layers is None else set(layers)
+        slopes = [
+            abs(self.slope(*key))
+            for key in self.rms
+            if key[0] in quantities
+            and key[1] >= from_step
+            and (chosen is None or key[2] in chosen)
+        ]
+        if not slopes:
+            raise ValueError(
+                f"Nothing was measured of {sorted(quantities)} from step {from_step} on"
+                + (f" in the layers {sorted(chosen)}." if chosen is not None else ".")
+            )
+        return max(math.inf if math.isnan(slope) else slope for slope in slopes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and strings alone, for JSON.
+
+        Returns:
+            The widths and one record per quantity, step and layer, with its slope (None for NaN).
+        """
+        records = []
+        for (quantity, step, layer), rows in self.rms.items():
+            slope = self.slope(quantity, step, layer)
+            records.append(
+                {
+                    "quantity": quantity,
+                    "step": step,
+                    "layer": layer,
+                    "slope": None if math.isnan(slope) else slope,
+                    "rms": [list(row) for row in rows],
+                }
+            )
+        return {"widths": list(self.widths), "records": records}
+
+    def plot(self, quantity: str = "change", *, step: int | None = None, ax: Any = None) -> Any:
+        """Draws a quantity of each layer over the width, both axes logarithmic.
+
+        Args:
+            quantity: Name of the quantity.
+            step: Number of optimizer steps; the last by default.
+            ax: Axes of matplotlib; new ones by default.
+
+        Returns:
+            The axes.
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots()[1]
+        step = max(key[1] for key in self.rms) if step is None else step
+        for layer in dict.fromkeys(k[2] for k in self.rms if k[:2] == (quantity, step)):
+            label = f"{layer} ({self.slope(quantity, step, layer):+.2f})"
+            ax.plot(self.widths, self.mean(quantity, step, layer), "o-", label=label)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set(xlabel="width", ylabel=f"{quantity}, step {step}")
+        ax.legend(title="layer (slope)")
+        return ax
+
+    def __str__(self) -> str:
+        layer_width = max(5, *(len(layer) for _, _, layer in self.rms))
+        head = f"{'quantity':<12} {'step':>4} {'layer':<{layer_width}} "
+        lines = [head + " ".join(f"{w:>9}" for w in self.widths) + f" {'slope':>7}"]
+        for key in self.rms:
+            values = " ".join(f"{value:9.3g}" for value in self.mean(*key))
+            slope = f"{self.slope(*key):+7.2f}"
+            lines.append(f"{key[0]:<12} {key[1]:>4} {key[2]:<{layer_width}} {values} {slope}")
+        return "\n".join(lines)
+
+
+def coordinate_check(
+    build: Build,
+    widths: Sequence[int],
+    data: tuple[Any, Tensor],
+    *,
+    optimizer: type[Optimizer] = torch.optim.SGD,
+    optim_args: dict[str, Any] | None = None,
+    family: Family | None = None,
+    loss: Any = None,
+    steps: Sequence[int] = (1, 10),
+    num_seeds: int = 3,
+    num_draws: int = 8,
+    progress: bool = True,
+) -> CoordinateCheck:
+    """Measures how activations and their changes depend on a network's width.
+
+    Each run starts from its seed, so that the same call gives the same numbers, and leaves the
+    global random state as it was. Networks are measured in evaluation mode, with the same draws
+    of the noise before and after training.
+
+    Args:
+        build: Makes a fresh model and its initialized guide for a width.
+        widths: At least two widths.
+        data: Inputs and targets; every step is on all of them.
+        optimizer: Class of the torch optimizer.
+        optim_args: Its arguments, ``{"lr": 0.1}`` by default.
+        family: How an optimizer that is not one of torch's scales its updates.
+        loss: Pyro's loss; ``TraceExpectedLogLikelihood(reduction="mean")`` by default.
+        steps: Numbers of optimizer steps after which to measure.
+        num_seeds: Number of runs per width.
+        num_draws: Number of weight draws that measure.
+        progress: Whether to show a progress bar; there is none where output is no terminal.
+
+    Returns:
+        The measurements, with slopes, a table and a picture.
+
+    Raises:
+        ValueError: If widths, steps or a number of runs do not make sense.
+
+    Example:
+        >>> import pyro_ibvi as ibvi
+        >>> def build(width):
+        ...     net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
+        ...     model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal())
+        ...     return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(4))
+        >>> data = torch.randn(16, 4), torch.randn(16, 1)
+        >>> check = coordinate_check(build, [32, 128], data, steps=[1], num_seeds=2)
+        >>> abs(check.slope("size", 0, "0")) < 0.5
+        True
+    """
+    widths, steps = checked_widths(widths), sorted(_checked_list("steps", steps, 1))
+    for name, number in (("num_seeds", num_seeds), ("num_draws", num_draws)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {number!r}.")
+    loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss
+    runs: dict[Key, list[list[float]]] = {}
+    bar = tqdm(
+        total=len(widths) * num_seeds, desc="coordinate check", disable=None if progress else True
+    )
+    for width in widths:
+        rows: dict[Key, list[float]] = {}
+        for seed in range(num_seeds):
+            with torch.random.fork_rng(devices=_devices(data)):
+                torch.manual_seed(seed)
+                model, guide = checked_build(build, width)
+                optim = MuPOptim(optimizer, dict(optim_args or {"lr": 0.1}), guide, family=family)
+                svi = SVI(model, guide, optim, loss)
+                for key, value in _measure_run(svi, data, steps, num_draws, seed).items():
+                    rows.setdefault(key, []).append(value)
+            bar.update()
+        for key, row in rows.items():
+            runs.setdefault(key, []).append(row)
+    bar.close()
+    rms = {
+        key: tuple(tuple(row) for row in rows) for key, rows in sorted(runs.items(), key=_order)
+    }
+    return CoordinateCheck(tuple(widths), rms)
+
+
+def _order(item: tuple[Key, Any]) -> tuple[int, int]:
+    """By quantity, then by step; layers stay in the order of the data flow."""
+    quantities = ("size", "spread", "change", "mean change", "loc", "factor")
+    return quantities.index(item[0][0]), item[0][1]
+
+
+def _measure_run(
+    svi: SVI, data: tuple[Any, Tensor], steps: Sequence[int], num_draws: int, seed: int
+) -> dict[Key, float]:
+    """Trains one network and measures it before the first and after the given steps."""
+    probe = _Probe(svi.model, svi.guide, data[0], num_draws, seed + _MEASURE_SEED)
+    result = dict(probe.measure(0))
+    done = 0
+    for step in steps:
+        with module_mode(svi.model, svi.guide, training=True):
+            for _ in range(step - done):
+                svi.step(*data)
+        done = step
+        result.update(probe.measure(step))
+    return result
+
+
+class _Probe:
+    """Layer outputs of a network for fixed noise, compared with those of the start."""
+
+    def __init__(
+        self, model: SupervisedModel, guide: AutoMuPNormal, x: Any, num_draws: int, seed: int
+    ) -> None:
+        self.model, self.guide, self.x = model, guide, x
+        self.num_draws, self.seed = num_draws, seed
+        net = model.net.network
+        names = {p: name for name, p in net.named_parameters()}
+        # The parameters of each layer that has some of its own, as it calls them and by the one
+        # name that tied ones go by.
+        self.layers = {
+            layer: {own: names[p] for own, p in module._parameters.items() if p is not None}
+            for layer, module in net.named_modules()
+            if any(p is not None for p in module._parameters.values())
+        }
+        self.start = self._parameters()
+        self.outputs, self.inputs, self.values = self._run()
+
+    def measure(self, step: int) -> dict[Key, float]:
+        """Every quantity of every layer."""
+        outputs, _, _ = self._run() if step else (self.outputs, None, None)
+        result: dict[Key, float] = {}
+        for layer, now in outputs.items():
+            change = now - self.outputs[layer]
+            result["size", step, layer] = _rms(now)
+            result["spread", step, layer] = _rms(now - now.mean(0))
+            if step:
+                result["change", step, layer] = _rms(change)
+                result["mean change", step, layer] = _rms(change.mean(0))
+        for kind in ("loc", "factor") if step else ():
+            values = self._values_with_only(kind)
+            for layer in outputs:
+                for own, name in self.layers[layer].items():
+                    change_by = self._change_by(layer, own, [draw[name] for draw in values])
+                    if change_by > 0:  # a point estimate has no factor, a frozen weight no change
+                        result.setdefault((kind, step, name), change_by)
+        return result
+
+    @torch.no_grad()
+    def _run(self) -> tuple[dict[str, Tensor], dict[str, list[Any]], list[dict[str, Tensor]]]:
+        """Outputs by layer (draws in front), the calls of the layers, and the weights."""
+        outputs: dict[str, list[Tensor]] = {}
+        inputs: dict[str, list[Any]] = {}
+        net = self.model.net.network
+
+        def hook(name: str, args: Any, kwargs: Any, output: Any) -> None:
+            inputs.setdefault(name, []).append((args, kwargs))
+            outputs.setdefault(name, []).append(_tensor_of(output).detach().clone())
+
+        handles = [
+            net.get_submodule(name).register_forward_hook(
+                lambda m, a, k, o, name=name: hook(name, a, k, o), with_kwargs=True
+            )
+            for name in self.layers
+        ]
+        try:
+            with module_mode(self.model, self.guide, training=False):
+                values = self._draws()
+                for draw in values:
+                    self.model.run(draw, self.x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        # A layer that runs several times in a forward pass has that many outputs per draw.
+        return {name: torch.stack(parts) for name, parts in outputs.items()}, inputs, values
+
+    def _draws(self) -> list[dict[str, Tensor]]:
+        """The weights for the fixed noise, one dictionary per draw."""
+        with torch.random.fork_rng(devices=_devices(self.x)):
+            torch.manual_seed(self.seed)
+            values = draw_parameters(self.model, self.guide, self.x, self.num_draws)
+        own = {name: p.dim() for name, p in self.model.net.network.named_parameters()}
+        return [
+            {n: v[i] if v.dim() > own[n] else v.clone() for n, v in values.items()}
+            for i in range(self.num_draws)
+        ]
+
+    def _parameters(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of all parameters by kind; point estimates count as means."""
+        result: dict[str, dict[str, Tensor]] = {"loc": {}, "factor": {}}
+        for kind, name, parameter in self._named():
+            result[kind][name] = parameter.detach().clone()
+        return result
+
+    def _named(self) -> list[tuple[str, str, nn.Parameter]]:
+        factors = {id(p) for p in self.guide._modules["factors"].parameters()}  # type: ignore[union-attr]
+        roots = (("guide", self.guide), ("model", self.model))
+        return [
+            ("factor" if id(p) in factors else "loc", f"{root}.{name}", p)
+            for root, module in roots
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        ]
+
+    @torch.no_grad()
+    def _values_with_only(self, kind: str) -> list[dict[str, Tensor]]:
+        """The weights of now, for one kind of parameter, and of the start for the other."""
+        now = self._parameters()
+        try:
+            for its_kind, name, parameter in self._named():
+                if its_kind != kind:
+                    parameter.copy_(self.start[its_kind][name])
+            return self._draws()
+        finally:
+            for its_kind, name, parameter in self._named():
+                parameter.copy_(now[its_kind][name])
+
+    @torch.no_grad()
+    def _change_by(self, layer: str, own: str, draws: list[Tensor]) -> float:
+        """Change of a layer's output at its inputs of the start, by one of its parameters."""
+        module, prefix = self.model.net.network.get_submodule(layer), f"{layer}." if layer else ""
+        calls_per_draw = len(self.inputs[layer]) // self.num_draws
+        changes = []
+        with module_mode(module, training=False):
+            for i, (args, kwargs) in enumerate(self.inputs[layer]):
+                values = self.values[i // calls_per_draw]
+                inner = {
+                    n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)
+                }
+                for its_own, name in self.layers[layer].items():
+                    if name in values:
+                        inner[its_own] = values[name]
+                inner[own] = draws[i // calls_per_draw]
+                output = functional_call(module, inner, args, kwargs)
+                changes.append(_tensor_of(output) - self.outputs[layer][i])
+        return _rms(torch.stack(changes))
+
+
+def _slope(widths: Sequence[int], values: Sequence[float]) -> float:
+    """Least-squares slope in logarithms, NaN where there is none."""
+    if not all(0 < value < math.inf for value in values):
+        return math.nan
+    x = torch.tensor(widths, dtype=torch.float64).log()
+    y = torch.tensor(values, dtype=torch.float64).log()
+    x = x - x.mean()
+    return float((x @ y / (x @ x)).item())
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt().item())
+
+
+def _tensor_of(output: Any) -> Tensor:
+    """The first tensor among what a layer returns."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output
+
+
+def _devices(data: Any) -> list[torch.device]:
+    leaves = torch.utils._pytree.tree_leaves(data)
+    return list({t.device for t in leaves if isinstance(t, Tensor) and t.device.type == "cuda"})
+
+
+def checked_build(build: Build, width: int) -> tuple[SupervisedModel, AutoMuPNormal]:
+    """What ``build`` makes for a width, checked.
+
+    Args:
+        build: The user's function.
+        width: The width.
+
+    Returns:
+        The model and the guide.
+
+    Raises:
+        TypeError: If it makes something else.
+    """
+    built = build(width)
+    kinds = (SupervisedModel, AutoMuPNormal)
+    fits = isinstance(built, tuple) and len(built) == len(kinds)
+    if not fits or not all(isinstance(b, kind) for b, kind in zip(built, kinds, strict=True)):
+        raise TypeError(
+            f"build({width}) must return a SupervisedModel and its AutoMuPNormal guide, got "
+            f"{type(built).__name__}: write `return model, guide`."
+        )
+    return built
+
+
+def checked_widths(widths: Iterable[int]) -> list[int]:
+    """The widths, at least two different ones.
+
+    Args:
+        widths: What the user gave.
+
+    Returns:
+        The widths as a list.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    return _checked_list("widths", widths, 2)
+
+
+def _checked_list(name: str, values: Iterable[int], at_least: int) -> list[int]:
+    result = list(values)
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in result)
+    if len(set(result)) < max(at_least, len(result)) or not whole:
+        raise ValueError(
+            f"{name} must be at least {at_least} different positive whole numbers, got {result}."
+        )
+    return result

@@ -1,0 +1,270 @@
+"""The guide on hand-written Pyro models: supports, plates, subsampling, handlers, objectives."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import (
+    SVI,
+    Predictive,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+from pyro.infer.autoguide import (
+    AutoNormal,
+    init_to_feasible,
+    init_to_mean,
+    init_to_median,
+    init_to_sample,
+    init_to_value,
+)
+from torch.distributions import biject_to
+
+from pyro_ibvi import AutoMuPNormal, Diagonal, LowRank, MuPOptim, TraceExpectedLogLikelihood
+
+DATA = torch.linspace(-1.0, 2.0, 8)
+
+
+def hierarchy(data=DATA):
+    mu = pyro.sample("mu", dist.Normal(1.0, 3.0))
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("groups", 2, dim=-2):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        with pyro.plate("data", 8, dim=-1):
+            pyro.sample("obs", dist.Normal(theta, 1.0), obs=data.expand(2, 8))
+
+
+SUPPORTS = {
+    "normal": dist.Normal(1.0, 2.0).expand([3]).to_event(1),
+    "lognormal": dist.LogNormal(0.5, 0.3),
+    "halfcauchy": dist.HalfCauchy(1.0).expand([2]).to_event(1),
+    "gamma": dist.Gamma(2.0, 1.0),
+    "beta": dist.Beta(2.0, 3.0),
+    "uniform": dist.Uniform(-2.0, 3.0),
+    "dirichlet": dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])),
+    "lkj": dist.LKJCholesky(3, 1.5),
+    "wishart-like": dist.LogNormal(0.0, 1.0).expand([2, 2]).to_event(2),
+    "mvn": dist.MultivariateNormal(torch.zeros(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]])),
+    "student": dist.StudentT(3.0, 0.0, 1.0),
+    "masked": dist.Normal(0.0, 2.0).mask(False),
+}
+
+
+def one_site(name):
+    def model():
+        pyro.sample("x", SUPPORTS[name])
+
+    return model
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+@pytest.mark.parametrize("covariance", [Diagonal(), None], ids=["diagonal", "point"])
+def test_draws_are_in_the_support(name, covariance):
+    guide = AutoMuPNormal(one_site(name), covariance={"x": covariance})
+    trace = poutine.trace(guide).get_trace()
+    value, fn = trace.nodes["x"]["value"], SUPPORTS[name]
+    assert value.shape == fn.shape()
+    assert fn.support.check(value).all()
+    assert trace.nodes["x"]["fn"].event_shape == fn.event_shape
+    trace.compute_log_prob()
+    assert SVI(one_site(name), guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step() < 1e6
+    for fixed in (guide.median()["x"], *guide.quantiles([0.1, 0.9])["x"]):
+        assert fixed.shape == fn.shape()
+        assert fn.support.check(fixed).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["normal", "lognormal", "gamma", "beta", "uniform", "dirichlet", "lkj", "mvn"]
+)
+def test_starts_with_the_priors_deviation_in_unconstrained_space(name):
+    guide, fn = AutoMuPNormal(one_site(name), covariance=Diagonal()), SUPPORTS[name]
+    draws = biject_to(fn.support).inv(fn.sample((20_000,)))
+    # 1000 draws behind the guide's own: 10 % is about 4 standard errors for a Gaussian.
+    torch.testing.assert_close(guide.scale("x").detach(), draws.std(0), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", ["normal", "lognormal", "mvn", "wishart-like"])
+def test_where_a_formula_is_known_the_deviation_is_exact(name):
+    expected = {"normal": 2.0, "lognormal": 0.3, "wishart-like": 1.0}.get(name)
+    expected = torch.tensor([2.0, 1.0]).sqrt() if expected is None else torch.tensor(expected)
+    scale = AutoMuPNormal(one_site(name), covariance=Diagonal()).scale("x").detach()
+    torch.testing.assert_close(scale, expected.expand(scale.shape))
+
+
+def test_heavy_tails_start_at_their_median_deviation():
+    def model():
+        pyro.sample("x", dist.Cauchy(0.0, 2.0).expand([50]).to_event(1))
+
+    scale = AutoMuPNormal(model).scale("x").detach()
+    # A Cauchy's median absolute deviation is its scale.
+    torch.testing.assert_close(scale.mean(), torch.tensor(2 * 1.4826), rtol=0.05, atol=0)
+
+
+def test_improper_priors_start_at_init_scale():
+    def model():
+        pyro.sample("x", dist.ImproperUniform(dist.constraints.positive, (), (3,)))
+
+    start = init_to_value(values={"x": torch.ones(3)})
+    with pytest.warns(UserWarning, match="The prior of 'x' cannot be sampled"):
+        guide = AutoMuPNormal(model, init_loc_fn=start, init_scale=0.2)
+    torch.testing.assert_close(guide.scale("x").detach(), torch.full((3,), 0.2))
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        init_to_feasible,
+        init_to_mean,
+        init_to_median,
+        init_to_sample,
+        functools.partial(init_to_value, values={"tau": torch.tensor(0.7)}),
+    ],
+)
+def test_locs_start_where_the_function_says(init):
+    guide = AutoMuPNormal(hierarchy, init_loc_fn=init, covariance=Diagonal())
+    guide.initialize(DATA)
+    reference = AutoNormal(hierarchy, init_loc_fn=init)
+    torch.manual_seed(3)
+    reference(DATA)
+    assert guide.loc("theta").shape == (2, 1)
+    if init in (init_to_feasible, init_to_mean) or isinstance(init, functools.partial):
+        torch.testing.assert_close(guide.loc("tau"), reference.locs.tau)
+
+
+def train(guide, elbo, *, num_steps=800, model=hierarchy, lr=0.02, **kwargs):
+    torch.manual_seed(1)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), elbo)
+    for _ in range(num_steps):
+        svi.step(DATA, **kwargs)
+
+
+def conjugate(data):
+    x = pyro.sample("x", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(data)):
+        pyro.sample("obs", dist.Normal(x, 1.0), obs=data)
+
+
+def enum_elbo(**arguments):
+    return TraceEnum_ELBO(strict_enumeration_warning=False, **arguments)
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, enum_elbo])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_particles": 4}, {"num_particles": 4, "vectorize_particles": True}]
+)
+def test_the_elbos_find_the_conjugate_posterior(elbo, arguments):
+    guide = AutoMuPNormal(conjugate, covariance=Diagonal())
+    guide.initialize(DATA)
+    train(guide, elbo(**arguments), model=conjugate, num_steps=300, lr=0.03)
+    precision = 0.25 + len(DATA)
+    assert guide.loc("x").item() == pytest.approx(DATA.sum().item() / precision, abs=0.1)
+    assert guide.scale("x").item() == pytest.approx(precision**-0.5, abs=0.08)
+    # The loss at the posterior is minus the evidence.
+    with torch.no_grad():
+        guide.loc("x").fill_(DATA.sum().item() / precision)
+        guide.factor("x").fill_(-(precision**-0.5))
+    cov = torch.eye(8) + 4.0 * torch.ones(8, 8)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(8), cov).log_prob(DATA)
+    losses = [elbo(**arguments).loss(conjugate, guide, DATA) for _ in range(50)]
+    spread = 1e-3 if elbo is not TraceMeanField_ELBO else 0.4
+    assert sum(losses) / 50 == pytest.approx(-evidence.item(), abs=spread)
+
+
+def test_model_enumeration():
+    def mixture(data):
+        means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(data)):
+            which = pyro.sample("which", dist.Categorical(torch.ones(2)))
+            pyro.sample("obs", dist.Normal(means[which], 0.3), obs=data)
+
+    model = pyro.infer.config_enumerate(mixture, "parallel")
+    data = torch.tensor([-1.0, -1.1, -0.9, 2.0, 2.1, 1.9])
+    hidden = poutine.block(model, hide=["which"])
+    start = init_to_value(values={"means": torch.tensor([-0.5, 0.5])})
+    guide = AutoMuPNormal(hidden, covariance=Diagonal(), init_loc_fn=start, init_scale=0.1)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), elbo)
+    for _ in range(300):
+        svi.step(data)
+    torch.testing.assert_close(
+        guide.median()["means"], torch.tensor([-1.0, 2.0]), rtol=0, atol=0.2
+    )
+
+
+def test_predictive():
+    guide = AutoMuPNormal(hierarchy, covariance=Diagonal())
+    guide.initialize(DATA)
+    for parallel in (False, True):
+        samples = Predictive(hierarchy, guide=guide, num_samples=7, parallel=parallel)(DATA)
+        assert samples["theta"].shape == (7, 2, 1)
+        assert samples["tau"].reshape(7).gt(0).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_handlers(shared):
+    covariance = {"theta": Diagonal(), "*": LowRank(1) if shared else Diagonal()}
+    guide = AutoMuPNormal(hierarchy, covariance=covariance)
+    guide.initialize(DATA)
+    trace = poutine.trace(guide).get_trace(DATA)
+    assert {"mu", "tau", "theta"} <= set(trace.nodes)
+    kinds = {n for n, s in trace.nodes.items() if s["type"] == "param"}
+    assert kinds == {f"AutoMuPNormal.{k}.{s}" for k in ("locs", "factors") for s in guide.median()}
+    mu = torch.tensor(3.0)
+    assert poutine.condition(guide, {"mu": mu})(DATA)["mu"] is mu
+    replayed = poutine.trace(poutine.replay(hierarchy, trace)).get_trace(DATA)
+    assert replayed.nodes["theta"]["value"] is trace.nodes["theta"]["value"]
+    blocked = poutine.trace(poutine.block(guide, hide_types=["param"])).get_trace(DATA)
+    assert not [s for s in blocked.nodes.values() if s["type"] == "param"]
+    name = "AutoMuPNormal.locs.mu"
+    lifted = poutine.trace(poutine.lift(guide, {name: dist.Normal(5.0, 0.1)})).get_trace(DATA)
+    assert lifted.nodes[name]["type"] == "sample"
+    assert lifted.nodes[name]["value"].item() == pytest.approx(5.0, abs=1.0)
+    masked = poutine.mask(guide, mask=False)
+    poutine.trace(masked).get_trace(DATA).compute_log_prob()
+
+
+def test_objective_without_divergence_on_a_hierarchy():
+    guide = AutoMuPNormal(hierarchy, covariance=Diagonal())
+    guide.initialize(DATA)
+    with pytest.warns(UserWarning, match="tau"):
+        train(guide, TraceExpectedLogLikelihood(), num_steps=400, lr=0.05)
+    torch.testing.assert_close(
+        guide.median()["theta"], DATA.mean().expand(2, 1), rtol=0, atol=0.15
+    )
+
+
+def test_roles_of_a_hand_written_network():
+    from pyro_ibvi import WeightRole, mup_param_groups
+
+    def model(x):
+        hidden = pyro.sample("a", dist.Normal(0.0, 1.0).expand([4, 8]).to_event(2))
+        out = pyro.sample("b", dist.Normal(0.0, 1.0).expand([8]).to_event(1))
+        pyro.sample("c", dist.Normal(0.0, 1.0))
+        pyro.sample("obs", dist.Normal((x @ hidden).tanh() @ out, 1.0).to_event(1), obs=x[:, 0])
+
+    roles = {
+        "a": WeightRole.of("input", fan_in=4, fan_out=8),
+        "b": WeightRole.of("output", fan_in=8, fan_out=1),
+    }
+    guide = AutoMuPNormal(model, covariance=LowRank(2), roles=roles)
+    guide.initialize(torch.randn(5, 4))
+    groups = mup_param_groups(guide, 1.0, optimizer=torch.optim.SGD)
+    rates = {n: g["lr"] for g in groups for n in g["param_names"]}
+    assert rates == {
+        "AutoMuPNormal.locs.a": 8.0,
+        "AutoMuPNormal.factors.a": 4.0,
+        "AutoMuPNormal.locs.b": 1 / 8,
+        "AutoMuPNormal.factors.b": 1 / 16,
+        "AutoMuPNormal.locs.c": 1.0,
+        "AutoMuPNormal.factors.c": 1.0,
+    }
+    torch.testing.assert_close(guide.scale("a").detach(), torch.ones(4, 8))  # the prior stands
+    optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3}, guide)
+    svi = SVI(model, guide, optim, TraceExpectedLogLikelihood())
+    with pytest.warns(UserWarning, match="cannot move the latent sites \\['c'\\]"):
+        svi.step(torch.randn(5, 4))
