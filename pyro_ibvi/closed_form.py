@@ -168,7 +168,6 @@ class TraceClosedFormHead(TraceGeneralizedVI):
         self, model_trace: Trace, guide_trace: Trace, kept: set[str]
     ) -> tuple[Trace, Trace]:
         assert self._run is not None
-        self._reported = True  # the factor of the last layer enters by its variance
         site = model_trace.nodes[_target_site(model_trace)]
         spread = self._run.spread(guide_trace)
         likelihood, output = self._run.model.likelihood, self._run.seen.network_output

@@ -133,7 +133,7 @@ def test_rates_of_a_weight_and_a_bias_set_the_metric():
     start = joint()
     optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 1.0, "momentum": 0.9}, guide)
     svi = SVI(model, guide, optim, expectation())
-    for _ in range(1500):
+    for _ in range(900):
         svi.step(x, y)
     features = torch.cat([x, torch.ones(NUM_DATA, 1)], -1)
     rates = torch.cat([torch.full((NUM_FEATURES,), 1 / NUM_FEATURES), torch.ones(1)])
@@ -178,7 +178,7 @@ def test_layers_with_noise_of_their_own():
 def test_adam_fits_the_data_and_ends_elsewhere():
     x, y = matrix(WELL_CONDITIONED), torch.randn(NUM_DATA, 1)
     svi, start = build(ibvi.LowRank(3), expectation(), lr=0.02, optimizer=torch.optim.Adam)
-    end = train(svi, x, y, 1500)
+    end = train(svi, x, y, 1100)
     limit = regression_limit(x, y[:, 0], *start)
     assert (x @ end[0] - y[:, 0]).abs().max() < 1e-6
     assert (x @ end[1]).abs().max() < 1e-6
