@@ -8,8 +8,10 @@ from pyro_ibvi._version import __version__
 from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
+from pyro_ibvi.closed_form import TraceClosedFormHead
 from pyro_ibvi.coordinate_check import CoordinateCheck, coordinate_check
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
+from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_variants import (
     TraceEnumExpectedLogLikelihood,
@@ -84,6 +86,7 @@ __all__ = [
     "TraceEnumExpectedLogLikelihood",
     "TraceMeanFieldExpectedLogLikelihood",
     "TraceGeneralizedVI",
+    "TraceClosedFormHead",
     "KLAnnealing",
     "check",
     "check_loss",
@@ -99,6 +102,9 @@ __all__ = [
     "score",
     "reliability",
     "Reliability",
+    # diagnostics
+    "CollapseMonitor",
+    "CollapseReport",
     # ArviZ and model criticism
     "to_arviz",
     "write_arviz",

@@ -163,6 +163,16 @@ class AutoMuPNormal(AutoGuide):
 
     # -- the posterior by name -----------------------------------------------------------------
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The sites, those together that share their noise, each with its covariance."""
+        if self._layers is None:
+            raise RuntimeError(
+                "The guide has no layers yet: call guide.initialize(*args) with the model's "
+                "arguments, targets included."
+            )
+        return tuple(self._layers)
+
     def loc(self, name: str) -> Tensor:
         """Mean of a site in unconstrained space.
 

@@ -16,6 +16,7 @@ from pyro_ibvi._linear_checks import check_data, check_labels, check_noise, chec
 __all__ = [
     "expected_exponential_loss",
     "expected_logistic_loss",
+    "expected_softplus",
     "expected_squared_loss",
     "predictor_moments",
 ]
@@ -136,10 +137,28 @@ def expected_logistic_loss(X: Tensor, y: Tensor, loc: Tensor, S: Tensor) -> Tens
     """
     check_labels(y)
     mean, variance = _moments(X, y, loc, S)
+    return expected_softplus(-y * mean, variance)
+
+
+def expected_softplus(mean: Tensor, variance: Tensor) -> Tensor:
+    r"""Expectation of :math:`\log(1 + e^f)` of a Gaussian number, by quadrature.
+
+    Args:
+        mean: Mean of :math:`f`, any shape.
+        variance: Its variance, of the same shape.
+
+    Returns:
+        The expectation, of the same shape; for the method and its error see
+        :func:`expected_logistic_loss`.
+
+    Example:
+        >>> expected_softplus(torch.tensor(0.0), torch.tensor(0.0))
+        tensor(0.6931)
+    """
     # The root has no derivative at zero; there that of the loss with respect to S is zero.
     positive = variance > 0
     scale = torch.where(positive, variance, 1.0).sqrt() * positive
-    center = (-y * mean).unsqueeze(-1)
+    center = mean.unsqueeze(-1)
     narrow = _narrow_softplus_mean(center, scale.clamp(max=2).unsqueeze(-1))
     wide = _wide_softplus_mean(center, scale.clamp(min=2).unsqueeze(-1))
     return torch.where(scale <= 2, narrow, wide)
