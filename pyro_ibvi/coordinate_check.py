@@ -246,6 +246,7 @@ def coordinate_check(
 
     Example:
         >>> import pyro_ibvi as ibvi
+        >>> from torch import nn
         >>> def build(width):
         ...     net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
         ...     model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal())
