@@ -43,6 +43,8 @@ class Probe:
             if any(p is not None for p in module._parameters.values())
         }
         self.start = self._parameters()
+        # Running statistics of norm layers move in training, without any parameter's doing.
+        self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
         self.outputs, self.inputs, self.values = self._run()
 
     def measure(self, step: int) -> dict[Key, float]:
@@ -149,7 +151,7 @@ class Probe:
         changes = []
         with module_mode(module, training=False):
             for i, (args, kwargs) in enumerate(self.inputs[layer]):
-                values = self.values[i // calls_per_draw]
+                values = {**self.buffers, **self.values[i // calls_per_draw]}
                 inner = {
                     n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)
                 }
