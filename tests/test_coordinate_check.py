@@ -180,6 +180,23 @@ def test_point_estimates_have_no_factor(data):
     assert ("loc", 1, "2.weight") in check.rms
 
 
+def test_running_statistics_are_no_parameters_doing(data):
+    def build(width):
+        net = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.Linear(width, 5))
+        model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Categorical())
+        return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
+
+    optim_args = {"lr": 1e-9}
+    check = ibvi.coordinate_check(
+        build, [8, 16], data, steps=[3], num_seeds=1, num_draws=2, optim_args=optim_args
+    )
+    assert check.mean("change", 3, "1")[0] > 1e-2
+    for kind, step, name in check.rms:
+        if kind in ("loc", "factor"):
+            assert max(check.mean(kind, step, name)) < 1e-6
+    assert not any(key[0] == "factor" and key[2].startswith("1.") for key in check.rms)
+
+
 def test_networks_with_several_outputs_and_tied_layers(data):
     class Recurrent(nn.Module):
         def __init__(self, width):
