@@ -46,10 +46,11 @@ from pyro_ibvi.parametrization import (
 from pyro_ibvi.predictive import Prediction, predict
 from pyro_ibvi.random_module import RandomModule
 from pyro_ibvi.report import ObjectiveReport, check, check_loss
-from pyro_ibvi.roles import WeightRole
+from pyro_ibvi.role_report import RoleReport, roles
 from pyro_ibvi.supervised import SupervisedModel
 from pyro_ibvi.training import History, fit
 from pyro_ibvi.transfer import Transfer, transfer
+from pyro_ibvi.weight_roles import WeightRole
 
 __all__ = [
     "__version__",
@@ -75,6 +76,8 @@ __all__ = [
     "NeuralTangent",
     "Fans",
     "WeightRole",
+    "roles",
+    "RoleReport",
     # width
     "coordinate_check",
     "CoordinateCheck",

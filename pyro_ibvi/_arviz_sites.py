@@ -20,7 +20,7 @@ from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 
-from pyro_ibvi.roles import WEIGHT_KEY
+from pyro_ibvi.weight_roles import WEIGHT_KEY
 
 Kind = Literal["latent", "deterministic", "observed", "predicted", "enumerated"]
 

@@ -27,7 +27,7 @@ from torch.distributions.transforms import (
 )
 
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
-from pyro_ibvi.roles import WEIGHT_KEY, NetworkWeight, WeightRole
+from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, WeightRole
 
 CovarianceChoice = Covariance | Mapping[str, Covariance | None] | None
 

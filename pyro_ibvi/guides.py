@@ -20,7 +20,7 @@ from pyro_ibvi._guide_sites import CovarianceChoice, Layer, Site
 from pyro_ibvi._parameters import read_parameter
 from pyro_ibvi.distributions import FactorNormal, SharedNoise
 from pyro_ibvi.parametrization import Family, MaximalUpdate, Parametrization
-from pyro_ibvi.roles import NetworkWeight, WeightRole
+from pyro_ibvi.weight_roles import NetworkWeight, WeightRole
 
 
 class AutoMuPNormal(AutoGuide):

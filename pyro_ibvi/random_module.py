@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from pyro_ibvi._parameters import read_parameter
 from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
-from pyro_ibvi.roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
+from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
 
 Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
 Prior = float | TorchDistributionMixin
@@ -57,7 +57,7 @@ class RandomModule(PyroModule):
             (``["0.*"]``); module types; or a predicate on the parameter's name.
         prior: Overrides of the prior: one standard deviation for all sites, or a mapping from
             name or pattern to a standard deviation or to a distribution.
-        roles: Overrides of roles, see :func:`~pyro_ibvi.roles.find_roles`.
+        roles: Overrides of roles, see :func:`~pyro_ibvi.weight_roles.find_roles`.
         name: Prefix of the names where no other ``PyroModule`` holds this one.
 
     By default biases are point-estimated: in muP a bias starts with standard deviation 1, and a

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pyro_ibvi.random_module import RandomModule
-from pyro_ibvi.roles import NetworkWeight
+from pyro_ibvi.weight_roles import NetworkWeight
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_ibvi import RandomModule, WeightRole
-from pyro_ibvi.parametrization import Fans, MaximalUpdate
-from pyro_ibvi.roles import find_roles, role_table
+from pyro_ibvi import (
+    AutoMuPNormal,
+    Normal,
+    RandomModule,
+    SupervisedModel,
+    WeightRole,
+    roles,
+)
+from pyro_ibvi.parametrization import Fans
+from pyro_ibvi.weight_roles import find_roles
 
 
 def roles_of(net, **kwargs):
@@ -291,9 +298,23 @@ def test_a_lazy_network():
     assert RandomModule(net, stochastic="all")(torch.zeros(2, 3)).shape == (2, 1)
 
 
-def test_the_table_prints_every_weight():
+def test_the_report_prints_every_weight():
     net = RandomModule(Backwards(), stochastic="all")
-    table = role_table(net.roles, MaximalUpdate(), net.prior_std).splitlines()
-    assert len(table) == 1 + 6
+    report = roles(net)
+    table = str(report).splitlines()
+    assert len(table) == 1 + len(report) == 1 + 6
     assert table[0].split()[:2] == ["parameter", "role"]
     assert table[5].split() == ["stem.weight", "input", "3", "8", "0.5774", "8", "1"]
+
+
+def test_the_report_finds_networks_in_models_and_guides():
+    net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+    model = SupervisedModel(RandomModule(net, stochastic="last"), Normal(1.0))
+    names = ["net." + name for name, _ in net.named_parameters()]
+    for thing in (model, AutoMuPNormal(model)):
+        assert list(roles(thing)) == names
+        assert roles(thing).stochastic == ("net.2.weight", "net.2.bias")
+    assert roles(model)["net.1.weight"].weight.role == "gain"
+    assert list(roles(net)) == [name for name, _ in net.named_parameters()]
+    with pytest.raises(TypeError, match=r"got function: pass the RandomModule itself"):
+        roles(lambda x: x)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
@@ -287,20 +287,3 @@ def _tensor_widths(module: nn.Module, name: str, shape: tuple[int, ...]) -> tupl
         return describe_parameter(module, name, shape).widths
     # Torch's own order, (out, in, *kernel).
     return (shape[1], shape[0]) if len(shape) > 1 else (1, math.prod(shape))
-
-
-def role_table(
-    roles: Mapping[str, WeightRole], parametrization: Parametrization, std: Callable[[str], Any]
-) -> str:
-    """A table of roles with initial scales and rates, one line per weight."""
-    header = ("parameter", "role", "fan_in", "width_out", "prior std", "SGD rate", "Adam rate")
-    rows: list[tuple[str, ...]] = [header]
-    for name, weight in roles.items():
-        rates = [parametrization.rate(weight.role, weight.fans, f) for f in ("sgd", "adam")]
-        cells = (name, weight.role, weight.fans.fan_in, weight.fans.width_out, std(name), *rates)
-        rows.append(tuple(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
