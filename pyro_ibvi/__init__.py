@@ -9,7 +9,7 @@ from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.closed_form import TraceClosedFormHead
-from pyro_ibvi.coordinate_check import CoordinateCheck, coordinate_check
+from pyro_ibvi.coordinates import CoordinateCheck, coordinate_check
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -45,11 +45,11 @@ from pyro_ibvi.parametrization import (
 )
 from pyro_ibvi.predictive import Prediction, predict
 from pyro_ibvi.random_module import RandomModule
+from pyro_ibvi.rate_transfer import Transfer, transfer
 from pyro_ibvi.report import ObjectiveReport, check, check_loss
 from pyro_ibvi.role_report import RoleReport, roles
 from pyro_ibvi.supervised import SupervisedModel
 from pyro_ibvi.training import History, fit
-from pyro_ibvi.transfer import Transfer, transfer
 from pyro_ibvi.weight_roles import WeightRole
 
 __all__ = [

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._modes import module_mode
-from pyro_ibvi.coordinate_check import Build, checked_build, checked_widths
+from pyro_ibvi.coordinates import Build, checked_build, checked_widths
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.optim import MuPOptim
 from pyro_ibvi.parametrization import Family
