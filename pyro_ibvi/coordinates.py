@@ -67,7 +67,7 @@ class CoordinateCheck:
         """The quantity at each width, the root mean square over seeds.
 
         Args:
-            quantity: Name of the quantity, see :mod:`pyro_ibvi.coordinate_check`.
+            quantity: Name of the quantity, see :mod:`pyro_ibvi.coordinates`.
             step: Number of optimizer steps.
             layer: Name of the layer in the network.
 
