@@ -19,7 +19,9 @@ def fit():
         torch.nn.Dropout(0.5),
         torch.nn.Linear(8, 1),
     )
-    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(0.5), num_data=20)
+    model = ibvi.SupervisedModel(
+        ibvi.RandomModule(net, stochastic="input+output"), ibvi.Normal(0.5), num_data=20
+    )
     guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
     return model, guide, torch.randn(10, 3), torch.randn(10, 1)
 

@@ -27,7 +27,9 @@ PARTICLES = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles
 
 def network(covariance):
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    model = SupervisedModel(RandomModule(net), Categorical(), num_data=50)
+    model = SupervisedModel(
+        RandomModule(net, stochastic="input+output"), Categorical(), num_data=50
+    )
     guide = AutoMuPNormal(model, covariance=covariance)
     return Case(model, guide, (torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])))
 

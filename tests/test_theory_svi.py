@@ -120,7 +120,7 @@ def test_data_of_deficient_rank():
 def test_rates_of_a_weight_and_a_bias_set_the_metric():
     # Under muP the bias learns at the global rate and the weight at 1 / fan_in of it. The two
     # share their noise, so they are one linear model with a rate for each feature.
-    network = ibvi.RandomModule(nn.Linear(NUM_FEATURES, 1), prior=1.0)
+    network = ibvi.RandomModule(nn.Linear(NUM_FEATURES, 1), stochastic="all", prior=1.0)
     model = ibvi.SupervisedModel(network, ibvi.Normal(1.0), num_data=NUM_DATA)
     guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(3))
     sites = [SITE, "net.bias"]

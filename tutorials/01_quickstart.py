@@ -229,7 +229,8 @@ def make_curve_network():
 
 # %% [markdown]
 # The same three methods. `MaximalUpdate(base=32)` says that the rates were tuned on a network of
-# width 32.
+# width 32. With a single input the biases say where each hidden unit bends, so they are random
+# here as well.
 
 # %%
 pyro.set_rng_seed(seed)
@@ -258,7 +259,11 @@ curve_elbo = ibvi.predict(elbo_curve_model, elbo_curve_guide, x_grid)
 
 pyro.set_rng_seed(seed)
 curve_model = ibvi.SupervisedModel(
-    ibvi.RandomModule(make_curve_network(), parametrization=ibvi.MaximalUpdate(base=32)),
+    ibvi.RandomModule(
+        make_curve_network(),
+        stochastic="input+output",
+        parametrization=ibvi.MaximalUpdate(base=32),
+    ),
     likelihood,
 )
 curve_guide = ibvi.AutoMuPNormal(curve_model, covariance=ibvi.LowRank(20))

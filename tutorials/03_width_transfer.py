@@ -58,7 +58,9 @@ def make_network(width):
 
 def make_build(parametrization):
     def build(width):
-        random_net = ibvi.RandomModule(make_network(width), parametrization=parametrization)
+        random_net = ibvi.RandomModule(
+            make_network(width), stochastic="input+output", parametrization=parametrization
+        )
         model = ibvi.SupervisedModel(random_net, ibvi.Categorical(), num_data=1200)
         return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(10))
 

@@ -50,7 +50,7 @@ def linear_svi(
     # The standard rates, but for the rank rule, which an expected loss in closed form can spare.
     exponent = 0.0 if isinstance(loss, ibvi.TraceClosedFormHead) else 1.0
     rule = ibvi.MaximalUpdate(base=X.shape[1], rank_exponent=exponent, diagonal="reference")
-    net = ibvi.RandomModule(net, parametrization=rule, prior=1.0)
+    net = ibvi.RandomModule(net, stochastic="all", parametrization=rule, prior=1.0)
     model = ibvi.SupervisedModel(net, ibvi.Normal(1.0), num_data=len(X))
     covariance = covariance or ibvi.LowRank(None)
     guide = ibvi.AutoMuPNormal(model, covariance=covariance, init_loc_fn=init)
@@ -236,7 +236,9 @@ plt.show()
 x_and_one = torch.cat([X, torch.ones(N, 1)], -1)
 for rule in (ibvi.Standard(), ibvi.MaximalUpdate()):
     pyro.set_rng_seed(1)
-    net = ibvi.RandomModule(torch.nn.Linear(P, 1), parametrization=rule, prior=1.0)
+    net = ibvi.RandomModule(
+        torch.nn.Linear(P, 1), stochastic="all", parametrization=rule, prior=1.0
+    )
     model = ibvi.SupervisedModel(net, ibvi.Normal(1.0), num_data=N)
     guide = ibvi.AutoMuPNormal(model, covariance=rank3)
     sites = ("net.weight", "net.bias")
