@@ -185,7 +185,8 @@ order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
 train_rows, test_rows = order[:1200], order[1200:1500]
 
 net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 10))
-classifier = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Categorical(), num_data=1200)
+random_net = ibvi.RandomModule(net, stochastic="input+output")
+classifier = ibvi.SupervisedModel(random_net, ibvi.Categorical(), num_data=1200)
 guide = ibvi.AutoMuPNormal(classifier)
 optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}, guide)
 svi = SVI(classifier, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
