@@ -11,9 +11,25 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from pyro.nn import PyroModule
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+
+def full_name(module: PyroModule, name: str) -> str:
+    """Name of a site or parameter, after the path of the module that holds it.
+
+    Args:
+        module: The module.
+        name: Name within the module.
+
+    Returns:
+        The name with the module's path in front, if it has one.
+    """
+    # PyroModule's own method refuses before the first call, when a guide already needs names.
+    prefix = module.__dict__["_pyro_name"]
+    return f"{prefix}.{name}" if prefix else name
 
 
 def read_parameter(

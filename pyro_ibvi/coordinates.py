@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from pyro_ibvi._checks import check_positive_int
 from pyro_ibvi._coordinate_probe import Key, Probe, cuda_devices
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -258,8 +259,7 @@ def coordinate_check(
     """
     widths, steps = checked_widths(widths), sorted(_checked_list("steps", steps, 1))
     for name, number in (("num_seeds", num_seeds), ("num_draws", num_draws)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {number!r}.")
+        check_positive_int(name, number)
     loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss
     runs: dict[Key, list[list[float]]] = {}
     bar = tqdm(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi import _guide_sites
 from pyro_ibvi._guide_sites import CovarianceChoice, Layer, Site
-from pyro_ibvi._parameters import read_parameter
+from pyro_ibvi._parameters import full_name, read_parameter
 from pyro_ibvi.distributions import FactorNormal, SharedNoise
 from pyro_ibvi.parametrization import Family, MaximalUpdate, Parametrization
 from pyro_ibvi.weight_roles import NetworkWeight, WeightRole
@@ -407,7 +407,7 @@ class AutoMuPNormal(AutoGuide):
         return module._parameters[last]  # type: ignore[union-attr, return-value]
 
     def _full_name(self, kind: str, name: str) -> str:
-        return f"{self.__dict__['_pyro_name']}.{kind}.{name}"
+        return full_name(self, f"{kind}.{name}")
 
     def _sites(self) -> Iterator[Site]:
         for layer in self._made_layers():

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_ibvi._parameters import read_parameter
+from pyro_ibvi._parameters import full_name, read_parameter
 
 
 class Likelihood(PyroModule):
@@ -150,8 +150,7 @@ class Normal(Likelihood):
             return torch.tensor(self._known_scale)
         parameter = self._parameters["log_scale"]
         assert parameter is not None
-        prefix = self.__dict__["_pyro_name"]
-        return read_parameter(f"{prefix}.log_scale" if prefix else "log_scale", parameter).exp()
+        return read_parameter(full_name(self, "log_scale"), parameter).exp()
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of targets, of the output's shape."""

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_ibvi._checks import check_positive_int
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.likelihoods import Likelihood
@@ -151,13 +152,10 @@ def predict(
             f"predict needs a SupervisedModel, got {type(model).__name__}; for other models "
             f"use pyro.infer.Predictive(model, guide=guide, num_samples={num_samples})."
         )
-    for name, size in (
-        ("num_samples", num_samples),
-        ("chunk_size", chunk_size),
-        ("batch_size", batch_size),
-    ):
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"{name} must be a positive whole number, got {size!r}.")
+    check_positive_int("num_samples", num_samples)
+    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
+        if size is not None:
+            check_positive_int(name, size)
     chunk_size = chunk_size or _default_chunk_size(model)
     device = next((p.device for p in model.parameters()), None)
     x = torch.utils._pytree.tree_map(

@@ -18,7 +18,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from pyro_ibvi._parameters import read_parameter
+from pyro_ibvi._parameters import full_name, read_parameter
 from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
 from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
 
@@ -125,8 +125,7 @@ class RandomModule(PyroModule):
 
     def site_name(self, parameter_name: str) -> str:
         """Name of the site or parameter statement of one of the network's parameters."""
-        prefix = self.__dict__["_pyro_name"]
-        return f"{prefix}.{parameter_name}" if prefix else parameter_name
+        return full_name(self, parameter_name)
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the stochastic parameters and reads the others, without running the network.
@@ -137,12 +136,12 @@ class RandomModule(PyroModule):
         self._pyro_context.used = True
         values: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
-            full_name = self.site_name(name)
+            site_name = self.site_name(name)
             infer: Any = {WEIGHT_KEY: self._weight(name)}
             if name in self._priors:
-                values[name] = pyro.sample(full_name, self._prior(name, parameter), infer=infer)
+                values[name] = pyro.sample(site_name, self._prior(name, parameter), infer=infer)
             elif parameter.requires_grad:
-                values[name] = read_parameter(full_name, parameter, infer=infer)
+                values[name] = read_parameter(site_name, parameter, infer=infer)
         return values
 
     def run(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -213,13 +212,13 @@ class RandomModule(PyroModule):
         return self._weight(name).std()
 
     def _weight(self, name: str) -> NetworkWeight:
-        full_name = self.site_name(name)  # changes when a module takes this one in
-        if full_name not in self._weight_cache:
+        site_name = self.site_name(name)  # changes when a module takes this one in
+        if site_name not in self._weight_cache:
             # Two networks of one model may have layers of the same name, which share no noise.
             weight = self.roles[name]
             layer = replace(weight, layer=self.site_name(weight.layer))
-            self._weight_cache[full_name] = NetworkWeight(layer, self.parametrization)
-        return self._weight_cache[full_name]
+            self._weight_cache[site_name] = NetworkWeight(layer, self.parametrization)
+        return self._weight_cache[site_name]
 
     def _prior(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
         prior = self._priors[name]
@@ -231,9 +230,11 @@ class RandomModule(PyroModule):
             if scale.device == parameter.device and scale.dtype == parameter.dtype:
                 return cached
         mean = 1.0 if self.roles[name].role == "gain" else 0.0
+        # Expanded numbers: a cached prior must not hold a copy of the weights' memory.
+        options: Any = {"dtype": parameter.dtype, "device": parameter.device}
         base = dist.Normal(
-            torch.full_like(parameter, mean).detach(),
-            torch.full((), prior, dtype=parameter.dtype, device=parameter.device),
+            torch.full((), mean, **options).expand(parameter.shape),
+            torch.full((), prior, **options),
             validate_args=False,
         )
         self._prior_cache[name] = base.to_event(parameter.dim())

@@ -22,6 +22,7 @@ from pyro.infer import SVI
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from pyro_ibvi._checks import check_positive_int
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.coordinates import Build, checked_build, checked_widths
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -197,8 +198,7 @@ def transfer(
     widths = checked_widths(widths)
     rates = _checked_rates(rates)
     for name, number in (("num_seeds", num_seeds), ("num_draws", num_draws)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {number!r}.")
+        check_positive_int(name, number)
     if "lr" in (optim_args or {}):
         raise ValueError("optim_args must not name lr: the learning rates are given by `rates`.")
     loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss

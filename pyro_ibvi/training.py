@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_ibvi._checks import check_positive_int
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.optim import MuPOptim
 
@@ -87,8 +88,7 @@ def fit(
         >>> ibvi.fit(svi, loader, num_epochs=2, progress=False).num_epochs
         2
     """
-    if isinstance(num_epochs, bool) or not isinstance(num_epochs, int) or num_epochs < 1:
-        raise ValueError(f"num_epochs must be a positive whole number, got {num_epochs!r}.")
+    check_positive_int("num_epochs", num_epochs)
     history = History() if history is None else history
     bar = tqdm(range(num_epochs), desc="fit", unit="epoch", disable=None if progress else True)
     for _ in bar:
