@@ -61,10 +61,21 @@ class Site:
     frames: list[Any]
     weight: NetworkWeight | None
 
+    @functools.cached_property
+    def path(self) -> tuple[list[str], str]:
+        """Modules that lead to the site's parameters, and their name there."""
+        *path, last = self.name.split(".")
+        return path, last
+
+    @functools.cached_property
+    def is_real(self) -> bool:
+        """Whether the unconstrained value is the value itself, as networks' weights are."""
+        return _is_real(self.support)
+
     def transform(self) -> Transform | None:
         """The map from the unconstrained value to the site's, or None for the identity."""
-        if _is_real(self.support):
-            return None  # networks' weights, for which no look-up need be paid
+        if self.is_real:
+            return None
         transform = biject_to(self.support)
         if transform == identity_transform:
             return None

@@ -9,10 +9,11 @@ class silently trains the first one's parameters. The modules of this package ke
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, cast
 
 from pyro.nn import PyroModule
-from pyro.poutine.runtime import effectful
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -51,10 +52,27 @@ def read_parameter(
     Returns:
         The parameter's value, as handlers may have changed it.
     """
+    value = _as_value(parameter)
+    return _param(value, name=name, constraint=constraints.real, event_dim=event_dim, infer=infer)
+
+
+def announce_parameter(name: str, parameter: nn.Parameter) -> None:
+    """Tells the handlers, all of which must be traces, of a parameter without a message.
+
+    Args:
+        name: Full name of the parameter.
+        parameter: The parameter, unconstrained.
+    """
+    value = _as_value(parameter)
+    for handler in cast("list[TraceMessenger]", _PYRO_STACK):
+        handler.trace.add_node(name, name=name, type="param", value=value, infer={})
+
+
+def _as_value(parameter: nn.Parameter) -> Tensor:
     # A view, since Pyro hangs attributes on the value that would make the parameter unpicklable.
     value = parameter.view_as(parameter)
     value.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-    return _param(value, name=name, constraint=constraints.real, event_dim=event_dim, infer=infer)
+    return value
 
 
 @effectful(type="param")

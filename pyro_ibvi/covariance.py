@@ -24,6 +24,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Size, Tensor
 
+from pyro_ibvi import _draws
+from pyro_ibvi._buffers import BufferPool
+
 
 class Covariance(Protocol):
     """What the guide asks of a covariance structure."""
@@ -45,8 +48,13 @@ class Covariance(Protocol):
         """Shape of the noise that one draw of a site needs."""
         ...
 
-    def draw(self, loc: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-        """The weights ``loc + S z``; leading dimensions of ``noise`` are independent draws."""
+    def draw(
+        self, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool | None = None
+    ) -> Tensor:
+        """The weights ``loc + S z``; leading dimensions of ``noise`` are independent draws.
+
+        Memory for large tensors may come from ``pool``.
+        """
         ...
 
     def scale(self, factor: Tensor) -> Tensor:
@@ -84,9 +92,13 @@ class Diagonal:
         """Shape of the site."""
         return factor.shape
 
-    def draw(self, loc: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
+    def draw(
+        self, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool | None = None
+    ) -> Tensor:
         """The weights ``loc + S * z``."""
-        return torch.addcmul(loc, factor, noise)
+        if pool is None or not pool.keeps(factor):
+            return torch.addcmul(loc, factor, noise)
+        return _draws.DiagonalDraw.apply(loc, factor, noise, pool)
 
     def scale(self, factor: Tensor) -> Tensor:
         """Marginal standard deviation ``|S|``."""
@@ -151,8 +163,12 @@ class LowRank:
         """``(R,)``."""
         return factor.shape[-1:]
 
-    def draw(self, loc: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
+    def draw(
+        self, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool | None = None
+    ) -> Tensor:
         """The weights ``loc + S @ z``, in one pass over ``S`` and without a copy of it."""
+        if noise.dim() == 1 and pool is not None and pool.keeps(factor):
+            return _draws.LowRankDraw.apply(loc, factor, noise, pool)
         rows = factor.reshape(-1, factor.shape[-1])
         if noise.dim() == 1:
             return torch.addmv(loc.reshape(-1), rows, noise).view(loc.shape)

@@ -17,14 +17,40 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_ibvi._buffers import BufferPool
 from pyro_ibvi.covariance import Covariance
+
+_ONE = Size(())
 
 
 class SharedNoise:
-    """Standard normal noise of a layer for one call of the guide, made at the first draw."""
+    """Standard normal noise of a layer for one call of the guide, made at the first draw.
 
-    def __init__(self) -> None:
+    Args:
+        pool: Gives memory for large tensors.
+    """
+
+    def __init__(self, pool: BufferPool | None = None) -> None:
+        self.pool = pool
         self._noise: dict[Size, Tensor] = {}
+
+    def draw(
+        self, loc: Tensor, factor: Tensor, covariance: Covariance, draws: Size = _ONE
+    ) -> Tensor:
+        """Draws the weights of one site of the layer.
+
+        Args:
+            loc: Mean.
+            factor: Factor of the covariance.
+            covariance: The covariance structure.
+            draws: Shape of independent draws.
+
+        Returns:
+            The weights, the draws' dimensions in front.
+        """
+        shape = draws + covariance.noise_shape(factor)
+        noise = self.get(shape, loc) if covariance.shares_noise else self._new(shape, loc)
+        return covariance.draw(loc, factor, noise, self.pool)
 
     def get(self, shape: Size, like: Tensor) -> Tensor:
         """The noise of a shape, the same for every site of the layer that asks.
@@ -37,8 +63,13 @@ class SharedNoise:
             The noise.
         """
         if shape not in self._noise:
-            self._noise[shape] = torch.randn(shape, dtype=like.dtype, device=like.device)
+            self._noise[shape] = self._new(shape, like)
         return self._noise[shape]
+
+    def _new(self, shape: Size, like: Tensor) -> Tensor:
+        if self.pool is None:
+            return torch.randn(shape, dtype=like.dtype, device=like.device)
+        return self.pool.empty(shape, like).normal_()
 
 
 class FactorNormal(TorchDistribution):
@@ -136,12 +167,8 @@ class FactorNormal(TorchDistribution):
                 f"A law of batch shape {tuple(self.loc.shape[:own])} cannot be drawn in plates "
                 f"of shape {tuple(batch_shape)}."
             )
-        shape = draws + self.covariance.noise_shape(self.factor)
-        if self.shared is None or not self.covariance.shares_noise:
-            noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        else:
-            noise = self.shared.get(shape, self.loc)
-        return self.covariance.draw(self.loc, self.factor, noise)
+        noise = SharedNoise() if self.shared is None else self.shared
+        return noise.draw(self.loc, self.factor, self.covariance, draws)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, given the sites of the layer that were drawn before.

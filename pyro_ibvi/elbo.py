@@ -18,8 +18,8 @@ Regularization*, arXiv:2505.20235.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from pyro.distributions.util import is_identically_zero
@@ -29,8 +29,11 @@ from pyro.poutine import Trace
 from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
 from torch import Tensor
 
+from pyro_ibvi.elbo_direct import DirectRoute
 from pyro_ibvi.elbo_mixin import ExpectedLogLikelihood
 from pyro_ibvi.elbo_terms import sample_sites
+from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.supervised import SupervisedModel
 
 __all__ = ["TraceExpectedLogLikelihood"]
 
@@ -125,6 +128,10 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         True
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._direct = DirectRoute()
+
     def _get_trace(
         self,
         model: Callable[..., Any],
@@ -135,6 +142,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         if self._is_elbo:
             return super()._get_trace(model, guide, args, kwargs)
         model_trace, guide_trace = self._weighted_traces("flat", model, guide, args, kwargs)
+        if self._reported:
+            self._direct.learn(model, guide, model_trace, guide_trace)
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
         return model_trace, guide_trace
@@ -155,11 +164,10 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         """
         if self._is_elbo:
             return super().loss(model, guide, *args, **kwargs)
-        losses = []
-        sums: list[tuple[str, Tensor]] = []
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            losses.append(-_elbo(model_trace, guide_trace).detach())
-            sums += _site_sums(model_trace, guide_trace)
+        losses, sums = [], []
+        for loss, _, terms in self._particles(model, guide, args, kwargs):
+            losses.append(loss)
+            sums += terms
         return self._as_float(losses, sums)
 
     def differentiable_loss(
@@ -180,8 +188,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             return super().differentiable_loss(model, guide, *args, **kwargs)
         loss: Tensor | float = 0.0
         surrogate: Tensor | float = 0.0
-        for traces in self._get_traces(model, guide, args, kwargs):
-            loss_particle, surrogate_particle = self._differentiable_loss_particle(*traces)
+        for loss_particle, surrogate_particle, _ in self._particles(model, guide, args, kwargs):
             loss = loss + loss_particle / self.num_particles
             surrogate = surrogate + surrogate_particle / self.num_particles
         assert isinstance(surrogate, Tensor)
@@ -204,16 +211,42 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         """
         if self._is_elbo:
             return super().loss_and_grads(model, guide, *args, **kwargs)
-        losses = []
-        sums: list[tuple[str, Tensor]] = []
-        for traces in self._get_traces(model, guide, args, kwargs):
-            loss_particle, surrogate_particle = self._differentiable_loss_particle(*traces)
-            losses.append(loss_particle)
-            sums += _site_sums(*traces)
+        losses, sums = [], []
+        for loss, surrogate_particle, terms in self._particles(model, guide, args, kwargs):
+            losses.append(loss)
+            sums += terms
             if surrogate_particle.requires_grad:
                 surrogate_particle = surrogate_particle / self.num_particles
                 surrogate_particle.backward(retain_graph=self.retain_graph)
         return self._as_float(losses, sums)
+
+    def _particles(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]:
+        """Yield loss, surrogate and each site's term of every particle."""
+        if self._may_go_direct and self._direct.is_open(model, guide, args, kwargs):
+            for _ in range(self.num_particles):
+                log_probs, scale = self._direct.log_likelihood(
+                    cast("SupervisedModel", model), cast("AutoMuPNormal", guide), *args
+                )
+                if self.reduction == "mean":  # in the traces' order, equal to the last digit
+                    scale = scale * (1.0 / (len(log_probs) * scale))
+                elbo = (log_probs if scale == 1.0 else log_probs * scale).sum()
+                yield -elbo.detach(), -elbo, [("obs", elbo.detach())]
+            return
+        for traces in self._get_traces(model, guide, args, kwargs):
+            yield *self._differentiable_loss_particle(*traces), _site_sums(*traces)
+
+    @property
+    def _may_go_direct(self) -> bool:
+        """Whether the likelihood is all that this objective evaluates, draw by draw."""
+        one_by_one = not self.vectorize_particles or self.num_particles == 1
+        is_plain = type(self) is TraceExpectedLogLikelihood
+        return is_plain and one_by_one and self._kl_weight == 0.0 and not self.keep_kl
 
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace

@@ -16,6 +16,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
 from pyro_ibvi import _guide_sites
+from pyro_ibvi._buffers import BufferPool
 from pyro_ibvi._guide_sites import CovarianceChoice, Layer, Site
 from pyro_ibvi._parameters import full_name, read_parameter
 from pyro_ibvi.distributions import FactorNormal, SharedNoise
@@ -100,6 +101,7 @@ class AutoMuPNormal(AutoGuide):
         self._roles = _checked_roles(roles)
         self._layers: list[Layer] | None = None
         self._pending_state: dict[str, Any] | None = None
+        self._pool = BufferPool()
         self._model_weights: dict[str, tuple[nn.Parameter, NetworkWeight | None]] = {}
         has_prior = _guide_sites.data_free_prior(model) is not None
         if has_prior or _guide_sites.takes_no_arguments(model):
@@ -145,21 +147,16 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The draws by site name, the draws' dimension in front.
         """
-        result = {}
-        for layer in self._made_layers():
-            shared = SharedNoise()
-            for site in layer.sites:
-                loc = self._parameter("locs", site.name)
-                if layer.covariance is None:
-                    value = loc.expand(num_samples, *loc.shape)
-                else:
-                    factor = self._parameter("factors", site.name)
-                    law = FactorNormal(
-                        loc, factor, layer.covariance, event_dim=site.event_dim, shared=shared
-                    )
-                    value = law.rsample(torch.Size((num_samples,)))
-                result[site.name] = _constrain(site, value)
-        return result
+        self._pool.clear()  # training is over, or pauses
+        return self._draw(torch.Size((num_samples,)))
+
+    def rsample(self) -> dict[str, Tensor]:
+        """Draws every global site once, differentiably, outside of any Pyro model.
+
+        Returns:
+            The draws by site name.
+        """
+        return self._draw(torch.Size())
 
     # -- the posterior by name -----------------------------------------------------------------
 
@@ -182,8 +179,7 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The mean, in the site's shape.
         """
-        self._find(name)
-        return self._parameter("locs", name)
+        return self._parameter("locs", self._find(name)[1])
 
     def factor(self, name: str) -> Tensor:
         """Factor ``S`` of a site's covariance, see :mod:`pyro_ibvi.covariance` for its shape.
@@ -197,9 +193,10 @@ class AutoMuPNormal(AutoGuide):
         Raises:
             ValueError: If the site is a point estimate.
         """
-        if self._find(name)[0].covariance is None:
+        layer, site = self._find(name)
+        if layer.covariance is None:
             raise ValueError(f"The site {name!r} is a point estimate and has no covariance.")
-        return self._parameter("factors", name)
+        return self._parameter("factors", site)
 
     def scale(self, name: str) -> Tensor:
         """Marginal standard deviations of a site in unconstrained space.
@@ -297,9 +294,9 @@ class AutoMuPNormal(AutoGuide):
                 weight = site.weight
                 name = self._full_name("locs", site.name)
                 rate = 1.0 if weight is None else weight.rate(family)
-                yield name, self._parameter("locs", site.name), rate
+                yield name, self._parameter("locs", site), rate
                 if layer.covariance is not None:
-                    factor = self._parameter("factors", site.name)
+                    factor = self._parameter("factors", site)
                     rank = layer.covariance.noise_rank(factor)
                     rate = 1.0 if weight is None else weight.factor_rate(family, rank=rank)
                     yield self._full_name("factors", site.name), factor, rate
@@ -312,6 +309,28 @@ class AutoMuPNormal(AutoGuide):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad and parameter not in seen:
                     yield name, parameter, 1.0
+
+    def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The guide's parameters in the order in which it reads them.
+
+        Yields:
+            The name of the parameter's statement, and the parameter.
+        """
+        for layer in self._made_layers():
+            for site in layer.sites:
+                for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
+                    yield self._full_name(kind, site.name), self._parameter(kind, site)
+
+    def is_guide_of(self, model: Any) -> bool:
+        """Whether a model is the one of this guide, all of whose sites the guide draws.
+
+        Args:
+            model: A model.
+
+        Returns:
+            Whether it is, and the guide is no part of an ``AutoGuideList``.
+        """
+        return self._model is not None and self.model is model and self.master is None
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -361,11 +380,31 @@ class AutoMuPNormal(AutoGuide):
             for site, factor in zip(layer.sites, factors, strict=True):
                 _deep_register(self._modules["factors"], site.name, factor)
 
+    def _draw(self, draws: torch.Size) -> dict[str, Tensor]:
+        result = {}
+        for layer in self._made_layers():
+            noise = self._noise()
+            for site in layer.sites:
+                loc = self._parameter("locs", site)
+                value: Tensor = loc
+                if layer.covariance is not None:
+                    factor = self._parameter("factors", site)
+                    value = noise.draw(loc, factor, layer.covariance, draws)
+                elif draws:
+                    value = loc.expand(draws + loc.shape)
+                result[site.name] = _constrain(site, value)
+        return result
+
+    def _noise(self) -> SharedNoise:
+        """A source of noise for one layer and one call."""
+        trains = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        return SharedNoise(self._pool if trains else None)
+
     def _sample_layer(
         self, layer: Layer, plates: Mapping[str, Any], result: dict[str, Tensor]
     ) -> None:
         covariance = layer.covariance
-        shared = SharedNoise()
+        shared = self._noise()
         previous: list[tuple[Tensor, Tensor, Tensor]] = []
         for site in layer.sites:
             with ExitStack() as stack:
@@ -395,12 +434,12 @@ class AutoMuPNormal(AutoGuide):
                 previous.append((loc, factor, drawn))
 
     def _read(self, kind: str, site: Site) -> Tensor:
-        parameter = self._parameter(kind, site.name)
+        parameter = self._parameter(kind, site)
         event_dim = site.event_dim if site.frames else None
         return read_parameter(self._full_name(kind, site.name), parameter, event_dim=event_dim)
 
-    def _parameter(self, kind: str, name: str) -> nn.Parameter:
-        *path, last = name.split(".")
+    def _parameter(self, kind: str, site: Site) -> nn.Parameter:
+        path, last = site.path
         module = self._modules[kind]
         for part in path:
             module = module._modules[part]  # type: ignore[union-attr]

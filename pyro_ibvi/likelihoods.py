@@ -302,7 +302,7 @@ def _check_range(target: Tensor, largest: int | None, what: str) -> None:
     """Checks whole numbers from 0 on; on an accelerator it would wait for the device."""
     if target.device.type != "cpu" or target.numel() == 0:
         return
-    low, high = target.min().item(), target.max().item()
+    low, high = (bound.item() for bound in target.aminmax())
     if low < 0 or (largest is not None and high > largest):
         upper = "" if largest is None else f" to {largest}"
         raise ValueError(f"Expected {what}, from 0{upper}; got values from {low} to {high}.")

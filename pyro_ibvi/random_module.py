@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, Wei
 
 Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
 Prior = float | TorchDistributionMixin
+#: The path to a module and the name of one of its parameters.
+Place = tuple[tuple[str, ...], str]
 #: Layers whose fused kernels vmap cannot run.
 _UNBATCHED = (nn.modules.rnn.RNNBase, nn.MultiheadAttention)
 #: Plates that Pyro itself puts around a model, for draws.
@@ -112,6 +114,7 @@ class RandomModule(PyroModule):
         self._priors = {n: given.get(n, self._default_std(n)) for n in self.stochastic}
         self._is_compiled = any(hasattr(module, "_orig_mod") for module in net.modules())
         self._num_dims = {name: p.dim() for name, p in net.named_parameters()}
+        self._places = _find_places(net)
         self._prior_cache: dict[str, TorchDistributionMixin] = {}
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
@@ -143,6 +146,19 @@ class RandomModule(PyroModule):
             elif parameter.requires_grad:
                 values[name] = read_parameter(site_name, parameter, infer=infer)
         return values
+
+    def named_point_estimates(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that are trained and not random.
+
+        Yields:
+            The name of the parameter's statement, and the parameter.
+        """
+        for name in self._num_dims:
+            if name not in self._priors:
+                module, key = _module_at(self.network, self._places[name][0])
+                parameter = module._parameters[key]
+                if parameter is not None and parameter.requires_grad:
+                    yield self.site_name(name), parameter
 
     def run(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Runs the network with the given parameters.
@@ -244,11 +260,28 @@ class RandomModule(PyroModule):
         self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if not self._is_compiled:
-            return functional_call(self.network, values, args, kwargs)
+            return self._call_in_place(values, args, kwargs)
         with warnings.catch_warnings():
             # The compiler looks at the gradients of all tensors, which draws do not have.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
             return functional_call(self.network, values, args, kwargs)
+
+    def _call_in_place(
+        self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What ``functional_call`` does, which looks for tied parameters at each call anew."""
+        net = self.network
+        before = []
+        try:
+            for name, value in values.items():
+                for place in self._places[name]:
+                    module, key = _module_at(net, place)
+                    before.append((module._parameters, key, module._parameters[key]))
+                    module._parameters[key] = value  # type: ignore[assignment]
+            return net(*args, **kwargs)
+        finally:
+            for parameters, key, parameter in before:
+                parameters[key] = parameter
 
     def _run_draws(
         self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -276,6 +309,22 @@ class RandomModule(PyroModule):
             outputs = [run_one({k: v[i] for k, v in drawn.items()}) for i in range(num_draws)]
             return torch.utils._pytree.tree_map(lambda *ts: torch.stack(ts), *outputs)
         return vmap(run_one, randomness="different")(drawn)
+
+
+def _find_places(net: nn.Module) -> dict[str, list[Place]]:
+    """Where each parameter is: in several modules if they share it."""
+    places: dict[Tensor, list[Place]] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        *path, key = name.split(".")
+        places.setdefault(parameter, []).append((tuple(path), key))
+    return {name: places[parameter] for name, parameter in net.named_parameters()}
+
+
+def _module_at(net: nn.Module, place: Place) -> tuple[nn.Module, str]:
+    module = net
+    for part in place[0]:
+        module = module._modules[part]  # type: ignore[assignment]
+    return module, place[1]
 
 
 def _check_plates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

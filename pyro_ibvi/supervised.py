@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
@@ -110,10 +111,34 @@ class SupervisedModel(PyroModule):
         if y is not None:
             self._check(x, y, output, num_batch_dims)
             y = self.likelihood.convert_target(y, output)
-        with pyro.plate("data", *self._plate_size(batch_size), dim=-1):
+        # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
+        # of the whole data set each step.
+        indices: Any = range(batch_size)
+        with pyro.plate("data", self._num_data(batch_size), None, indices, dim=-1):
             return pyro.sample("obs", self.likelihood(output, num_batch_dims), obs=y)
 
-    def _plate_size(self, batch_size: int) -> tuple[int, None, Any]:
+    def log_likelihood(
+        self, values: Mapping[str, Tensor], x: Any, y: Tensor
+    ) -> tuple[Tensor, float]:
+        """Log-likelihoods of observed targets for one draw of the weights, without Pyro.
+
+        Args:
+            values: Random parameters by name.
+            x: Inputs, as for the model.
+            y: Targets.
+
+        Returns:
+            The log-likelihood of each datum in nats, shape ``(batch,)``, and the scale from the
+            batch to the whole data set.
+        """
+        batch_size = first_tensor(x).shape[0]
+        output = self.run(values, x)
+        self._check(x, y, output, 1)
+        y = self.likelihood.convert_target(y, output)
+        log_probs = self.likelihood(output, 1).log_prob(y)
+        return log_probs, self._num_data(batch_size) / batch_size
+
+    def _num_data(self, batch_size: int) -> int:
         num_data = batch_size if self.num_data is None else self.num_data
         if batch_size == 0:
             raise ValueError("The batch is empty: its inputs have a first dimension of size 0.")
@@ -123,10 +148,7 @@ class SupervisedModel(PyroModule):
                 f"size of the whole training set."
             )
         # Test data are no part of the training set and may be more.
-        num_data = max(num_data, batch_size)
-        # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
-        # of the whole data set each step.
-        return num_data, None, range(batch_size)
+        return max(num_data, batch_size)
 
     def _check(self, x: Any, y: Tensor, output: Tensor, num_batch_dims: int) -> None:
         if not isinstance(y, Tensor):
@@ -196,12 +218,17 @@ def check_finite(what: str, x: Any) -> None:
     for value in (*args, *kwargs.values()):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        if value.device.type == "cpu" and not value.isfinite().all():
+        if value.device.type == "cpu" and not _is_finite(value):
             bad = (~value.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"The {what} holds {value[tuple(bad)].item()} at index {tuple(bad)} of shape "
                 f"{tuple(value.shape)}. Remove or impute such data before training."
             )
+
+
+def _is_finite(value: Tensor) -> bool:
+    # The sum makes no tensor of the data's size, but can overflow without an infinite term.
+    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
 
 
 def raise_dtype_mismatch(error: RuntimeError, x: Any, values: Mapping[str, Tensor]) -> None:

@@ -226,3 +226,41 @@ def test_pyros_own_optimizers_train_the_guide(make, local):
             svi.step(X, Y)
         after = dict(modules.named_parameters())
         assert all(not torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("optimizer", "args"), OPTIMIZERS)
+def test_fused_kernels_agree_with_the_plain_ones(optimizer, args):
+    fused, plain = Run(optimizer, args), Run(optimizer, {**args, "foreach": False})
+    assert fused.steps(5, seed=1) == pytest.approx(plain.steps(5, seed=1), rel=1e-5)
+    assert all(group["fused"] for group in fused.optim.optimizer.param_groups)
+    assert not any(group["fused"] for group in plain.optim.optimizer.param_groups)
+    plain.optim.set_state(fused.optim.get_state())
+    assert not any(group["fused"] for group in plain.optim.optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("optimizer", "args"), OPTIMIZERS)
+def test_parameters_without_a_gradient_at_first_join_later(optimizer, args):
+    parameters = {name: nn.Parameter(torch.ones(3)) for name in "ab"}
+
+    def guide():
+        """A guide of another library, whose parameters the optimizer meets at its steps."""
+
+    optim = MuPOptim(optimizer, {**args, "lr": 0.1}, guide)
+    for step in range(4):
+        for name, parameter in parameters.items():
+            if name == "a" or step >= 2:
+                parameter.grad = torch.ones(3)
+        optim(parameters.values())
+    assert (parameters["a"] < parameters["b"]).all()
+    assert (parameters["b"] < 1).all()
+
+
+def test_sparse_gradients_take_the_plain_kernels():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    optim = MuPOptim(torch.optim.SGD, {"lr": 0.1}, lambda: None)
+    before = embedding.weight.detach().clone()
+    for _ in range(2):
+        embedding(torch.tensor([1])).sum().backward()
+        optim([embedding.weight])
+    assert torch.allclose(before[1] - embedding.weight[1], torch.tensor(0.2))
+    assert torch.equal(before[2], embedding.weight[2])

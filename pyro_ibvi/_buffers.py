@@ -1,0 +1,86 @@
+"""Memory of large tensors that a training step makes anew, used again by the next step.
+
+On a CPU a fresh tensor of some megabytes is mapped in and out of memory at every step, and its
+page faults can cost more than the arithmetic on it. CUDA has an allocator that keeps memory by
+itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor, UntypedStorage
+
+#: Number of bytes from which a tensor is worth keeping.
+_MIN_BYTES = 2**18
+
+#: Torch's count of the tensors that use some memory; nothing is used twice where it is missing.
+_count_uses: Any = getattr(torch._C, "_storage_Use_Count", None)
+
+
+class BufferPool:
+    """Gives out tensors whose memory no other tensor uses.
+
+    Memory that was given out is given out again once every tensor on it is gone: values, what
+    the gradient's graph saved, gradients. A copy or a pickle of a pool is an empty one.
+
+    Example:
+        >>> pool = BufferPool()
+        >>> first = pool.empty(torch.Size((1000, 1000)), like=torch.zeros(()))
+        >>> address = first.data_ptr()
+        >>> pool.empty(first.shape, like=first).data_ptr() == address
+        False
+        >>> del first
+        >>> pool.empty(torch.Size((1000, 1000)), like=torch.zeros(())).data_ptr() == address
+        True
+    """
+
+    def __init__(self) -> None:
+        self._storages: dict[int, list[UntypedStorage]] = {}
+
+    def keeps(self, tensor: Tensor) -> bool:
+        """Whether tensors of this size are kept.
+
+        Args:
+            tensor: A tensor of the size, type and device in question.
+
+        Returns:
+            Whether :meth:`empty` would give out memory that was used before.
+        """
+        return self._is_worth(tensor.numel(), tensor)
+
+    def empty(self, shape: Size, like: Tensor) -> Tensor:
+        """A tensor without values, in memory of its own.
+
+        Args:
+            shape: Its shape.
+            like: A tensor of the wanted type and device.
+
+        Returns:
+            The tensor, contiguous.
+        """
+        if not self._is_worth(shape.numel(), like):
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        storages = self._storages.setdefault(shape.numel() * like.element_size(), [])
+        for storage in storages:
+            if _count_uses(storage._cdata) == 1:  # our own
+                empty = torch.empty((), dtype=like.dtype)
+                return empty.set_(storage, 0, shape)  # type: ignore[call-overload]
+        tensor = torch.empty(shape, dtype=like.dtype)
+        storages.append(tensor.untyped_storage())
+        return tensor
+
+    def clear(self) -> None:
+        """Lets go of the memory; tensors on it keep theirs."""
+        self._storages.clear()
+
+    def _is_worth(self, numel: int, like: Tensor) -> bool:
+        is_large = numel * like.element_size() >= _MIN_BYTES
+        return is_large and like.device.type == "cpu" and _count_uses is not None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BufferPool:
+        return BufferPool()
+
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
+        return BufferPool, ()
