@@ -59,6 +59,11 @@ def is_known(module: nn.Module) -> bool:
     return isinstance(module, (*_MATRICES, *TABLES, *NORM_LAYERS))
 
 
+def parameter_path(layer: str, name: str) -> str:
+    """Name in the network of a layer's parameter."""
+    return f"{layer}.{name}" if layer else name
+
+
 def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Part:
     """What a parameter of a known layer is.
 
@@ -131,11 +136,14 @@ class Flow:
         layers: Known layers with parameters, by name.
         inputs: Names of weight layers that no other weight layer feeds.
         outputs: Names of weight layers that feed no other.
+        calls_attention: Whether the network's own code, as far as it can be traced, calls
+            ``scaled_dot_product_attention`` without a scale.
     """
 
     layers: dict[str, nn.Module]
     inputs: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
+    calls_attention: bool = False
 
 
 def find_flow(net: nn.Module) -> Flow:
@@ -149,7 +157,11 @@ def find_flow(net: nn.Module) -> Flow:
 
     Returns:
         The layers.
+
+    Raises:
+        ValueError: If a parameter has no shape yet.
     """
+    _check_not_lazy(net)
     prefix = ""
     while hasattr(net, "_orig_mod"):  # torch.compile wraps the network
         net, prefix = net._orig_mod, f"{prefix}_orig_mod."  # type: ignore[assignment]
@@ -160,12 +172,12 @@ def find_flow(net: nn.Module) -> Flow:
     }
     weights = [name for name, module in layers.items() if not isinstance(module, NORM_LAYERS)]
     flow = Flow(layers, set(weights[:1]), set(weights[-1:]))
-    if len(weights) > 1:
-        _trace_flow(net, flow, weights)
+    _trace_flow(net, flow, weights)
     return Flow(
         {prefix + name: module for name, module in flow.layers.items()},
         {prefix + name for name in flow.inputs},
         {prefix + name for name in flow.outputs},
+        flow.calls_attention,
     )
 
 
@@ -177,7 +189,7 @@ class _LayerTracer(torch.fx.Tracer):
 
 
 def _trace_flow(net: nn.Module, flow: Flow, weights: list[str]) -> None:
-    """Replaces the ends of a flow by what a symbolic trace says, if there is one."""
+    """Replaces what a flow says by what a symbolic trace tells, if there is one."""
     try:
         graph = _LayerTracer().trace(net)
     except Exception:  # whatever the network's own code raises when it is given a proxy
@@ -187,6 +199,7 @@ def _trace_flow(net: nn.Module, flow: Flow, weights: list[str]) -> None:
     fed: set[str] = set()
     feeding: set[str] = set()
     for node in graph.nodes:
+        flow.calls_attention |= _is_unscaled_attention(node)
         reached = frozenset().union(*(before[n] for n in node.all_input_nodes))
         for layer in _layers_of(node, weights):
             fed |= {layer} if reached - {layer} else set()
@@ -198,6 +211,11 @@ def _trace_flow(net: nn.Module, flow: Flow, weights: list[str]) -> None:
         flow.inputs, flow.outputs = called - fed, called - feeding
 
 
+def _is_unscaled_attention(node: torch.fx.Node) -> bool:
+    is_attention = node.target is nn.functional.scaled_dot_product_attention
+    return is_attention and node.kwargs.get("scale") is None
+
+
 def _layers_of(node: torch.fx.Node, weights: Collection[str]) -> list[str]:
     """Weight layers that a node runs: itself, those inside it, or those whose weights it reads."""
     if node.op == "call_module":
@@ -207,15 +225,7 @@ def _layers_of(node: torch.fx.Node, weights: Collection[str]) -> list[str]:
     return [name for name in dict.fromkeys(reads) if name in weights]
 
 
-def check_not_lazy(net: nn.Module) -> None:
-    """Refuses a network whose parameters have no shape yet.
-
-    Args:
-        net: The network.
-
-    Raises:
-        ValueError: If it has such parameters.
-    """
+def _check_not_lazy(net: nn.Module) -> None:
     lazy = [
         name for name, parameter in net.named_parameters() if torch.nn.parameter.is_lazy(parameter)
     ]

@@ -165,6 +165,21 @@ class MaximalUpdate:
             multiplies it by the square root of the layer's input width. See below.
         rank_exponent: The rate of a factor that shares ``R`` noise variables is the mean's times
             ``R^-rank_exponent``; 1 is the limit of stability for single-draw training.
+        attention: What the logits of attention are divided by, of a head size ``d``. torch divides
+            by ``sqrt(d)``, the maximal parametrization by ``d``. ``"1/d"`` multiplies the queries
+            of every ``nn.MultiheadAttention``, those in transformer layers included, by
+            ``sqrt(d_base / d)``, so that at the base nothing changes and the logits of wider heads
+            are ``q k sqrt(d_base) / d`` (``d_base`` is 1 with ``base=None``; with a base width or
+            base shapes the number of heads is taken to be the same). ``"1/sqrt(d)"`` leaves the
+            logits as they are, which is right if ``d`` is the same at every width and the number
+            of heads grows. None leaves them too, and :class:`~pyro_ibvi.RandomModule` warns if
+            ``d`` is not known to be the base's.
+
+    Scaled queries are the network's forward pass, not its parameters: a site's value is the
+    projection before the factor, so weights that are taken out of a guide have the first
+    ``embed_dim`` rows of ``in_proj_weight`` and ``in_proj_bias`` multiplied by the factor to serve
+    in the network itself. Calls of ``scaled_dot_product_attention`` in the network's own code are
+    out of reach: give them ``scale=1 / d``, or ``scale=d_base**0.5 / d``.
 
     An update of a diagonal factor reaches a fresh draw only through a sum of random signs, so at
     the mean's rate the change that it makes in a hidden activation falls as ``width^-1/2``
@@ -197,6 +212,7 @@ class MaximalUpdate:
     base: BaseShapes = None
     diagonal: Literal["reference", "maximal"] = "reference"
     rank_exponent: float = 1.0
+    attention: Literal["1/d", "1/sqrt(d)"] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.base, bool) or (isinstance(self.base, int) and self.base < 1):
@@ -206,6 +222,10 @@ class MaximalUpdate:
         if not math.isfinite(self.rank_exponent) or self.rank_exponent < 0:
             raise ValueError(
                 f"rank_exponent must be finite and not negative, got {self.rank_exponent!r}."
+            )
+        if self.attention not in ("1/d", "1/sqrt(d)", None):
+            raise ValueError(
+                f"attention must be '1/d', '1/sqrt(d)' or None, got {self.attention!r}."
             )
 
     def std(self, role: Role, fans: Fans) -> float:
@@ -229,6 +249,12 @@ class MaximalUpdate:
         if self.diagonal == "reference":
             return rate
         return rate * self._growth_in(role, fans) ** 0.5
+
+    def query_scale(self, head_size: int, base_head_size: int | None) -> float:
+        """Factor on the queries of attention that divides its logits by ``sqrt(head_size)``."""
+        if self.attention != "1/d":
+            return 1.0
+        return ((base_head_size or 1) / head_size) ** 0.5
 
     def _growth_in(self, role: Role, fans: Fans) -> float:
         """How far the input side has grown since the base network."""

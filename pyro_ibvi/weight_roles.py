@@ -21,7 +21,6 @@ from pyro_ibvi._layers import (
     TABLES,
     Flow,
     Part,
-    check_not_lazy,
     describe_parameter,
     find_flow,
     is_known,
@@ -113,7 +112,11 @@ class NetworkWeight:
 
 
 def find_roles(
-    net: nn.Module, *, base: BaseShapes = None, overrides: RoleOverrides | None = None
+    net: nn.Module,
+    *,
+    base: BaseShapes = None,
+    overrides: RoleOverrides | None = None,
+    flow: Flow | None = None,
 ) -> dict[str, WeightRole]:
     """Finds the role of every parameter of a network.
 
@@ -122,6 +125,7 @@ def find_roles(
         base: Base width, module or shapes, see :class:`~pyro_ibvi.MaximalUpdate`.
         overrides: Roles by parameter or layer name (patterns allowed), for what the network's
             modules do not tell.
+        flow: The network's layers and the flow of data through them, if they are known already.
 
     Returns:
         A role for each name in ``net.named_parameters()``.
@@ -135,9 +139,8 @@ def find_roles(
         >>> {name: weight.role for name, weight in find_roles(net).items()}
         {'0.weight': 'input', '0.bias': 'bias', '2.weight': 'output', '2.bias': 'bias'}
     """
-    check_not_lazy(net)
     overrides = _checked_overrides(overrides)
-    flow = find_flow(net)
+    flow = find_flow(net) if flow is None else flow
     unused = set(overrides)
     roles: dict[str, WeightRole] = {}
     for name, parameter in net.named_parameters():

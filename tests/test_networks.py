@@ -9,6 +9,7 @@ from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
     LowRank,
+    MaximalUpdate,
     MuPOptim,
     Normal,
     RandomModule,
@@ -79,7 +80,8 @@ NETWORKS = {
 
 
 def build(net, stochastic="all"):
-    model = SupervisedModel(RandomModule(net, stochastic=stochastic), Normal(0.5), num_data=20)
+    net = RandomModule(net, stochastic=stochastic, parametrization=MaximalUpdate(attention="1/d"))
+    model = SupervisedModel(net, Normal(0.5), num_data=20)
     return model, AutoMuPNormal(model, covariance=LowRank(2))
 
 

@@ -135,6 +135,7 @@ def test_neural_tangent_is_the_one_with_multipliers(family, power_init, power_ra
         ({"base": -3}, "base must be a positive width, got -3"),
         ({"base": True}, "base must be a positive width, got True"),
         ({"diagonal": "max"}, "diagonal must be 'reference' or 'maximal', got 'max'"),
+        ({"attention": "1/D"}, r"attention must be '1/d', '1/sqrt\(d\)' or None, got '1/D'"),
         ({"rank_exponent": -1.0}, r"rank_exponent must be finite and not negative, got -1\.0"),
         ({"rank_exponent": math.nan}, "rank_exponent must be finite and not negative, got nan"),
     ],
