@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap
 from pyro_ibvi._attention import attention_warning, find_query_scales, scale_queries
 from pyro_ibvi._layers import find_flow
 from pyro_ibvi._parameters import full_name, read_parameter
+from pyro_ibvi._tied import tied_warning
 from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
 from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
 
@@ -68,7 +69,8 @@ class RandomModule(PyroModule):
     learns nothing with them in epochs that are enough without (``benchmarks/biases``).
 
     Under :class:`~pyro_ibvi.MaximalUpdate` attention whose logits are divided by the square root
-    of a head size that may grow with the width gives a warning, see its ``attention``.
+    of a head size that may grow with the width gives a warning, see its ``attention``, and so does
+    an embedding that is the read-out too, see :func:`~pyro_ibvi.weight_roles.find_roles`.
 
     Raises:
         TypeError: If ``net`` is not an ``nn.Module``, or a class stands for an object.
@@ -113,9 +115,12 @@ class RandomModule(PyroModule):
         flow = find_flow(net)
         self.roles = find_roles(net, base=self.parametrization.base, overrides=roles, flow=flow)
         self._query_scales = find_query_scales(net, self.parametrization)
-        warning = attention_warning(net, flow, self.parametrization)
-        if warning is not None:
-            warnings.warn(warning, UserWarning, stacklevel=2)
+        for warning in (
+            attention_warning(net, flow, self.parametrization),
+            tied_warning(self.roles, roles, self.parametrization),
+        ):
+            if warning is not None:
+                warnings.warn(warning, UserWarning, stacklevel=2)
         self._weight_cache: dict[str, NetworkWeight] = {}
         self.stochastic = _choose(net, self.roles, stochastic)
         given = _match_priors(prior, net, self.stochastic)
