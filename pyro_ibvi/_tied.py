@@ -13,8 +13,10 @@ from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
 from pyro_ibvi.weight_roles import RoleOverrides, WeightRole, find_override
 
 
-def logit_divisor(weight: WeightRole) -> float:
-    """What a tied read-out's logits are to be divided by: its width over the base's."""
+def logit_divisor(weight: WeightRole, parametrization: Parametrization) -> float:
+    """What a read-out's logits are to be divided by: a tied one's width over the base's."""
+    if not weight.tied or not isinstance(parametrization, MaximalUpdate):
+        return 1.0
     return weight.fans.width_out / (weight.fans.base_width_out or 1)
 
 
@@ -34,11 +36,12 @@ def tied_warning(
         A sentence, or None if there are none or the user has said what they are.
     """
     tied = {
-        name: logit_divisor(weight)
+        name: divisor
         for name, weight in roles.items()
-        if weight.tied and find_override(name, overrides or {}) is None
+        if (divisor := logit_divisor(weight, parametrization)) != 1
+        and find_override(name, overrides or {}) is None
     }
-    if not tied or not isinstance(parametrization, MaximalUpdate):
+    if not tied:
         return None
     name, divisor = next(iter(tied.items()))
     return (

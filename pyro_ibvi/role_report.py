@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from pyro_ibvi._tied import logit_divisor
-from pyro_ibvi.parametrization import MaximalUpdate
 from pyro_ibvi.random_module import RandomModule
 from pyro_ibvi.weight_roles import NetworkWeight
 
@@ -55,11 +54,14 @@ class RoleReport(Mapping[str, NetworkWeight]):
 
     def _notes(self) -> list[str]:
         """What the forward pass must do for weights that are two things at once."""
-        return [
-            f"{name} is the read-out too: the network must divide its logits by "
-            f"{logit_divisor(weight.weight):g}."
+        divisors = {
+            name: logit_divisor(weight.weight, weight.parametrization)
             for name, weight in self.weights.items()
-            if weight.weight.tied and isinstance(weight.parametrization, MaximalUpdate)
+        }
+        return [
+            f"{name} is the read-out too: the network must divide its logits by {divisor:g}."
+            for name, divisor in divisors.items()
+            if divisor != 1
         ]
 
 

@@ -139,6 +139,7 @@ def test_a_warning_says_what_the_network_must_do(net, parametrization, message):
         {"roles": {"embed": "input"}},
         {"parametrization": Standard()},
         {"parametrization": NeuralTangent()},
+        {"parametrization": MaximalUpdate(base=8)},  # nothing has grown
     ],
 )
 def test_no_warning_where_the_user_knows(arguments):
