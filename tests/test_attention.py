@@ -2,8 +2,10 @@
 
 import warnings
 
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,11 +13,13 @@ from pyro_ibvi import (
     AutoMuPNormal,
     LowRank,
     MaximalUpdate,
+    MuPOptim,
     NeuralTangent,
     Normal,
     RandomModule,
     Standard,
     SupervisedModel,
+    TraceExpectedLogLikelihood,
 )
 from pyro_ibvi._coordinate_probe import Probe
 
@@ -194,3 +198,44 @@ def test_the_coordinate_check_sees_the_scaled_queries():
     changes = {key: value for key, value in measured.items() if key[0] not in ("size", "spread")}
     assert changes
     assert max(changes.values()) < 1e-6
+
+
+def change_of_logits(width, attention, optimizer, seed):
+    """Root mean square of what five steps change in the logits of one head of all the width."""
+    pyro.set_rng_seed(seed)
+    net = RandomModule(Attention(width, 1), parametrization=MaximalUpdate(attention=attention))
+    model = SupervisedModel(net, Normal(0.5), num_data=3)
+    guide = AutoMuPNormal(model, covariance=LowRank(2), init_scale=1e-3)
+    objective = TraceExpectedLogLikelihood(reduction="mean")
+    svi = SVI(model, guide, MuPOptim(optimizer, {"lr": 0.01}, guide), objective)
+
+    def logits():
+        means = {name.removeprefix("net."): value for name, value in guide.median().items()}
+        point = {name: p for name, p in net.network.named_parameters() if p.requires_grad}
+        values = net.network_values(point | means)
+        h = X @ values["embed.weight"].mT + values["embed.bias"]
+        projected = h @ values["attend.in_proj_weight"].mT + values["attend.in_proj_bias"]
+        q, k, _ = projected.chunk(3, -1)
+        return (q @ k.mT / width**0.5).detach()
+
+    before = logits()
+    for _ in range(5):
+        svi.step(X, X.sum(-1, keepdim=True))
+    return (logits() - before).square().mean().sqrt().item()
+
+
+def growth_of_the_change(attention, optimizer):
+    """The change at a head size of 512 over that at 32, each the mean over two seeds."""
+    small, large = (
+        sum(change_of_logits(width, attention, optimizer, seed) for seed in range(2))
+        for width in (32, 512)
+    )
+    return large / small
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_with_scaled_queries_logits_move_alike_at_every_head_size(optimizer):
+    scaled = growth_of_the_change("1/d", optimizer)
+    assert 0.4 < scaled < 2.5
+    # The negative control, torch's own divisor: by the square root of 16 more, if not faster.
+    assert growth_of_the_change("1/sqrt(d)", optimizer) > 2.5 * scaled
