@@ -2,7 +2,7 @@
 
 Table 8 of Tensor Programs V (Yang, Hu et al., 2022, arXiv:2203.03466) gives an embedding and a
 read-out the same initial scale and the same rates, and the read-out a multiplier ``1 / width``.
-One tensor cannot have it on one of its two sides, so it is the network's to write.
+It belongs to one of the tensor's two uses and is the network's to write.
 """
 
 from __future__ import annotations

@@ -115,12 +115,6 @@ class RandomModule(PyroModule):
         flow = find_flow(net)
         self.roles = find_roles(net, base=self.parametrization.base, overrides=roles, flow=flow)
         self._query_scales = find_query_scales(net, self.parametrization)
-        for warning in (
-            attention_warning(net, flow, self.parametrization),
-            tied_warning(self.roles, roles, self.parametrization),
-        ):
-            if warning is not None:
-                warnings.warn(warning, UserWarning, stacklevel=2)
         self._weight_cache: dict[str, NetworkWeight] = {}
         self.stochastic = _choose(net, self.roles, stochastic)
         given = _match_priors(prior, net, self.stochastic)
@@ -130,6 +124,12 @@ class RandomModule(PyroModule):
         self._prior_cache: dict[str, TorchDistributionMixin] = {}
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
+        for warning in (
+            attention_warning(net, flow, self.parametrization),
+            tied_warning(self.roles, roles, self.parametrization),
+        ):
+            if warning is not None:
+                warnings.warn(warning, UserWarning, stacklevel=2)
 
     @property
     def network(self) -> nn.Module:

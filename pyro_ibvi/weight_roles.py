@@ -124,9 +124,9 @@ def find_roles(
 
     An embedding whose weight is the read-out matrix too is an input (``tied``). Table 8 of Tensor
     Programs V gives both the same numbers, standard deviation 1, SGD rate ``width``, Adam rate 1,
-    and the read-out the multiplier ``1 / width``. That multiplier is the network's to write, since
-    the one tensor cannot have it on one of its two sides: divide the logits by the width, or by
-    width / base width. :class:`~pyro_ibvi.RandomModule` warns under
+    and the read-out the multiplier ``1 / width``. That multiplier belongs to one of the tensor's
+    two uses and is the network's to write: divide the logits by the width, or by width / base
+    width. :class:`~pyro_ibvi.RandomModule` warns under
     :class:`~pyro_ibvi.MaximalUpdate` unless the parameter is among the overrides.
 
     Args:
