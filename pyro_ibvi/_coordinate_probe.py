@@ -66,7 +66,7 @@ class Probe:
                 result["change", step, layer] = _rms(change)
                 result["mean change", step, layer] = _rms(change.mean(0))
         for kind in ("loc", "factor") if step else ():
-            values = self._values_with_only(kind)
+            values = [self.model.net.network_values(v) for v in self._values_with_only(kind)]
             for layer in outputs:
                 for own, name in self.layers[layer].items():
                     change_by = self._change_by(layer, own, [draw[name] for draw in values])
@@ -151,7 +151,8 @@ class Probe:
         changes = []
         with module_mode(module, training=False):
             for i, (args, kwargs) in enumerate(self.inputs[layer]):
-                values = {**self.buffers, **self.values[i // calls_per_draw]}
+                weights = self.model.net.network_values(self.values[i // calls_per_draw])
+                values = {**self.buffers, **weights}
                 inner = {
                     n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)
                 }

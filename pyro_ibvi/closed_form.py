@@ -25,6 +25,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_ibvi._layers import parameter_path
 from pyro_ibvi.divergences import covariance_factor
 from pyro_ibvi.expected_log_probs import (
     CategoricalBound,
@@ -146,7 +147,10 @@ class TraceClosedFormHead(TraceGeneralizedVI):
         supervised = _supervised(model)
         self._check_likelihood(supervised)
         name, layer = _find_head(supervised)
-        sites = {part: supervised.net.site_name(_join(name, part)) for part in ("weight", "bias")}
+        sites = {
+            part: supervised.net.site_name(parameter_path(name, part))
+            for part in ("weight", "bias")
+        }
         laws = _HeadAtMean(sites)
 
         def guide_at_mean(*args: Any, **kwargs: Any) -> Any:
@@ -383,7 +387,7 @@ def _find_head(model: SupervisedModel) -> tuple[str, nn.Linear]:
             f"layers are {found}. Use TraceExpectedLogLikelihood."
         )
     ((name, layer),) = layers.items()
-    if not {_join(name, "weight"), _join(name, "bias")} & set(net.stochastic):
+    if not {parameter_path(name, "weight"), parameter_path(name, "bias")} & set(net.stochastic):
         raise ValueError(
             f"The last layer {name!r} is not random (random are {net.stochastic}), so there is no "
             'expectation to take. Use RandomModule(net, stochastic="last") or '
@@ -391,10 +395,6 @@ def _find_head(model: SupervisedModel) -> tuple[str, nn.Linear]:
         )
     assert isinstance(layer, nn.Linear)
     return name, layer
-
-
-def _join(layer: str, name: str) -> str:
-    return f"{layer}.{name}" if layer else name
 
 
 def _target_site(trace: Trace) -> str:

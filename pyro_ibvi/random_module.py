@@ -18,7 +18,10 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from pyro_ibvi._attention import attention_warning, find_query_scales, scale_queries
+from pyro_ibvi._layers import find_flow
 from pyro_ibvi._parameters import full_name, read_parameter
+from pyro_ibvi._tied import tied_warning
 from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
 from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
 
@@ -67,6 +70,10 @@ class RandomModule(PyroModule):
     with noise that fades slowly. On an MLP they make no difference; a small convolutional network
     learns nothing with them in epochs that are enough without (``benchmarks/biases``).
 
+    Under :class:`~pyro_ibvi.MaximalUpdate` attention whose logits are divided by the square root
+    of a head size that may grow with the width gives a warning, see its ``attention``, and so does
+    an embedding that is the read-out too, see :func:`~pyro_ibvi.weight_roles.find_roles`.
+
     Raises:
         TypeError: If ``net`` is not an ``nn.Module``, or a class stands for an object.
         ValueError: If nothing is stochastic, a choice matches nothing, a layer is of an unknown
@@ -107,7 +114,9 @@ class RandomModule(PyroModule):
         # every parameter of the network at every access.
         self._modules["net"] = net
         self.parametrization = MaximalUpdate() if parametrization is None else parametrization
-        self.roles = find_roles(net, base=self.parametrization.base, overrides=roles)
+        flow = find_flow(net)
+        self.roles = find_roles(net, base=self.parametrization.base, overrides=roles, flow=flow)
+        self._query_scales = find_query_scales(net, self.parametrization)
         self._weight_cache: dict[str, NetworkWeight] = {}
         self.stochastic = _choose(net, self.roles, stochastic)
         given = _match_priors(prior, net, self.stochastic)
@@ -118,6 +127,12 @@ class RandomModule(PyroModule):
         self._prior_cache: dict[str, TorchDistributionMixin] = {}
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
+        for warning in (
+            attention_warning(net, flow, self.parametrization),
+            tied_warning(self.roles, roles, self.parametrization),
+        ):
+            if warning is not None:
+                warnings.warn(warning, UserWarning, stacklevel=2)
 
     @property
     def network(self) -> nn.Module:
@@ -176,9 +191,20 @@ class RandomModule(PyroModule):
         """
         num_extra = self.num_draw_dims(values)
         if num_extra == 0:
-            return self._call(dict(values), args, kwargs)
+            return self._call(values, args, kwargs)
         output = self._run_draws(values, args, kwargs)
         return torch.utils._pytree.tree_map(lambda t: _pad(t, num_extra - 2), output)
+
+    def network_values(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters as the network gets them, see ``attention`` of ``MaximalUpdate``.
+
+        Args:
+            values: One draw of the parameters by name.
+
+        Returns:
+            The parameters with the parametrization's multipliers.
+        """
+        return scale_queries(values, self._query_scales, self.network)
 
     def num_draw_dims(self, values: Mapping[str, Tensor]) -> int:
         """Number of dimensions of the values to the left of the parameters' own.
@@ -257,8 +283,9 @@ class RandomModule(PyroModule):
         return self._prior_cache[name]
 
     def _call(
-        self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        values = self.network_values(values)
         if not self._is_compiled:
             return self._call_in_place(values, args, kwargs)
         with warnings.catch_warnings():

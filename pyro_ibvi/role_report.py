@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_ibvi._tied import logit_divisor
 from pyro_ibvi.random_module import RandomModule
 from pyro_ibvi.weight_roles import NetworkWeight
 
@@ -42,13 +43,26 @@ class RoleReport(Mapping[str, NetworkWeight]):
             fans = weight.weight.fans
             std = f"{self.stds[name]:.4g}" if name in self.stochastic else "point"
             rates = [f"{weight.rate(family):.4g}" for family in ("sgd", "adam")]
-            role = weight.weight.role
+            role = weight.weight.role + " (tied)" * weight.weight.tied
             rows.append((name, role, str(fans.fan_in), str(fans.width_out), std, *rates))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        return "\n".join(
+        lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join(lines + self._notes())
+
+    def _notes(self) -> list[str]:
+        """What the forward pass must do for weights that are two things at once."""
+        divisors = {
+            name: logit_divisor(weight.weight, weight.parametrization)
+            for name, weight in self.weights.items()
+        }
+        return [
+            f"{name} is the read-out too: the network must divide its logits by {divisor:g}."
+            for name, divisor in divisors.items()
+            if divisor != 1
+        ]
 
 
 def roles(thing: Any) -> RoleReport:

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ibvi._checks import check_positive_int
 from pyro_ibvi._linear_checks import (
     check_data,
     check_labels,
@@ -46,6 +47,7 @@ from pyro_ibvi.linear_losses import (
     expected_squared_loss,
     predictor_moments,
 )
+from pyro_ibvi.parametrization import rank_rate_factor
 
 __all__ = [
     "ClassificationLimit",
@@ -388,7 +390,8 @@ def max_stable_rate(
         >>> round(max_stable_rate(1.0, rank=8, loc_rate_ratio=1.0), 4)
         0.1849
     """
-    _check_counts(rank, num_draws)
+    check_positive_int("rank", rank)
+    check_positive_int("num_draws", num_draws)
     if not (curvature > 0 and math.isfinite(curvature)):
         raise ValueError(
             f"curvature={curvature!r}, and a positive finite number was expected: the largest "
@@ -403,32 +406,6 @@ def max_stable_rate(
     coupling = 4 * loc_rate_ratio * rank / num_draws**2
     root = math.sqrt((c - loc_rate_ratio) ** 2 + coupling)
     return 4 / (curvature * (c + loc_rate_ratio + root))
-
-
-def rank_rate_factor(rank: int, num_draws: int = 1) -> float:
-    r"""Factor on the rate of S that keeps its stability limit where the mean's is.
-
-    .. math:: \frac{M}{R + 1 + M}
-
-    the ratio of :func:`max_stable_rate` to the classical :math:`2 / \lambda`. It is near
-    :math:`1 / R` for one draw, near 1 for many, and its price is a slower S.
-
-    Args:
-        rank: Number of columns R of the factor.
-        num_draws: Number of weight draws M in a step.
-
-    Returns:
-        The factor, between 0 and 1.
-
-    Raises:
-        ValueError: If the rank or the number of draws is not positive.
-
-    Example:
-        >>> rank_rate_factor(8), rank_rate_factor(8, num_draws=9)
-        (0.1, 0.5)
-    """
-    _check_counts(rank, num_draws)
-    return num_draws / (rank + 1 + num_draws)
 
 
 def _thin_svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -488,9 +465,3 @@ def _multipliers(rows: Tensor) -> Tensor:
     polished[active] = torch.linalg.solve_triangular(triangle, half, upper=True).squeeze(-1)
     better = (rows @ (rows.mT @ polished)).min() >= (rows @ (rows.mT @ rough)).min()
     return polished if better and (polished >= 0).all() else rough
-
-
-def _check_counts(rank: int, num_draws: int) -> None:
-    for name, value in (("rank", rank), ("num_draws", num_draws)):
-        if value < 1:
-            raise ValueError(f"{name}={value!r}, and a whole number of at least 1 was expected.")

@@ -21,7 +21,6 @@ from pyro_ibvi._layers import (
     TABLES,
     Flow,
     Part,
-    check_not_lazy,
     describe_parameter,
     find_flow,
     is_known,
@@ -41,12 +40,14 @@ class WeightRole:
         fans: The sizes that a parametrization looks at.
         layer: Name of the layer; the weights of a layer share their noise.
         layer_role: Role of the layer's weight matrix, which a covariance may be chosen by.
+        tied: Whether this is a table that is the read-out matrix too, see :func:`find_roles`.
     """
 
     role: Role
     fans: Fans
     layer: str
     layer_role: Role
+    tied: bool = False
 
     @classmethod
     def of(
@@ -113,15 +114,27 @@ class NetworkWeight:
 
 
 def find_roles(
-    net: nn.Module, *, base: BaseShapes = None, overrides: RoleOverrides | None = None
+    net: nn.Module,
+    *,
+    base: BaseShapes = None,
+    overrides: RoleOverrides | None = None,
+    flow: Flow | None = None,
 ) -> dict[str, WeightRole]:
     """Finds the role of every parameter of a network.
+
+    An embedding whose weight is the read-out matrix too is an input (``tied``). Table 8 of Tensor
+    Programs V gives both the same numbers, standard deviation 1, SGD rate ``width``, Adam rate 1,
+    and the read-out the multiplier ``1 / width``. That multiplier belongs to one of the tensor's
+    two uses and is the network's to write: divide the logits by the width, or by width / base
+    width. :class:`~pyro_ibvi.RandomModule` warns under
+    :class:`~pyro_ibvi.MaximalUpdate` unless the parameter is among the overrides.
 
     Args:
         net: The network; it is not run.
         base: Base width, module or shapes, see :class:`~pyro_ibvi.MaximalUpdate`.
         overrides: Roles by parameter or layer name (patterns allowed), for what the network's
             modules do not tell.
+        flow: The network's layers and the flow of data through them, if they are known already.
 
     Returns:
         A role for each name in ``net.named_parameters()``.
@@ -135,14 +148,13 @@ def find_roles(
         >>> {name: weight.role for name, weight in find_roles(net).items()}
         {'0.weight': 'input', '0.bias': 'bias', '2.weight': 'output', '2.bias': 'bias'}
     """
-    check_not_lazy(net)
     overrides = _checked_overrides(overrides)
-    flow = find_flow(net)
+    flow = find_flow(net) if flow is None else flow
     unused = set(overrides)
     roles: dict[str, WeightRole] = {}
     for name, parameter in net.named_parameters():
         layer, _, own_name = name.rpartition(".")
-        key = next((k for k in overrides if _matches(k, name) or _matches(k, layer)), None)
+        key = find_override(name, overrides)
         unused -= {key}
         given = None if key is None else overrides[key]
         if isinstance(given, WeightRole):
@@ -152,14 +164,24 @@ def find_roles(
             raise ValueError(
                 _unknown_layer(name, net.get_submodule(layer), tuple(parameter.shape))
             )
+        table = flow.tied.get(name)
+        if table is not None:
+            layer, own_name = table, "weight"
         part = describe_parameter(flow.layers[layer], own_name, parameter.shape)
-        roles[name] = _role_in_layer(part, layer, flow, given)
+        role = _role_in_layer(part, layer, flow, given)
+        roles[name] = replace(role, tied=table is not None)
     if unused:
         raise ValueError(
             f"roles names {sorted(unused)}, which match no parameter; the parameters are "
             f"{list(roles)}."
         )
     return _with_base(roles, net, base)
+
+
+def find_override(name: str, overrides: RoleOverrides) -> str | None:
+    """The name or pattern by which a parameter or its layer has a role given, if one has."""
+    layer = name.rpartition(".")[0]
+    return next((k for k in overrides if _matches(k, name) or _matches(k, layer)), None)
 
 
 def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> WeightRole:
@@ -272,7 +294,8 @@ def _scaled_widths(
     if len(shape) != len(base_shape) or any(size < 1 for size in base_shape):
         raise ValueError(f"The base shape {base_shape} of {name!r} does not fit {shape}.")
     layer, _, own_name = name.rpartition(".")
-    module = net.get_submodule(layer)
+    # A tied weight goes by its first layer's name, which need not be the table's.
+    module = net.get_submodule(weight.layer if weight.tied else layer)
     width_in, width_out = _tensor_widths(module, own_name, shape)
     base_in, base_out = _tensor_widths(module, own_name, base_shape)
     fans = weight.fans

@@ -140,6 +140,48 @@ def test_loc_starts_at_a_draw_of_the_prior():
     assert ((std * 4 - 1).abs() * 800**0.5).max() < 4.0  # Linear alone is the output: 1/fan_in
 
 
+# By hand, base=None: 20 inputs, width 24, 18 outputs, every bias and gain random.
+EVERY_ROLE = {
+    "0.weight": 20**-0.5,
+    "0.bias": 1.0,
+    "1.weight": 1.0,
+    "1.bias": 1.0,
+    "3.weight": 24**-0.5,
+    "3.bias": 1.0,
+    "5.weight": 1 / 24,
+    "5.bias": 1.0,
+}
+
+
+def deviations_of_the_start(covariance, expected):
+    """Root mean squares of loc, in standard errors from the table's; of S, relative to its."""
+    net = nn.Sequential(
+        *(nn.Linear(20, 24), nn.LayerNorm(24), nn.Tanh()),
+        *(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 18)),
+    )
+    _, guide = make(net, covariance, stochastic=["*"])
+    of_loc, of_factor = {}, {}
+    for name, std in expected.items():
+        loc, factor = guide.loc(f"net.{name}").detach(), guide.factor(f"net.{name}").detach()
+        loc = loc - float(name == "1.weight")  # gains start around one
+        of_loc[name] = ((loc.square().mean().sqrt() / std - 1) * (2 * loc.numel()) ** 0.5).item()
+        rank = 1 if covariance == Diagonal() else factor.shape[-1]
+        of_factor[name] = (factor.square().mean().sqrt() / (std * rank**-0.5) - 1).item()
+    return of_loc, of_factor
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES, ids=str)
+def test_every_role_starts_as_the_table_says(covariance):
+    of_loc, of_factor = deviations_of_the_start(covariance, EVERY_ROLE)
+    assert max(map(abs, of_loc.values())) < 4.0, of_loc
+    assert max(map(abs, of_factor.values())) < 1e-5, of_factor
+    # The negative control: a hidden weight's scale for the output.
+    wrong = EVERY_ROLE | {"5.weight": 24**-0.5}
+    of_loc, of_factor = deviations_of_the_start(covariance, wrong)
+    assert abs(of_loc["5.weight"]) > 8.0
+    assert abs(of_factor["5.weight"]) > 0.5
+
+
 def test_a_layer_shares_one_noise_and_layers_do_not():
     _, guide = make(mlp(), LowRank(1))
     draws = guide.draw(500)

@@ -9,6 +9,7 @@ from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
     LowRank,
+    MaximalUpdate,
     MuPOptim,
     Normal,
     RandomModule,
@@ -52,34 +53,97 @@ def conv(norm=lambda width: nn.GroupNorm(2, width)):
     )
 
 
-def autoencoder():
+def autoencoder(convolution=nn.Conv1d, transposed=nn.ConvTranspose1d, num_pixels=10):
     return nn.Sequential(
-        nn.Conv1d(1, 4, 3, padding=1),
+        convolution(1, 4, 3, padding=1),
         nn.ReLU(),
-        nn.ConvTranspose1d(4, 2, 2, stride=2),
+        transposed(4, 2, 2, stride=2),
         nn.Flatten(),
-        nn.Linear(20, 1),
+        nn.Linear(2 * num_pixels, 1),
     )
+
+
+def volumes():
+    return nn.Sequential(
+        nn.Conv3d(1, 4, 2), nn.BatchNorm3d(4), nn.ReLU(), nn.Flatten(), nn.Linear(32, 1)
+    )
+
+
+class Residual(nn.Module):
+    """Two blocks with batch norm around a shortcut, one of them with a convolution on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 1)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+            for _ in range(2)
+        )
+        self.shortcut = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        h = self.stem(x)
+        h = h + self.branches[0](h)
+        h = self.shortcut(h) + self.branches[1](h)
+        return self.head(h.mean((-2, -1)))
+
+
+class Tied(nn.Module):
+    """A sequence's mean score by an embedding that is the read-out too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(9, 8), nn.Linear(8, 8)
+        self.read = nn.Linear(8, 9)
+        self.read.weight = self.embed.weight
+
+    def forward(self, x):
+        h = self.hidden(self.embed(x)).tanh().mean(1)
+        return (self.read(h) / 8).logsumexp(-1, keepdim=True)
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Linear(3, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Flatten(),
+        nn.Linear(32, 1),
+    )  # fmt: skip
 
 
 SEQUENCES = torch.randn(BATCH, 4, 3, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(BATCH, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+VOLUMES = torch.randn(BATCH, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2))
+TOKENS = torch.arange(BATCH * 4).reshape(BATCH, 4) % 9
 NETWORKS = {
     "conv": (conv, IMAGES),
     "batch norm": (lambda: conv(nn.BatchNorm2d), IMAGES),
     "instance norm": (lambda: conv(nn.InstanceNorm2d), IMAGES),
     "transposed": (autoencoder, torch.randn(BATCH, 1, 5)),
+    "transposed 2d": (lambda: autoencoder(nn.Conv2d, nn.ConvTranspose2d, 100), IMAGES),
+    "transposed 3d": (lambda: autoencoder(nn.Conv3d, nn.ConvTranspose3d, 216), VOLUMES),
+    "linear": (mlp, SEQUENCES),
+    "conv3d": (volumes, VOLUMES),
+    "residual": (Residual, IMAGES),
+    "tied": (Tied, TOKENS),
     "rnn": (lambda: Recurrent(nn.RNN), SEQUENCES),
     "lstm": (lambda: Recurrent(nn.LSTM), SEQUENCES),
     "gru": (lambda: Recurrent(nn.GRU), SEQUENCES),
     "attention": (Attention, SEQUENCES),
-    "transformer": (transformer, torch.arange(BATCH * 4).reshape(BATCH, 4) % 9),
+    "transformer": (transformer, TOKENS),
     "compiled": (lambda: torch.compile(conv(), backend="eager"), IMAGES),
+    "compiled, batch norm": (lambda: torch.compile(conv(nn.BatchNorm2d), backend="eager"), IMAGES),
 }
+
+NORMS_AFTER_THE_BIAS = ("batch norm", "instance norm", "conv3d", "compiled, batch norm")
 
 
 def build(net, stochastic="all"):
-    model = SupervisedModel(RandomModule(net, stochastic=stochastic), Normal(0.5), num_data=20)
+    net = RandomModule(
+        net,
+        stochastic=stochastic,
+        parametrization=MaximalUpdate(attention="1/d"),
+        roles={"embed": "input"} if isinstance(net, Tied) else None,
+    )
+    model = SupervisedModel(net, Normal(0.5), num_data=20)
     return model, AutoMuPNormal(model, covariance=LowRank(2))
 
 
@@ -98,9 +162,23 @@ def test_a_step_moves_every_tensor_that_trains(kind, particles):
     for _ in range(2):
         assert svi.step(x, torch.ones(BATCH, 1)) > 0
     after = dict(modules.named_parameters())
+    assert len(before) > len(model.net.stochastic)  # the point estimates too
     stuck = {name for name, value in before.items() if torch.equal(after[name], value)}
-    # A bias in front of batch or instance norm has no effect, and keys' biases none on attention.
-    assert not {name for name in stuck if not name.endswith("net.0.bias")}
+    # A bias in front of batch or instance norm has no effect.
+    assert all(kind in NORMS_AFTER_THE_BIAS and n.endswith(".0.bias") for n in stuck), stuck
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_everything_that_trains_is_random_or_a_point_estimate(kind):
+    # Every parameter of the network is there once: the tied one under its first name.
+    net = NETWORKS[kind][0]()
+    model, guide = build(net, stochastic="input+output")
+    random = set(model.net.stochastic)
+    trained = {n for n, p in model.net.network.named_parameters() if p.requires_grad}
+    names = [name for name, _ in net.named_parameters()]
+    assert sorted(random | trained) == sorted(names)
+    assert not random & trained
+    assert {name.removeprefix("net.") for name in guide.median()} == random
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -64,26 +64,31 @@ MEAN = {
     "5.weight": (1 / 16, 1 / 16),
     "5.bias": (1.0, 1.0),
 }
+# The rank of each layer's full factor: its weights and biases together.
+NUM_WEIGHTS = {"0": 2 * 16 + 16, "1": 16 + 16, "3": 16 * 16 + 16, "5": 16 + 1}
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-@pytest.mark.parametrize("covariance", [LowRank(4), Diagonal()], ids=str)
-def test_rates_are_the_tables(optimizer, covariance):
-    _, guide = make(covariance)
+@pytest.mark.parametrize("covariance", [LowRank(4), LowRank(None), Diagonal()], ids=str)
+@pytest.mark.parametrize("gains", [False, True])
+def test_rates_are_the_tables(optimizer, covariance, gains):
+    _, guide = make(covariance, stochastic=["*"] if gains else "all")
     column = 0 if optimizer is torch.optim.SGD else 1
     expected = {}
     for name, mean in MEAN.items():
         rate = 0.1 * mean[column]
-        if name.startswith("1."):
+        layer = name.partition(".")[0]
+        if layer == "1" and not gains:
             expected[f"net.{name}"] = rate
             continue
         expected[f"AutoMuPNormal.locs.net.{name}"] = rate
-        factor = 1.0 if covariance == Diagonal() else 1 / 4
-        expected[f"AutoMuPNormal.factors.net.{name}"] = rate * factor
+        rank = {Diagonal(): 1, LowRank(4): 4, LowRank(None): NUM_WEIGHTS[layer]}[covariance]
+        expected[f"AutoMuPNormal.factors.net.{name}"] = rate / rank
     actual = rates(mup_param_groups(guide, 0.1, optimizer=optimizer))
     assert actual == pytest.approx(expected)
     # The negative control: the other optimizer's column.
-    wrong = {**expected, "net.1.weight": 0.1 * MEAN["1.weight"][1 - column]}
+    gain = "AutoMuPNormal.locs.net.1.weight" if gains else "net.1.weight"
+    wrong = {**expected, gain: 0.1 * MEAN["1.weight"][1 - column]}
     assert actual != pytest.approx(wrong)
 
 
@@ -122,7 +127,7 @@ def test_every_tensor_moves_norm_gains_and_noise_included():
     assert len(before) == 2 * 4 + 4 + 1
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize(
     "base", [16, mlp(), {n: tuple(p.shape) for n, p in mlp().named_parameters()}], ids=type
 )
@@ -134,7 +139,7 @@ def test_at_the_base_rates_are_the_standard_ones(optimizer, base):
     )
     _, wide = make(net=mlp(64), parametrization=MaximalUpdate(base=base))
     wide_rates = rates(mup_param_groups(wide, 0.1, optimizer=optimizer))
-    grown = 0.1 / 4 if optimizer is torch.optim.Adam else 0.1
+    grown = 0.1 if optimizer is torch.optim.SGD else 0.1 / 4
     assert wide_rates["AutoMuPNormal.locs.net.3.weight"] == pytest.approx(grown)
     assert wide_rates["AutoMuPNormal.locs.net.5.weight"] == pytest.approx(0.1 / 4)
 
@@ -148,6 +153,27 @@ def test_adamw_keeps_the_product_of_rate_and_decay(decay):
     own = 0.01  # torch's default
     assert all(p == pytest.approx(0.1 * (own if decay is None else decay)) for p in products)
     assert len({group["lr"] for group in groups}) > 1
+
+
+def test_at_the_base_decoupled_decay_is_the_given_one_over_the_rank():
+    decays = {}
+    for covariance in (LowRank(4), Diagonal()):
+        _, guide = make(covariance, parametrization=MaximalUpdate(base=16))
+        groups = mup_param_groups(guide, 0.1, optimizer=torch.optim.AdamW, weight_decay=0.3)
+        decays |= {
+            (str(covariance), name): group["weight_decay"]
+            for group in groups
+            for name in group["param_names"]
+        }
+    assert all(
+        decay == pytest.approx(0.3 * (4 if "LowRank" in kind and ".factors." in name else 1))
+        for (kind, name), decay in decays.items()
+    )
+    # Away from the base a hidden weight's decay grows as its rate falls.
+    _, wide = make(net=mlp(64), parametrization=MaximalUpdate(base=16))
+    groups = mup_param_groups(wide, 0.1, optimizer=torch.optim.AdamW, weight_decay=0.3)
+    (hidden,) = (g for g in groups if "AutoMuPNormal.locs.net.3.weight" in g["param_names"])
+    assert (hidden["lr"], hidden["weight_decay"]) == pytest.approx((0.1 / 4, 0.3 * 4))
 
 
 def test_other_decay_is_as_given():

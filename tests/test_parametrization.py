@@ -103,6 +103,21 @@ def test_rank_rule(role, family):
     assert no.factor_rate(role, fans, family, rank=16) == pytest.approx(mean)
 
 
+@pytest.mark.parametrize("family", ["sgd", "adam"])
+@pytest.mark.parametrize("role", ROLES)
+@given(rank=widths, num_particles=widths)
+def test_rank_rule_for_many_draws(role, family, rank, num_particles):
+    mup, fans = MaximalUpdate(num_particles=num_particles), linear(64, 32)
+    _, sgd, adam = TABLE[role](64, 32)
+    expected = (sgd if family == "sgd" else adam) * num_particles / (rank + 1 + num_particles)
+    assert mup.factor_rate(role, fans, family, rank=rank) == pytest.approx(expected, rel=1e-12)
+    # Noise that is not shared, and the mean, know nothing of it.
+    without = MaximalUpdate()
+    assert mup.rate(role, fans, family) == without.rate(role, fans, family)
+    diagonal = without.factor_rate(role, fans, family, rank=None)
+    assert mup.factor_rate(role, fans, family, rank=None) == diagonal
+
+
 @pytest.mark.parametrize(("role", "growth"), [("hidden", 8.0), ("output", 8.0), ("input", 1.0)])
 def test_diagonal_rule(role, growth):
     fans = linear(64, 32)
@@ -135,7 +150,14 @@ def test_neural_tangent_is_the_one_with_multipliers(family, power_init, power_ra
         ({"base": -3}, "base must be a positive width, got -3"),
         ({"base": True}, "base must be a positive width, got True"),
         ({"diagonal": "max"}, "diagonal must be 'reference' or 'maximal', got 'max'"),
+        ({"attention": "1/D"}, r"attention must be '1/d', '1/sqrt\(d\)' or None, got '1/D'"),
         ({"rank_exponent": -1.0}, r"rank_exponent must be finite and not negative, got -1\.0"),
+        ({"num_particles": 0}, "num_particles must be a positive whole number, got 0"),
+        ({"num_particles": 2.0}, r"num_particles must be a positive whole number, got 2\.0"),
+        (
+            {"num_particles": 4, "rank_exponent": 0.5},
+            r"num_particles=4 sets the rate .* in the place of rank_exponent=0\.5: give one",
+        ),
         ({"rank_exponent": math.nan}, "rank_exponent must be finite and not negative, got nan"),
     ],
 )

@@ -18,6 +18,7 @@ from pyro_ibvi import (
     MaximalUpdate,
     Normal,
     RandomModule,
+    Standard,
     SupervisedModel,
     TraceExpectedLogLikelihood,
 )
@@ -128,7 +129,7 @@ def test_tied_weights_stay_tied():
             return self.read(self.embed(x))
 
     x = torch.arange(3)
-    net = RandomModule(Tied(), stochastic="all")
+    net = RandomModule(Tied(), stochastic="all", parametrization=Standard())
     trace = trace_of(net, x)
     assert sites(trace) == ["embed.weight"]
     weight = trace.nodes["embed.weight"]["value"]

@@ -535,7 +535,7 @@ def test_other_sentences():
         mean_field_limit(torch.ones(3, 2), torch.ones(5))
     with pytest.raises(ValueError, match=r"\(3,\), and \(2,\) or \(2, R\) was expected"):
         null_space_projection(torch.ones(3, 2))(torch.ones(3))
-    with pytest.raises(ValueError, match="rank=0, and a whole number"):
+    with pytest.raises(ValueError, match="rank must be a positive whole number, got 0"):
         rank_rate_factor(0)
     with pytest.raises(ValueError, match=r"curvature=0\.0, and a positive finite"):
         max_stable_rate(0.0, 3)

@@ -244,3 +244,49 @@ def test_exponential_loss_tends_to_the_max_margin_limit(kind, exponent):
     assert (loc @ limit.direction / limit.direction.norm() ** 2 / times[-1]).item() == (
         pytest.approx(1.0, abs=0.2)
     )
+
+
+def growth_of_the_second_moment(rate, rank, num_particles, rule, num_steps=800):
+    """Mean of ``|S|^2`` after a step over that before, with its standard error.
+
+    The data see one direction, the mean fits them, and each step starts anew.
+    """
+    x, y = torch.tensor([[1.5, 0.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 1)
+    model = ibvi.SupervisedModel(
+        ibvi.RandomModule(nn.Linear(5, 1, bias=False), parametrization=rule, prior=1.0),
+        ibvi.Normal(1.0),
+        num_data=1,
+    )
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(rank))
+    loss = ibvi.TraceExpectedLogLikelihood(
+        num_particles, vectorize_particles=True, max_plate_nesting=1, reduction="mean"
+    )
+    svi = SVI(model, guide, ibvi.MuPOptim(torch.optim.SGD, {"lr": rate}, guide), loss)
+    loc, factor = guide.loc(SITE), guide.factor(SITE)
+    start = factor.detach().clone()
+    ratios = []
+    for _ in range(num_steps):
+        with torch.no_grad():
+            loc.zero_()
+            factor.copy_(start)
+        svi.step(x, y)
+        ratios.append(factor[0, 0].detach().square().sum() / start[0, 0].square().sum())
+    ratios = torch.stack(ratios)
+    return ratios.mean().item(), (ratios.std() / num_steps**0.5).item()
+
+
+@pytest.mark.parametrize(("rank", "num_particles"), [(4, 1), (3, 4)])
+def test_the_rate_for_many_draws_is_the_limit_of_stability(rank, num_particles):
+    curvature = 1.5**2
+    rule = ibvi.MaximalUpdate(base=5, num_particles=num_particles)
+    for share in (0.5, 1.5):
+        rate = share * 2 / curvature
+        growth, error = growth_of_the_second_moment(rate, rank, num_particles, rule)
+        factor = num_particles / (rank + 1 + num_particles)
+        assert abs(growth - (1 - 4 * factor * share * (1 - share))) < 4 * error
+        assert (growth < 1 - 4 * error) if share < 1 else (growth > 1 + 4 * error)
+
+
+def test_without_a_factor_for_the_rank_the_same_rate_is_unstable():
+    growth, error = growth_of_the_second_moment(0.7 * 2 / 1.5**2, 4, 1, RANKLESS)
+    assert growth > 1 + 4 * error

@@ -78,6 +78,15 @@ class Transformer(nn.Module):
         return self.head(self.encoder(h).mean(1))
 
 
+class Transposed(Backwards):
+    """Makes matrices of its layers' weights before it multiplies by them."""
+
+    def forward(self, x):
+        h = (x @ self.stem.weight.t() + self.stem.bias).tanh()
+        weight = self.hidden.weight - self.hidden.weight.mean()
+        return self.head(F.linear(h, weight, self.hidden.bias).tanh())
+
+
 def test_order_is_that_of_the_data():
     roles = roles_of(Backwards())
     assert roles["stem.weight"] == "input"
@@ -86,7 +95,7 @@ def test_order_is_that_of_the_data():
     assert roles_of(nn.Sequential(Backwards(), nn.ReLU())) == {
         f"0.{name}": role for name, role in roles.items()
     }
-    assert roles_of(Functional()) == roles
+    assert roles_of(Functional()) == roles_of(Transposed()) == roles
 
 
 def test_where_the_flow_cannot_be_traced_order_is_that_of_registration():
