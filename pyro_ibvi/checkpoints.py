@@ -135,8 +135,8 @@ def load_checkpoint(
         more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
         raise ValueError(
             f"{path} is a checkpoint of another model: {'; '.join(misfits[:5])}{more}. If a "
-            f"parameter appears when the model is first run, pass the arguments of a step that "
-            f"makes it: load_checkpoint(path, svi, x, y)."
+            f"parameter appears only when the model is run, run it once beforehand, as by "
+            f"svi.evaluate_loss(x, y), or pass such arguments: load_checkpoint(path, svi, x, y)."
         )
     _set_tensors(content, svi)
     parameters = _named_parameters(svi)
@@ -249,7 +249,7 @@ def _describe(value: Any) -> str:
 @torch.no_grad()
 def _set_tensors(content: Mapping[str, Any], svi: SVI) -> None:
     for kind, module in _modules(svi).items():
-        module.load_state_dict(content["modules"][kind])
+        module.load_state_dict(content["modules"].get(kind, {}))
     parameters = _named_parameters(svi)
     for name, value in content["store"].items():
         parameters[name].copy_(value)

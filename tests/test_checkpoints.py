@@ -178,6 +178,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         ibvi.load_checkpoint(path, make_svi("momentum"))
 
 
+def test_a_parameter_of_a_later_batch_is_made_beforehand(tmp_path):
+    def late(x, y):
+        if len(x) == 4:
+            pyro.param("late", lambda: torch.randn(()))
+        linear(x, y)
+
+    def make():
+        svi = make_linear()
+        svi.model = late
+        return svi
+
+    path = tmp_path / "run.pt"
+    svi = stepped(make())
+    svi.step(X[:4], Y[:4])
+    ibvi.save_checkpoint(path, svi)
+    expected = svi.step(X[:4], Y[:4])
+    with pytest.raises(ValueError, match=r"it has store\.late, which is not here.*evaluate_loss"):
+        ibvi.load_checkpoint(path, make(), X, Y)
+    other = make()
+    other.evaluate_loss(X[:4], Y[:4])
+    ibvi.load_checkpoint(path, other, X, Y)
+    assert other.step(X[:4], Y[:4]) == expected
+
+
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     ibvi.save_checkpoint(path, stepped(make_svi("momentum")))
