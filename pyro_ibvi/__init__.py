@@ -8,6 +8,7 @@ from pyro_ibvi._version import __version__
 from pyro_ibvi.annealing import KLAnnealing
 from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
+from pyro_ibvi.checkpoints import load_checkpoint, save_checkpoint
 from pyro_ibvi.closed_form import TraceClosedFormHead
 from pyro_ibvi.coordinates import CoordinateCheck, coordinate_check
 from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
@@ -100,6 +101,8 @@ __all__ = [
     # training and prediction
     "fit",
     "History",
+    "save_checkpoint",
+    "load_checkpoint",
     "predict",
     "Prediction",
     "score",

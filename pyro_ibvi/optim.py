@@ -219,6 +219,20 @@ class MuPOptim(PyroOptim):
             *args: Arguments of the optimizer's ``step``.
             **kwargs: Keyword arguments of the optimizer's ``step``.
         """
+        self.register(params)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self._names), self.clip_norm)
+        if self._is_fused:
+            self._choose_kernels()
+        self.optimizer.step(*args, **kwargs)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def register(self, params: Iterable[Tensor]) -> None:
+        """Adds the parameters that the optimizer does not hold yet; takes no step.
+
+        Args:
+            params: Parameters, as ``SVI`` would pass them.
+        """
         params = list(params)
         if self._optimizer is None:
             self._build(params)
@@ -226,12 +240,6 @@ class MuPOptim(PyroOptim):
             new = self._name_new(params, self.optimizer.param_groups[-1])
             if new and self._waiting_state:
                 self._restore(new)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self._names), self.clip_norm)
-        if self._is_fused:
-            self._choose_kernels()
-        self.optimizer.step(*args, **kwargs)
-        self.optimizer.zero_grad(set_to_none=True)
 
     def step_scheduler(self, *args: Any) -> None:
         """Steps the scheduler, if there is one.
@@ -317,10 +325,9 @@ class MuPOptim(PyroOptim):
         Those of SGD expect momentum for all parameters of a group or for none; none takes sparse
         gradients.
         """
-        num_started = len(self.optimizer.state)
-        if num_started == 0 and any(p.grad is not None and p.grad.is_sparse for p in self._names):
+        if any(p.grad is not None and p.grad.is_sparse for p in self._names):
             self._is_fused = False
-        fused = self._is_fused and num_started in (0, len(self._names))
+        fused = self._is_fused and len(self.optimizer.state) in (0, len(self._names))
         for group in self.optimizer.param_groups:
             group["fused"] = fused
 
@@ -333,7 +340,12 @@ class MuPOptim(PyroOptim):
         for i, parameter in enumerate(new):
             name = known.get(parameter) or store.param_name(parameter)
             named[name or f"parameter_{len(self._names) + i}"] = parameter
-        for name, parameter in sorted(named.items()):  # SVI passes a set, whose order changes
+        # SVI passes a set, whose order changes; a restored optimizer keeps the order it had,
+        # since the norm of the gradient is rounded in that order.
+        before = [n for names in self._waiting_state.get("names", []) for n in names]
+        rank = {name: i for i, name in enumerate(before)}
+        for name in sorted(named, key=lambda name: (rank.get(name, len(rank)), name)):
+            parameter = named[name]
             self._names[parameter] = name
             group["params"].append(parameter)
             group["param_names"].append(name)

@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._checks import check_positive_int
+from pyro_ibvi._files import checked_path, whole_file
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.coordinates import Build, checked_build, checked_widths
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
@@ -181,6 +181,7 @@ def transfer(
         The losses, with the best rates, a table and a picture.
 
     Raises:
+        FileNotFoundError: If the file's folder does not exist.
         ValueError: If the arguments do not make sense, or the file is of other arguments.
 
     Example:
@@ -259,7 +260,7 @@ class _Book:
     """Finished runs, kept in a JSON file if there is a path."""
 
     def __init__(self, path: str | os.PathLike[str] | None, settings: dict[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else checked_path(path)
         self.settings = settings
         self.runs: list[dict[str, Any]] = []
         if self.path is not None and self.path.exists():
@@ -291,9 +292,9 @@ class _Book:
             }
         )
         if self.path is not None:
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1))
-            part.replace(self.path)
+            with whole_file(self.path) as part:
+                content = {"settings": self.settings, "runs": self.runs}
+                part.write_text(json.dumps(content, indent=1))
 
 
 def _json_number(value: float) -> float | None:

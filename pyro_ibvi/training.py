@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +17,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_ibvi._checks import check_positive_int
+from pyro_ibvi._course import Course
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.optim import MuPOptim
+
+_EMPTY = (
+    "The training loader is empty: it yielded no batch. If the data set is smaller than the batch "
+    "size, drop drop_last=True; an iterator can be used for one epoch only."
+)
 
 
 @dataclass
@@ -47,6 +55,8 @@ def fit(
     callback: Callable[[int, History], bool | None] | None = None,
     history: History | None = None,
     device: torch.device | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_steps: int | None = None,
     progress: bool = True,
 ) -> History:
     """Trains by ``svi.step`` on each batch, for any Pyro model and guide.
@@ -56,23 +66,41 @@ def fit(
     after each epoch, on the validation loss if it asks for one. If a loss is not finite, training
     stops before the optimizer's step, so that the parameters are those of the last good step.
 
+    With a ``checkpoint`` a training that was killed goes on where the file was written last: set
+    up everything as before and call ``fit`` again. What follows is bit for bit what would have
+    followed without the interruption, on the same machine with as many threads: parameters,
+    buffers, optimizer and scheduler, history, ``kl_weight``, the order of the batches and the
+    global random states (torch with CUDA, NumPy, Python), as they are in
+    :func:`~pyro_ibvi.save_checkpoint`. In the middle of an epoch the batches that were trained
+    are loaded once more and passed over. Not covered are CUDA kernels that are not deterministic;
+    what a callback or a data set remembers; samplers that draw from the global random state while
+    an epoch is under way, other than at its start; and random augmentation in persistent worker
+    processes, whose random states live from one epoch to the next (without
+    ``persistent_workers`` workers are seeded anew in each epoch, and covered).
+
     Args:
         svi: Pyro's stochastic variational inference.
         train_loader: Batches, iterated once per epoch: tuples of the model's arguments, mappings
             of its keyword arguments, or single tensors.
-        num_epochs: Number of epochs.
+        num_epochs: Number of epochs; with a checkpoint, in total, those before a restart included.
         valid_loader: Batches for the validation loss.
         callback: Called with the epoch, from 0, and the history after each epoch; training stops
             when it returns True.
         history: A history to go on with.
         device: Where batches are moved to; by default the device of the guide's parameters.
+        checkpoint: File to which the state of the training is written after each epoch, and from
+            which it goes on if the file exists. A training that is at its end, or that a callback
+            stopped, is restored and not continued: delete the file to start anew.
+        checkpoint_steps: Number of steps after which it is written within an epoch, too.
         progress: Whether to show a progress bar; there is none where output is no terminal.
 
     Returns:
         The history.
 
     Raises:
-        ValueError: If a loader is empty or ``num_epochs`` is not positive.
+        FileNotFoundError: If the checkpoint's folder does not exist.
+        ValueError: If a loader is empty, ``num_epochs`` is not positive, or the checkpoint is
+            damaged or of another training.
         FloatingPointError: If a loss is not finite.
 
     Example:
@@ -89,38 +117,56 @@ def fit(
         2
     """
     check_positive_int("num_epochs", num_epochs)
+    if history is not None and checkpoint is not None:
+        raise ValueError("A checkpoint holds the history: pass `history` or `checkpoint` alone.")
     history = History() if history is None else history
-    bar = tqdm(range(num_epochs), desc="fit", unit="epoch", disable=None if progress else True)
+    loaders = {"train_loader": train_loader, "valid_loader": valid_loader}
+    course = Course(svi, history, checkpoint, checkpoint_steps, loaders)
+    desc = "fit, resumed" if course.is_begun else "fit"
+    first = _resume(course, train_loader, device) if course.is_begun else 0
+    epochs = range(first, first if course.is_stopped else num_epochs)
+    hidden = None if progress else True
+    bar = tqdm(epochs, desc, initial=first, total=num_epochs, unit="epoch", disable=hidden)
     for _ in bar:
-        history.train_loss.append(_train_epoch(svi, train_loader, device, history.num_epochs))
+        history.train_loss.append(_train_epoch(course, train_loader, device))
         shown = {"loss": f"{history.train_loss[-1]:.4g}"}
         if valid_loader is not None:
             history.valid_loss.append(_evaluate(svi, valid_loader, device))
             shown["valid"] = f"{history.valid_loss[-1]:.4g}"
         bar.set_postfix(shown)
         _step_scheduler(svi.optim, history)
-        if callback is not None and callback(history.num_epochs - 1, history):
+        is_stopped = callback is not None and bool(callback(history.num_epochs - 1, history))
+        course.save(is_stopped=is_stopped)
+        if is_stopped:
             break
     bar.close()
     return history
 
 
-def _train_epoch(
-    svi: SVI, loader: Iterable[Any], device: torch.device | str | None, epoch: int
-) -> float:
-    total, num_steps = 0.0, 0
+def _resume(course: Course, loader: Iterable[Any], device: torch.device | str | None) -> int:
+    """Goes on from a checkpoint; returns the number of epochs that are done."""
+    svi = course.svi
     with module_mode(svi.model, svi.guide, training=True):
         for batch in loader:
             args, kwargs = _arguments(batch, device or _device_of(svi))
-            with _checked_loss(svi, f"step {num_steps} of epoch {epoch}"):
-                total += svi.step(*args, **kwargs)
-            num_steps += 1
-    if num_steps == 0:
-        raise ValueError(
-            "The training loader is empty: it yielded no batch. If the data set is smaller than "
-            "the batch size, drop drop_last=True; an iterator can be used for one epoch only."
-        )
-    return total / num_steps
+            course.resume(*args, **kwargs)
+            return course.history.num_epochs
+    raise ValueError(_EMPTY)
+
+
+def _train_epoch(
+    course: Course, loader: Iterable[Any], device: torch.device | str | None
+) -> float:
+    svi, epoch = course.svi, course.history.num_epochs
+    with module_mode(svi.model, svi.guide, training=True):
+        for batch in course.batches(loader):
+            args, kwargs = _arguments(batch, device or _device_of(svi))
+            with _checked_loss(svi, f"step {course.num_steps} of epoch {epoch}"):
+                loss = svi.step(*args, **kwargs)
+            course.add_step(loss)
+    if course.num_steps == 0:
+        raise ValueError(_EMPTY)
+    return course.end_epoch()
 
 
 def _evaluate(svi: SVI, loader: Iterable[Any], device: torch.device | str | None) -> float:
@@ -139,10 +185,13 @@ def _evaluate(svi: SVI, loader: Iterable[Any], device: torch.device | str | None
 def _step_scheduler(optim: Any, history: History) -> None:
     if not isinstance(optim, MuPOptim) or optim.scheduler is None:
         return
-    if isinstance(optim.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        optim.step_scheduler((history.valid_loss or history.train_loss)[-1])
-    else:
-        optim.step_scheduler()
+    with warnings.catch_warnings():
+        # The optimizer's steps may all have been taken before a restart.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        if isinstance(optim.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            optim.step_scheduler((history.valid_loss or history.train_loss)[-1])
+        else:
+            optim.step_scheduler()
 
 
 @contextmanager

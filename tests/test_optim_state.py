@@ -192,6 +192,35 @@ def test_state_waits_for_a_parameter_that_appears_later():
     assert not torch.equal(now[0]["momentum_buffer"], momentum)
 
 
+def test_a_restored_optimizer_keeps_the_order_of_its_parameters():
+    """In that order the norm of all gradients is rounded."""
+
+    def model(x, y, names=()):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        shift = sum(pyro.param(name, lambda: torch.zeros(1)) for name in names)
+        with pyro.plate("data", 10):
+            pyro.sample("obs", dist.Normal(x @ w + shift, 0.1), obs=y.squeeze(-1))
+
+    def make():
+        guide = AutoMuPNormal(model, covariance=Diagonal())
+        guide.initialize(X, Y)
+        return MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide)
+
+    optim = make()
+    svi = SVI(model, optim.guide, optim, LOSS)
+    for names in ((), ("z",), ("a", "z")):
+        svi.step(X, Y, names)
+    state = optim.get_state()
+    assert state["names"][-1] == ["z", "a"]
+    store = dict(pyro.get_param_store().named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in store.items()}
+    other = make()
+    other.set_state(state)
+    other.register(store.values())
+    assert other.get_state()["names"] == state["names"]
+    assert all(torch.equal(store[name], before[name]) for name in store)  # no step was taken
+
+
 def test_clipping_is_over_all_parameters_together():
     run = Run(torch.optim.SGD, {"lr": 1.0}, clip_norm=1e-3)
     parameters = [p for g in run.optim.optimizer.param_groups for p in g["params"]]

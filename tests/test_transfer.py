@@ -97,6 +97,9 @@ def test_resumes_from_its_file(tmp_path):
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(ValueError, match=r"holds runs with the settings .*choose another file"):
         ibvi.transfer(build, [8, 16], RATES, loader(), 2, num_draws=2, path=path)
+    nowhere = tmp_path / "nowhere" / "runs.json"
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
+        ibvi.transfer(build, [8, 16], *arguments, path=nowhere)
 
 
 def test_divergence_is_a_result(tmp_path):

@@ -140,6 +140,10 @@ elbo = {name: ibvi.predict(elbo_model, elbo_guide, x) for name, x in test_sets.i
 # layer are random, with a low-rank covariance; the others are trained as usual. The rule for the
 # learning rates (muP) is `MuPOptim`'s business: the one that is given here serves a wider network
 # as well.
+#
+# This takes seconds. Give a training of hours a file, `ibvi.fit(..., checkpoint="run.pt")`: killed
+# and started again, the same script goes on after its last epoch, and ends bit for bit where it
+# would have ended.
 
 # %%
 pyro.set_rng_seed(seed)

@@ -1,0 +1,72 @@
+"""The random numbers that a training draws: global generators and those of data loaders."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Where data loaders keep generators of their own.
+_PLACES = (
+    "generator",
+    "dataset.generator",
+    "sampler.generator",
+    "batch_sampler.generator",
+    "batch_sampler.sampler.generator",
+)
+
+
+def get_random_state() -> dict[str, Any]:
+    """States of the global generators of torch (CUDA included), NumPy and Python.
+
+    Returns:
+        Tensors, numbers and strings, for :func:`set_random_state`.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": list(cuda),
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Sets the global generators; those of CUDA devices as far as there are such devices.
+
+    Args:
+        state: What :func:`get_random_state` gave.
+    """
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def find_generators(loaders: Mapping[str, Any]) -> dict[str, torch.Generator]:
+    """Generators of their own that data loaders shuffle by.
+
+    Args:
+        loaders: Data loaders by name.
+
+    Returns:
+        The generators, by the loader's name and where in it they are.
+    """
+    found = {}
+    for name, loader in loaders.items():
+        for place in _PLACES:
+            value = loader
+            for attribute in place.split("."):
+                value = getattr(value, attribute, None)
+            if isinstance(value, torch.Generator):
+                found[f"{name}.{place}"] = value
+    return found
