@@ -3,7 +3,7 @@ r"""Prediction: a mixture over draws of the weights."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,13 +13,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ibvi._checks import check_positive_int
+from pyro_ibvi._chunking import draws_to_make, draws_to_run
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.likelihoods import Likelihood
-from pyro_ibvi.supervised import SupervisedModel, first_tensor
-
-#: Largest number of weights that a chunk of draws holds by default.
-_MAX_CHUNK_WEIGHTS = 10**7
+from pyro_ibvi.supervised import SupervisedModel, as_call, first_tensor
 
 
 class Prediction:
@@ -127,7 +125,8 @@ def predict(
         guide: Its guide, of any kind that draws the model's sites.
         x: Inputs, as for the model.
         num_samples: Number of draws of the weights.
-        chunk_size: Number of draws that run at once; bounds the memory for weights.
+        chunk_size: Number of draws that run at once; bounds the memory for weights and
+            activations. By default as many as a few million numbers allow.
         batch_size: Number of inputs that run at once; bounds the memory for activations. The
             draws are the same for all of them.
         generator: Makes the draws reproducible, without touching the global random state.
@@ -156,17 +155,20 @@ def predict(
     for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
         if size is not None:
             check_positive_int(name, size)
-    chunk_size = chunk_size or _default_chunk_size(model)
     device = next((p.device for p in model.parameters()), None)
     x = torch.utils._pytree.tree_map(
         lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, x
     )
     outputs = []
     with module_mode(model, guide, training=False), _random_state(generator, device):
-        for start in range(0, num_samples, chunk_size):
-            values = draw_parameters(model, guide, x, min(chunk_size, num_samples - start))
-            parts = [model.run(values, part) for part in _batches(x, batch_size)]
-            outputs.append(torch.cat(parts, dim=1))
+        num_drawn, num_run = chunk_size, chunk_size
+        if num_drawn is None or num_run is None:
+            num_drawn, num_run = _default_chunk_sizes(model, x, batch_size)
+        for start in range(0, num_samples, num_drawn):
+            values = draw_parameters(model, guide, x, min(num_drawn, num_samples - start))
+            for chunk in _chunks(model, values, num_run):
+                parts = [model.run(chunk, part) for part in _batches(x, batch_size)]
+                outputs.append(torch.cat(parts, dim=1))
     return Prediction(torch.cat(outputs), model.likelihood)
 
 
@@ -216,9 +218,23 @@ def _random_state(
         yield
 
 
-def _default_chunk_size(model: SupervisedModel) -> int:
-    num_weights = sum(model.net.network.get_parameter(n).numel() for n in model.net.stochastic)
-    return max(1, _MAX_CHUNK_WEIGHTS // max(num_weights, 1))
+def _default_chunk_sizes(
+    model: SupervisedModel, x: Any, batch_size: int | None
+) -> tuple[int, int]:
+    """How many draws are made at once, whatever the data, and how many of them run at once."""
+    num_rows = first_tensor(x).shape[0]
+    one_row = as_call(next(_batches(x, 1)) if num_rows else x)
+    num_run = draws_to_run(model.net, one_row, min(num_rows, batch_size or num_rows))
+    return draws_to_make(model.net), num_run
+
+
+def _chunks(
+    model: SupervisedModel, values: Mapping[str, Tensor], size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Some draws after the other, beside the parameters that are no draws."""
+    names = model.net.stochastic
+    for start in range(0, len(values[names[0]]), size):
+        yield {**values, **{name: values[name][start : start + size] for name in names}}
 
 
 def _batches(x: Any, batch_size: int | None) -> Iterator[Any]:

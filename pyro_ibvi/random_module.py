@@ -331,8 +331,8 @@ class RandomModule(PyroModule):
         def run_one(draw: dict[str, Tensor]) -> Any:
             return self._call({**shared, **draw}, args, kwargs)
 
-        if not _runs_batched(net):
-            num_draws = next(iter(drawn.values())).shape[0]
+        num_draws = next(iter(drawn.values())).shape[0]
+        if num_draws == 1 or not runs_batched(net):
             outputs = [run_one({k: v[i] for k, v in drawn.items()}) for i in range(num_draws)]
             return torch.utils._pytree.tree_map(lambda *ts: torch.stack(ts), *outputs)
         return vmap(run_one, randomness="different")(drawn)
@@ -461,8 +461,15 @@ def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
     return prior
 
 
-def _runs_batched(net: nn.Module) -> bool:
-    """Whether vmap can run the network with many draws at once."""
+def runs_batched(net: nn.Module) -> bool:
+    """Whether vmap can run a network with many draws at once.
+
+    Args:
+        net: The network, in the mode in which it will run.
+
+    Returns:
+        Whether it can; otherwise the network runs draw by draw.
+    """
     for module in net.modules():
         if isinstance(module, _UNBATCHED) or hasattr(module, "_orig_mod"):
             return False

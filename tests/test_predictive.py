@@ -9,6 +9,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi import _chunking
 
 
 def make_model(net=None, likelihood=None, stochastic="all"):
@@ -97,6 +98,62 @@ def test_chunks_and_batches_change_nothing_but_memory():
     chunked = outputs(chunk_size=2)
     assert chunked.shape == whole.shape
     assert len({tuple(o.flatten().tolist()) for o in chunked}) == 6
+
+
+def test_large_activations_run_in_pieces_of_the_same_draws(monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 100), nn.Tanh(), nn.Linear(100, 100), nn.Linear(100, 2))
+    model = make_model(net)
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(4))
+    x = torch.randn(1000, 3)
+    sizes = []
+    run = model.net.run
+
+    def spy(values, *args):
+        sizes.append(len(values["0.weight"]))
+        return run(values, *args)
+
+    monkeypatch.setattr(model.net, "run", spy)
+
+    def outputs(**kwargs):
+        sizes.clear()
+        generator = torch.Generator().manual_seed(0)
+        return ibvi.predict(model, guide, x, num_samples=60, generator=generator, **kwargs).outputs
+
+    # 10,702 weights, and 302 outputs of layers for each of 1000 data.
+    in_pieces = outputs()
+    at_once = 8_000_000 // (10_702 + 302 * 1000)
+    assert sizes == [at_once, at_once, 60 - 2 * at_once]
+    assert torch.allclose(in_pieces, outputs(batch_size=10), atol=1e-5)
+    assert set(sizes) == {60}
+    assert torch.allclose(in_pieces, outputs(chunk_size=60), atol=1e-5)
+
+
+def test_layers_before_the_first_random_one_do_not_bound_the_draws():
+    net = nn.Sequential(nn.Linear(3, 500), nn.Tanh(), nn.Linear(500, 2))
+    sizes = {
+        stochastic: _chunking.draws_to_run(
+            make_model(net, stochastic=stochastic).net.eval(), ((torch.zeros(1, 3),), {}), 1000
+        )
+        for stochastic in ("all", "last")
+    }
+    assert sizes == {"all": 8_000_000 // (3002 + 1_002_000), "last": 8_000_000 // (1002 + 2000)}
+
+
+def test_networks_that_refuse_a_single_row_still_predict():
+    class Pairs(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.reshape(len(x) // 2, 2, 3)).flatten(0, 1)
+
+    class Fussy(Pairs):
+        def forward(self, x):
+            if len(x) % 2:
+                raise IndexError
+            return super().forward(x)
+
+    model = make_model(nn.Sequential(Fussy(3, 2)))
+    guide = ibvi.AutoMuPNormal(model)
+    assert ibvi.predict(model, guide, torch.randn(4, 3), num_samples=5).mean.shape == (4, 2)
+    assert not any(module._forward_hooks for module in model.net.network.modules())
 
 
 def test_a_generator_leaves_the_global_random_state_alone():
