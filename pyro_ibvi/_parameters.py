@@ -56,14 +56,17 @@ def read_parameter(
     return _param(value, name=name, constraint=constraints.real, event_dim=event_dim, infer=infer)
 
 
-def announce_parameter(name: str, parameter: nn.Parameter) -> None:
+def announce_parameter(name: str, parameter: nn.Parameter, known: dict[str, Tensor]) -> None:
     """Tells the handlers, all of which must be traces, of a parameter without a message.
 
     Args:
         name: Full name of the parameter.
         parameter: The parameter, unconstrained.
+        known: Values that were announced before, by name; they are used again.
     """
-    value = _as_value(parameter)
+    value = known.get(name)
+    if value is None or value.unconstrained() is not parameter:  # type: ignore[attr-defined]
+        known[name] = value = _as_value(parameter)
     for handler in cast("list[TraceMessenger]", _PYRO_STACK):
         handler.trace.add_node(name, name=name, type="param", value=value, infer={})
 

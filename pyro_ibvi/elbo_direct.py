@@ -36,6 +36,7 @@ class DirectRoute:
 
     def __init__(self) -> None:
         self._pair: tuple[Any, Any] = (None, None)
+        self._announced: dict[str, Tensor] = {}
 
     def learn(self, model: Any, guide: Any, model_trace: Trace, guide_trace: Trace) -> None:
         """Remembers a model and its guide if their terms are those of the likelihood alone.
@@ -47,6 +48,7 @@ class DirectRoute:
             guide_trace: The guide's trace, without the sites that the objective drops.
         """
         self._pair = (None, None)
+        self._announced.clear()
         if not isinstance(model, SupervisedModel) or not isinstance(guide, AutoMuPNormal):
             return
         sites = dict(sample_sites(model_trace))
@@ -106,9 +108,9 @@ class DirectRoute:
         net = model.net  # PyroModule takes its time to find an attribute
         if _PYRO_STACK:
             for name, parameter in guide.named_site_parameters():
-                announce_parameter(name, parameter)
+                announce_parameter(name, parameter, self._announced)
             for name, parameter in net.named_point_estimates():
-                announce_parameter(name, parameter)
+                announce_parameter(name, parameter, self._announced)
         draws = guide.rsample()
         values = {name: draws[net.site_name(name)] for name in net.stochastic}
         return model.log_likelihood(values, x, y)
