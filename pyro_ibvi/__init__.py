@@ -10,7 +10,7 @@ from pyro_ibvi.arviz import to_arviz, write_arviz
 from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.closed_form import TraceClosedFormHead
 from pyro_ibvi.coordinates import CoordinateCheck, coordinate_check
-from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
+from pyro_ibvi.covariance import Covariance, Diagonal, Kronecker, LowRank
 from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_variants import (
@@ -69,6 +69,7 @@ __all__ = [
     "Covariance",
     "Diagonal",
     "LowRank",
+    "Kronecker",
     # parametrizations and roles
     "Parametrization",
     "MaximalUpdate",

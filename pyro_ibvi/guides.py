@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -147,7 +148,8 @@ class AutoMuPNormal(AutoGuide):
         """
         result = {}
         for layer in self._made_layers():
-            shared = SharedNoise()
+            layer_factor = self._layer_factor(layer)
+            shared = SharedNoise(layer_factor)
             for site in layer.sites:
                 loc = self._parameter("locs", site.name)
                 if layer.covariance is None:
@@ -155,7 +157,12 @@ class AutoMuPNormal(AutoGuide):
                 else:
                     factor = self._parameter("factors", site.name)
                     law = FactorNormal(
-                        loc, factor, layer.covariance, event_dim=site.event_dim, shared=shared
+                        loc,
+                        factor,
+                        layer.covariance,
+                        event_dim=site.event_dim,
+                        layer_factor=layer_factor,
+                        shared=shared,
                     )
                     value = law.rsample(torch.Size((num_samples,)))
                 result[site.name] = _constrain(site, value)
@@ -201,6 +208,18 @@ class AutoMuPNormal(AutoGuide):
             raise ValueError(f"The site {name!r} is a point estimate and has no covariance.")
         return self._parameter("factors", name)
 
+    def layer_factor(self, name: str) -> Tensor | None:
+        """Factor of the covariance that a site has in common with the others of its layer.
+
+        Args:
+            name: Name of a site.
+
+        Returns:
+            The factor, :math:`S_{out}` of a :class:`~pyro_ibvi.Kronecker` covariance; None for
+            covariances without one and for point estimates.
+        """
+        return self._layer_factor(self._find(name)[0])
+
     def scale(self, name: str) -> Tensor:
         """Marginal standard deviations of a site in unconstrained space.
 
@@ -210,10 +229,10 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The standard deviations in the site's shape, zero for a point estimate.
         """
-        covariance = self._find(name)[0].covariance
-        if covariance is None:
+        layer, _ = self._find(name)
+        if layer.covariance is None:
             return torch.zeros_like(self.loc(name))
-        return covariance.scale(self.factor(name))
+        return layer.covariance.scale(self.factor(name), self._layer_factor(layer))
 
     def covariance(self, *names: str) -> Tensor:
         """Covariance matrix of sites of one layer in unconstrained space.
@@ -233,7 +252,7 @@ class AutoMuPNormal(AutoGuide):
             raise ValueError(f"The sites {list(names)} are independent: they share no layer.")
         covariance = layers[0].covariance
         assert covariance is not None
-        return covariance.dense(factors)
+        return covariance.dense(factors, self._layer_factor(layers[0]))
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -301,8 +320,14 @@ class AutoMuPNormal(AutoGuide):
                 if layer.covariance is not None:
                     factor = self._parameter("factors", site.name)
                     rank = layer.covariance.noise_rank(factor)
-                    rate = 1.0 if weight is None else weight.factor_rate(family, rank=rank)
+                    if weight is None:
+                        rate = 1.0
+                    elif rank is None or self._layer_factor(layer) is None:
+                        rate = weight.factor_rate(family, rank=rank)
+                    else:
+                        rate = weight.kronecker_rate(family, rank=rank, first=False)
                     yield self._full_name("factors", site.name), factor, rate
+            yield from self._layer_factor_rate(layer, family)
         seen = set()
         for name, (parameter, weight) in self._model_weights.items():
             if parameter not in seen:
@@ -312,6 +337,17 @@ class AutoMuPNormal(AutoGuide):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad and parameter not in seen:
                     yield name, parameter, 1.0
+
+    def _layer_factor_rate(
+        self, layer: Layer, family: Family
+    ) -> Iterator[tuple[str, nn.Parameter, float]]:
+        factor = self._layer_factor(layer)
+        if factor is not None:
+            weights = [site.weight for site in layer.sites if site.weight is not None]
+            rank = factor.shape[-1]
+            # The factor acts on every site of the layer: the slowest is stable for all.
+            rates = [w.kronecker_rate(family, rank=rank, first=True) for w in weights]
+            yield self._full_name("layer_factors", layer.name), factor, min(rates, default=1.0)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -334,7 +370,8 @@ class AutoMuPNormal(AutoGuide):
         if not sites and self.create_plates is None:
             raise RuntimeError("The model has no latent variables: there is nothing to infer.")
         layers = _guide_sites.group_layers(sites, self._covariance_choice)
-        self._modules["locs"], self._modules["factors"] = nn.Module(), nn.Module()
+        for kind in ("locs", "factors", "layer_factors"):
+            self._modules[kind] = nn.Module()
         with torch.no_grad():
             for layer in layers:
                 self._init_layer(layer, trace)
@@ -357,15 +394,19 @@ class AutoMuPNormal(AutoGuide):
             _deep_register(self._modules["locs"], site.name, loc)
         if layer.covariance is not None:
             scales = [scale * self._init_scale for _, scale in moments]
-            factors = layer.covariance.init_factors(scales)
+            factors, layer_factor = layer.init_factors(scales)
             for site, factor in zip(layer.sites, factors, strict=True):
                 _deep_register(self._modules["factors"], site.name, factor)
+            layer.has_factor = layer_factor is not None
+            if layer_factor is not None:
+                _deep_register(self._modules["layer_factors"], layer.name, layer_factor)
 
     def _sample_layer(
         self, layer: Layer, plates: Mapping[str, Any], result: dict[str, Tensor]
     ) -> None:
         covariance = layer.covariance
-        shared = SharedNoise()
+        layer_factor = self._read("layer_factors", layer.sites[0]) if layer.has_factor else None
+        shared = SharedNoise(layer_factor)
         previous: list[tuple[Tensor, Tensor, Tensor]] = []
         for site in layer.sites:
             with ExitStack() as stack:
@@ -383,6 +424,7 @@ class AutoMuPNormal(AutoGuide):
                         factor,
                         covariance,
                         event_dim=site.event_dim,
+                        layer_factor=layer_factor,
                         shared=shared,
                         previous=tuple(previous),
                     )
@@ -405,6 +447,9 @@ class AutoMuPNormal(AutoGuide):
         for part in path:
             module = module._modules[part]  # type: ignore[union-attr]
         return module._parameters[last]  # type: ignore[union-attr, return-value]
+
+    def _layer_factor(self, layer: Layer) -> nn.Parameter | None:
+        return self._parameter("layer_factors", layer.name) if layer.has_factor else None
 
     def _full_name(self, kind: str, name: str) -> str:
         return full_name(self, f"{kind}.{name}")
@@ -499,6 +544,6 @@ def _checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRo
                 f'WeightRole.of("hidden", fan_in=..., fan_out=...), got {role!r}.'
             )
     return {
-        name: role if role.layer else WeightRole(role.role, role.fans, name, role.layer_role)
+        name: role if role.layer else dataclasses.replace(role, layer=name)
         for name, role in (roles or {}).items()
     }

@@ -34,6 +34,7 @@ from torch import nn
 
 Role: TypeAlias = Literal["input", "hidden", "output", "bias", "gain"]
 Family: TypeAlias = Literal["sgd", "adam"]
+Side: TypeAlias = Literal["in", "out"]
 BaseShapes: TypeAlias = int | nn.Module | Mapping[str, tuple[int, ...]] | None
 
 
@@ -84,6 +85,20 @@ class Parametrization(Protocol):
         """
         ...
 
+    def kronecker_rate(
+        self, role: Role, fans: Fans, family: Family, *, rank: int, side: Side
+    ) -> float:
+        """Factor on the global learning rate for one factor of a Kronecker product.
+
+        Args:
+            role: The role of the weight.
+            fans: The sizes of the weight.
+            family: How the optimizer scales its updates.
+            rank: Number of the factor's columns.
+            side: Whether its rows are those of the weight's inputs or of its outputs.
+        """
+        ...
+
 
 def _fan_in_std(role: Role, fans: Fans) -> float:
     return 1.0 if role in ("bias", "gain") else fans.fan_in**-0.5
@@ -116,6 +131,12 @@ class Standard:
     def factor_rate(self, role: Role, fans: Fans, family: Family, *, rank: int | None) -> float:
         """Factor for the covariance factor: ``1/R``, the limit of stability."""
         return 1.0 if rank is None else 1.0 / rank
+
+    def kronecker_rate(
+        self, role: Role, fans: Fans, family: Family, *, rank: int, side: Side
+    ) -> float:
+        """Factor for one of two Kronecker factors: ``1/R`` too."""
+        return 1.0 / rank
 
 
 @dataclass(frozen=True)
@@ -150,6 +171,12 @@ class NeuralTangent:
         """Factor for the covariance factor: the mean's, divided by ``R``."""
         return self.rate(role, fans, family) / (1 if rank is None else rank)
 
+    def kronecker_rate(
+        self, role: Role, fans: Fans, family: Family, *, rank: int, side: Side
+    ) -> float:
+        """Factor for one of two Kronecker factors: the mean's, divided by its ``R``."""
+        return self.rate(role, fans, family) / rank
+
 
 @dataclass(frozen=True)
 class MaximalUpdate:
@@ -163,6 +190,10 @@ class MaximalUpdate:
         diagonal: What a covariance factor with noise of its own per weight learns at.
             ``"reference"``, the rule of the paper's code, is the mean's rate; ``"maximal"``
             multiplies it by the square root of the layer's input width. See below.
+        kronecker: What the two factors of a ``Kronecker`` covariance learn at, before the rank's
+            factor. ``"reference"`` is the mean's rate for both; ``"maximal"`` is that of weights
+            from the layer's inputs to a fixed number of units and from these to its outputs. See
+            below.
         rank_exponent: The rate of a factor that shares ``R`` noise variables is the mean's times
             ``R^-rank_exponent``; 1 is the limit of stability for single-draw training.
 
@@ -196,13 +227,15 @@ class MaximalUpdate:
 
     base: BaseShapes = None
     diagonal: Literal["reference", "maximal"] = "reference"
+    kronecker: Literal["reference", "maximal"] = "maximal"
     rank_exponent: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.base, bool) or (isinstance(self.base, int) and self.base < 1):
             raise ValueError(f"base must be a positive width, got {self.base!r}.")
-        if self.diagonal not in ("maximal", "reference"):
-            raise ValueError(f"diagonal must be 'reference' or 'maximal', got {self.diagonal!r}.")
+        for name, rule in (("diagonal", self.diagonal), ("kronecker", self.kronecker)):
+            if rule not in ("maximal", "reference"):
+                raise ValueError(f"{name} must be 'reference' or 'maximal', got {rule!r}.")
         if not math.isfinite(self.rank_exponent) or self.rank_exponent < 0:
             raise ValueError(
                 f"rank_exponent must be finite and not negative, got {self.rank_exponent!r}."
@@ -229,6 +262,20 @@ class MaximalUpdate:
         if self.diagonal == "reference":
             return rate
         return rate * self._growth_in(role, fans) ** 0.5
+
+    def kronecker_rate(
+        self, role: Role, fans: Fans, family: Family, *, rank: int, side: Side
+    ) -> float:
+        """Factor on the global learning rate for one factor of a Kronecker product."""
+        if self.kronecker == "reference":
+            rate = self.rate(role, fans, family)
+        elif side == "in":
+            rate = 1.0 / self._growth_in(role, fans)
+        else:
+            # In the table a hidden layer's rate is 1 whatever its shape; this one has one width.
+            vector_like: Role = "input" if role == "hidden" else role
+            rate = self._growth_out(vector_like, fans) if family == "sgd" else 1.0
+        return rate * rank**-self.rank_exponent
 
     def _growth_in(self, role: Role, fans: Fans) -> float:
         """How far the input side has grown since the base network."""

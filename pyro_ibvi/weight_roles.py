@@ -26,7 +26,7 @@ from pyro_ibvi._layers import (
     find_flow,
     is_known,
 )
-from pyro_ibvi.parametrization import BaseShapes, Family, Fans, Parametrization, Role
+from pyro_ibvi.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
@@ -41,12 +41,15 @@ class WeightRole:
         fans: The sizes that a parametrization looks at.
         layer: Name of the layer; the weights of a layer share their noise.
         layer_role: Role of the layer's weight matrix, which a covariance may be chosen by.
+        inputs_first: Whether the tensor's first dimension is that of the layer's inputs, as in
+            transposed convolutions and tables, and not that of its outputs.
     """
 
     role: Role
     fans: Fans
     layer: str
     layer_role: Role
+    inputs_first: bool = False
 
     @classmethod
     def of(
@@ -110,6 +113,21 @@ class NetworkWeight:
         """Factor on the global learning rate for the covariance factor."""
         rule = self.parametrization.factor_rate
         return rule(self.weight.role, self.weight.fans, family, rank=rank)
+
+    def kronecker_rate(self, family: Family, *, rank: int, first: bool) -> float:
+        """Factor on the global learning rate for one of two Kronecker factors.
+
+        Args:
+            family: How the optimizer scales its updates.
+            rank: Number of the factor's columns.
+            first: Whether the factor has the weight's first dimension, or else the others.
+
+        Returns:
+            The factor.
+        """
+        side: Side = "in" if first == self.weight.inputs_first else "out"
+        rule = self.parametrization.kronecker_rate
+        return rule(self.weight.role, self.weight.fans, family, rank=rank, side=side)
 
 
 def find_roles(
@@ -178,7 +196,8 @@ def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> We
     # What an index picks from a table is data, wherever the table stands, and both sides of a
     # recurrent matrix are hidden units.
     inside: Role = {"table": "input", "recurrent": "hidden"}.get(part.kind, layer_role)  # type: ignore[assignment]
-    return WeightRole(inside if given is None else layer_role, part.fans, layer, layer_role)
+    role = inside if given is None else layer_role
+    return WeightRole(role, part.fans, layer, layer_role, part.inputs_first)
 
 
 def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | WeightRole]:
