@@ -274,7 +274,7 @@ class Kronecker:
         """Marginal standard deviation: the product of the lengths of two rows."""
         inputs = torch.linalg.vector_norm(factor, dim=-1)
         outputs = torch.linalg.vector_norm(_given(layer_factor), dim=-1)
-        return outputs.reshape(*outputs.shape, *(1,) * inputs.dim()) * inputs
+        return outputs[(..., *(None,) * inputs.dim())] * inputs
 
     def rows(self, factor: Tensor, layer_factor: Tensor | None = None) -> Tensor:
         """The product of the site's factors, shape ``(P, R_out R_in)``: larger than both."""

@@ -60,6 +60,7 @@ class WeightRole:
         fan_out: int,
         layer: str = "",
         layer_role: Role | None = None,
+        inputs_first: bool = False,
     ) -> WeightRole:
         """The role of a weight that no known layer describes, for ``roles={...}``.
 
@@ -70,6 +71,9 @@ class WeightRole:
             layer: Name of the layer, if the weight shares one with others; its own name by
                 default.
             layer_role: Role of the layer; the weight's own by default.
+            inputs_first: Whether the site's first dimension is that of the inputs, as in
+                ``x @ weight``; what a :class:`~pyro_ibvi.Kronecker` covariance learns at
+                depends on it.
 
         Returns:
             The role.
@@ -85,7 +89,7 @@ class WeightRole:
         if fan_in < 1 or fan_out < 1:
             raise ValueError(f"Fans must be positive, got fan_in={fan_in}, fan_out={fan_out}.")
         fans = Fans(fan_in=fan_in, width_in=fan_in, width_out=fan_out)
-        return cls(role, fans, layer, layer_role or role)
+        return cls(role, fans, layer, layer_role or role, inputs_first)
 
 
 RoleOverrides = Mapping[str, "Role | WeightRole"]
