@@ -73,7 +73,8 @@ class Probe:
             for layer in outputs:
                 for own, name in self.layers[layer].items():
                     change_by = self._change_by(layer, own, [draw[name] for draw in values])
-                    if change_by > 0:  # a point estimate has no factor, a frozen weight no change
+                    # A point estimate has no factor, a frozen weight no change; NaN is a finding.
+                    if change_by != 0:
                         result.setdefault((kind, step, name), change_by)
         return result
 

@@ -212,6 +212,8 @@ class Kronecker:
     that vary along the outputs too must be products :math:`a_i b_j`; then the lengths are these.
 
     The sites of a layer must have the same first dimension. A vector counts as ``n_out`` by 1.
+    Noise of fixed rank grows in spectral norm as the layer widens, so learning rates transfer
+    less well than with a low-rank factor, see :class:`~pyro_ibvi.MaximalUpdate`.
 
     Attributes:
         rank_in: Number ``R_in`` of columns of :math:`S_{in}`, reduced to ``P_in`` if larger. None

@@ -30,7 +30,8 @@ class AutoMuPNormal(AutoGuide):
     In unconstrained space the weights of a layer are :math:`w = \text{loc} + S z` with standard
     normal ``z``. The factor ``S`` starts so that each weight's standard deviation is its prior's
     (times ``init_scale``); ``loc`` starts at a draw from the prior, which breaks the symmetry of
-    networks. A layer's weight and bias share one ``z`` where the covariance is low-rank.
+    networks. A layer's weight and bias share one ``z`` where the covariance is low-rank or a
+    Kronecker product.
 
     For a model with a method ``sample_parameters()`` (:class:`~pyro_ibvi.SupervisedModel`,
     :class:`~pyro_ibvi.RandomModule`) and for a model without arguments the guide is complete

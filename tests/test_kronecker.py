@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import pyro_ibvi as ibvi
 from pyro_ibvi.covariance import separate_scales
 from pyro_ibvi.distributions import FactorNormal, SharedNoise
+from pyro_ibvi.divergences import wasserstein2_squared
 
 SHAPES = ((2, 3, 2), (2,))
 
@@ -238,7 +239,7 @@ def disturbed(guide):
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("varied", [False, True])
-def test_kl_of_a_full_product_equals_the_dense_form(varied):
+def test_divergences_of_a_full_product_equal_the_dense_forms(varied):
     scale = torch.full((3, 2), 0.4)
 
     def model():
@@ -253,6 +254,10 @@ def test_kl_of_a_full_product_equals_the_dense_form(varied):
     posterior = MultivariateNormal(guide.loc("w").flatten(), guide.covariance("w"))
     prior = MultivariateNormal(torch.zeros(6), scale.flatten().square().diag())
     assert loss == pytest.approx(kl_divergence(posterior, prior).item(), rel=1e-8)
+    distance = ibvi.TraceGeneralizedVI(divergence="wasserstein2").loss(model, guide) - rest
+    root = torch.linalg.cholesky(posterior.covariance_matrix)
+    expected = wasserstein2_squared(posterior.loc, root, prior.loc, scale.flatten())
+    assert distance == pytest.approx(expected.item(), rel=1e-8)
     # Monte Carlo over the guide's own density agrees.
     elbo = ibvi.TraceExpectedLogLikelihood(
         num_particles=5000, vectorize_particles=True, max_plate_nesting=0, kl_weight=1.0

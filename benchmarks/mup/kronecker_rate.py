@@ -11,6 +11,9 @@ Part 2, transfer and stability: the same network with the biases' own prior, SGD
 or Adam, batches of 100, 5 epochs, one seed: the expected training loss over the learning rate. The
 largest stable rate is the largest at which the loss ends below 4 nats (it starts at about 3.2).
 
+Part 3, the start: spectral norm of the hidden layer's noise ``S z`` over widths, the mean of 8
+draws. The noise of a Kronecker product has rank ``R``, and its marginals are the prior's.
+
 The result goes to ``kronecker_rate.json`` beside this file, a table of slopes to standard output.
 """
 
@@ -120,11 +123,25 @@ def transfer(rule: str, optimizer: str) -> dict:
     return {**result.to_dict(), "slope": result.slope(), "largest_stable_rates": stable}
 
 
+@torch.no_grad()
+def noise_norms(rule: str) -> dict:
+    """Spectral norms of the hidden layer's noise, and their slope."""
+    norms = []
+    for width in WIDTHS:
+        _, guide = build(rule, width, None)
+        noise = guide.draw(8)["net.2.weight"] - guide.loc("net.2.weight")
+        norms.append(torch.linalg.matrix_norm(noise, 2).mean().item())
+    x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (WIDTHS, norms))
+    slope = torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y).solution[0].item()
+    print(rule, "spectral norm of the noise", norms, f"slope {slope:+.2f}")
+    return {"norms": [float(f"{norm:.4g}") for norm in norms], "slope": round(slope, 3)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
-    parser.add_argument("--parts", nargs="+", default=["coordinates", "transfer"])
+    parser.add_argument("--parts", nargs="+", default=["coordinates", "transfer", "noise"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = HERE / "kronecker_rate.json"
@@ -132,11 +149,15 @@ def main() -> None:
     for optimizer in args.optimizers:
         for rule in RULES:
             torch.manual_seed(0)
-            cases = {"coordinates": lambda *case: coordinates(*case, args.seeds)}
-            cases["transfer"] = transfer
-            for part in args.parts:
-                entry = cases[part](rule, optimizer)
-                results.setdefault(part, {})[f"{optimizer}, {rule}"] = entry
+            case = f"{optimizer}, {rule}"
+            if "coordinates" in args.parts:
+                entry = coordinates(rule, optimizer, args.seeds)
+                results.setdefault("coordinates", {})[case] = entry
+            if "transfer" in args.parts:
+                results.setdefault("transfer", {})[case] = transfer(rule, optimizer)
+    if "noise" in args.parts:
+        torch.manual_seed(0)
+        results["noise"] = {rule: noise_norms(rule) for rule in RULES if "reference" not in rule}
     versions = {m.__name__: m.__version__ for m in (torch, pyro, ibvi)}
     results |= {
         "settings": {
