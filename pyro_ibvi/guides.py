@@ -321,12 +321,7 @@ class AutoMuPNormal(AutoGuide):
                 if layer.covariance is not None:
                     factor = self._parameter("factors", site.name)
                     rank = layer.covariance.noise_rank(factor)
-                    if weight is None:
-                        rate = 1.0
-                    elif rank is None or self._layer_factor(layer) is None:
-                        rate = weight.factor_rate(family, rank=rank)
-                    else:
-                        rate = weight.kronecker_rate(family, rank=rank, first=False)
+                    rate = _factor_rate(layer, weight, rank, family)
                     yield self._full_name("factors", site.name), factor, rate
             yield from self._layer_factor_rate(layer, family)
         seen = set()
@@ -520,6 +515,17 @@ def _unconstrained(value: Any) -> nn.Parameter:
     """The leaf behind a parameter's value; parameters local to their module are their own."""
     reference = getattr(value, "unconstrained", None)
     return cast("nn.Parameter", value if reference is None else reference())
+
+
+def _factor_rate(
+    layer: Layer, weight: NetworkWeight | None, rank: int | None, family: Family
+) -> float:
+    """Factor on the global learning rate for a site's covariance factor."""
+    if weight is None:
+        return 1.0
+    if rank is None or not layer.has_factor:
+        return weight.factor_rate(family, rank=rank)
+    return weight.kronecker_rate(family, rank=rank, first=False)
 
 
 def _constrain(site: Site, value: Tensor) -> Tensor:

@@ -243,11 +243,12 @@ class MaximalUpdate:
     ==================== ============== ============== ============== ==============
 
     With ``"reference"`` and SGD one factor blows up and the other freezes, so ``"maximal"`` is the
-    default. Its :math:`S_{in}` is not flat yet: the gradient that reaches it is a sum over the
-    outputs whose signs are random until :math:`S_{out}` has moved, and a larger rate would be too
-    large from then on. In training (5 epochs, one seed, widths 64, 256, 1024) the best losses with
-    SGD and momentum are 0.32, 0.34 and 0.89 nats against 1.57, 1.38 and 2.09 with
-    ``"reference"``, and with Adam 0.30, 0.27, 0.50 against 0.34, 0.26, 0.46.
+    default. Its :math:`S_{in}` is not flat by SGD: the gradient that reaches it is a sum over
+    the outputs whose signs are random until :math:`S_{out}` has moved. By the derivation a
+    larger rate would be too large from then on; these runs are too short to show it. In
+    training (5 epochs, one seed, widths 64, 256, 1024) the best losses with SGD and momentum
+    are 0.32, 0.34 and 0.89 nats against 1.57, 1.38 and 2.09 with ``"reference"``, and with
+    Adam 0.30, 0.27, 0.50 against 0.34, 0.26, 0.46.
 
     No rule makes a Kronecker product of fixed ranks independent of the width, since its start is
     not: noise of rank ``R`` whose marginals are the prior's has a spectral norm that grows as
