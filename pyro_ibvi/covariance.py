@@ -212,6 +212,8 @@ class Kronecker:
     that vary along the outputs too must be products :math:`a_i b_j`; then the lengths are these.
 
     The sites of a layer must have the same first dimension. A vector counts as ``n_out`` by 1.
+    Where the first dimension is that of the inputs (a transposed convolution's weight, an
+    embedding's table), the two factors change places, with each other's learning rates.
     Noise of fixed rank grows in spectral norm as the layer widens, so learning rates transfer
     less well than with a low-rank factor, see :class:`~pyro_ibvi.MaximalUpdate`.
 
