@@ -11,7 +11,7 @@ from pyro_ibvi.calibration import Reliability, reliability, score
 from pyro_ibvi.checkpoints import load_checkpoint, save_checkpoint
 from pyro_ibvi.closed_form import TraceClosedFormHead
 from pyro_ibvi.coordinates import CoordinateCheck, coordinate_check
-from pyro_ibvi.covariance import Covariance, Diagonal, LowRank
+from pyro_ibvi.covariance import Covariance, Diagonal, Kronecker, LowRank
 from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_variants import (
@@ -70,6 +70,7 @@ __all__ = [
     "Covariance",
     "Diagonal",
     "LowRank",
+    "Kronecker",
     # parametrizations and roles
     "Parametrization",
     "MaximalUpdate",

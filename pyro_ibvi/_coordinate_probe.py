@@ -16,6 +16,9 @@ from pyro_ibvi.supervised import SupervisedModel
 
 Key: TypeAlias = tuple[str, int, str]
 
+#: Kinds of parameters, those of the model that are no sites among the means.
+KINDS = ("loc", "factor", "layer factor")
+
 
 class Probe:
     """Layer outputs of a network for fixed noise, compared with those of the start.
@@ -65,12 +68,13 @@ class Probe:
             if step:
                 result["change", step, layer] = _rms(change)
                 result["mean change", step, layer] = _rms(change.mean(0))
-        for kind in ("loc", "factor") if step else ():
+        for kind in KINDS if step else ():
             values = [self.model.net.network_values(v) for v in self._values_with_only(kind)]
             for layer in outputs:
                 for own, name in self.layers[layer].items():
                     change_by = self._change_by(layer, own, [draw[name] for draw in values])
-                    if change_by > 0:  # a point estimate has no factor, a frozen weight no change
+                    # A point estimate has no factor, a frozen weight no change; NaN is a finding.
+                    if change_by != 0:
                         result.setdefault((kind, step, name), change_by)
         return result
 
@@ -115,16 +119,20 @@ class Probe:
 
     def _parameters(self) -> dict[str, dict[str, Tensor]]:
         """Copies of all parameters by kind; point estimates count as means."""
-        result: dict[str, dict[str, Tensor]] = {"loc": {}, "factor": {}}
+        result: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
         for kind, name, parameter in self._named():
             result[kind][name] = parameter.detach().clone()
         return result
 
     def _named(self) -> list[tuple[str, str, nn.Parameter]]:
-        factors = {id(p) for p in self.guide._modules["factors"].parameters()}  # type: ignore[union-attr]
+        kinds = {
+            id(p): kind
+            for kind, tree in (("factor", "factors"), ("layer factor", "layer_factors"))
+            for p in self.guide._modules[tree].parameters()  # type: ignore[union-attr]
+        }
         roots = (("guide", self.guide), ("model", self.model))
         return [
-            ("factor" if id(p) in factors else "loc", f"{root}.{name}", p)
+            (kinds.get(id(p), "loc"), f"{root}.{name}", p)
             for root, module in roots
             for name, p in module.named_parameters()
             if p.requires_grad
@@ -132,7 +140,7 @@ class Probe:
 
     @torch.no_grad()
     def _values_with_only(self, kind: str) -> list[dict[str, Tensor]]:
-        """The weights of now, for one kind of parameter, and of the start for the other."""
+        """The weights of now, for one kind of parameter, and of the start for the others."""
         now = self._parameters()
         try:
             for its_kind, name, parameter in self._named():

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,10 +88,54 @@ class Site:
 
 @dataclass
 class Layer:
-    """Sites that share their noise, or a site of its own; no covariance is a point estimate."""
+    """Sites that share their noise, or a site of its own; no covariance is a point estimate.
+
+    Attributes:
+        covariance: The covariance.
+        sites: The sites.
+        has_factor: Whether the layer has a factor of its own, beside those of its sites.
+    """
 
     covariance: Covariance | None
     sites: list[Site] = field(default_factory=list)
+    has_factor: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the first site, under which the layer's own factor stands."""
+        return self.sites[0].name
+
+    def init_factors(self, scales: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The covariance's factors at the start.
+
+        Args:
+            scales: Standard deviations, one tensor per site.
+
+        Returns:
+            The sites' factors, and the layer's if the covariance has one.
+
+        Raises:
+            ValueError: If the sites cannot share the covariance.
+        """
+        assert self.covariance is not None
+        try:
+            layer_factor = self.covariance.init_layer_factor(scales)
+            if layer_factor is not None:
+                self._check_same_first_dimension()
+            return self.covariance.init_factors(scales), layer_factor
+        except ValueError as error:
+            names = [site.name for site in self.sites]
+            raise ValueError(f"The sites {names} cannot have {self.covariance}. {error}") from None
+
+    def _check_same_first_dimension(self) -> None:
+        kinds = {
+            site.weight is not None and site.weight.weight.inputs_first for site in self.sites
+        }
+        if len(kinds) > 1:
+            raise ValueError(
+                "The first dimension is the layer's inputs in one of them and its outputs in "
+                "another: give one of them another covariance, or leave it a point estimate."
+            )
 
 
 def data_free_prior(model: Any) -> Callable[[], Any] | None:

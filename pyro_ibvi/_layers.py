@@ -48,11 +48,13 @@ class Part:
             hidden units, ``"table"`` for rows that an index picks, ``"bias"`` and ``"gain"``.
         fans: The sizes that a parametrization looks at.
         widths: Sizes of the tensor that ``fans.width_in`` and ``fans.width_out`` grow with.
+        inputs_first: Whether the tensor's first dimension is that of the inputs.
     """
 
     kind: Kind
     fans: Fans
     widths: tuple[int, int]
+    inputs_first: bool = False
 
 
 def is_known(module: nn.Module) -> bool:
@@ -82,7 +84,7 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
         return Part("bias" if name == "bias" else "gain", Fans(1, 1, size), (1, size))
     if isinstance(module, TABLES):
         # A one-hot input picks one row, so one number reaches each output.
-        return Part("table", Fans(1, 1, shape[1]), (1, shape[1]))
+        return Part("table", Fans(1, 1, shape[1]), (1, shape[1]), inputs_first=True)
     if isinstance(module, _RECURRENT):
         return _describe_recurrent(module, name, shape)
     if isinstance(module, nn.MultiheadAttention):
@@ -92,7 +94,7 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
     if name == "bias":
         return Part("bias", fans, (1, shape[0]))
     if isinstance(module, _TRANSPOSED):
-        return Part("matrix", fans, (shape[0], shape[1]))
+        return Part("matrix", fans, (shape[0], shape[1]), inputs_first=True)
     inputs = math.prod(shape[1:]) if isinstance(module, nn.Bilinear) else shape[1]
     return Part("matrix", fans, (inputs, shape[0]))
 

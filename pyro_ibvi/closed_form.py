@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ibvi._layers import parameter_path
-from pyro_ibvi.divergences import covariance_factor
 from pyro_ibvi.expected_log_probs import (
     CategoricalBound,
     Spread,
@@ -34,6 +33,7 @@ from pyro_ibvi.expected_log_probs import (
     expected_bernoulli_log_prob,
     expected_normal_log_prob,
     expected_poisson_log_prob,
+    kronecker_spread,
     linear_spread,
 )
 from pyro_ibvi.generalized_vi import Divergence, FactoredGaussian, TraceGeneralizedVI
@@ -320,12 +320,12 @@ def _head_spread(features: Tensor, num_outputs: int, laws: Mapping[str, Any]) ->
     """Covariance of a linear layer's outputs under the laws of its weight and bias."""
     weight, bias = laws.get("weight"), laws.get("bias")
     if weight is not None and bias is not None and _share_noise(weight, bias):
-        return linear_spread(features, *_joint_factors(weight, bias))
+        return _spread_by_weight(features, weight, bias)
     zero = features.new_zeros(*features.shape[:-1], num_outputs)
     total = Spread(zero.unsqueeze(-1)[..., :0], zero)
     parts = []
     if weight is not None:
-        parts.append(linear_spread(features, _factor(weight)))
+        parts.append(_spread_by_weight(features, weight))
     if bias is not None:  # a weight of one feature that is always 1
         factor = _factor(bias).unsqueeze(1)
         parts.append(linear_spread(torch.ones_like(features[..., :1]), factor))
@@ -340,16 +340,12 @@ def _share_noise(weight: Any, bias: Any) -> bool:
     return shared[0] is not None and shared[0] is shared[1]
 
 
-def _joint_factors(weight: Any, bias: Any) -> tuple[Tensor, Tensor]:
-    factors = weight.factor, bias.factor
-    if all(f.dim() == law.loc.dim() + 1 for f, law in zip(factors, (weight, bias), strict=True)):
-        return factors
-    if all(f.shape == law.loc.shape for f, law in zip(factors, (weight, bias), strict=True)):
-        return factors
-    # A structure of its own: a root of its dense form, whose rows are the flattened sites.
-    root = covariance_factor(weight.covariance.dense(list(factors)))
-    size = weight.loc.numel()
-    return root[:size].reshape(*weight.loc.shape, -1), root[size:]
+def _spread_by_weight(features: Tensor, weight: Any, bias: Any = None) -> Spread:
+    """Covariance of the outputs by the weight's noise, which the bias may share."""
+    laws = [law for law in (weight, bias) if law is not None]
+    if isinstance(weight, FactoredGaussian) and weight.layer_factor is not None:
+        return kronecker_spread(features, weight.layer_factor, *(law.factor for law in laws))
+    return linear_spread(features, *map(_factor, laws))
 
 
 def _factor(law: Any) -> Tensor:
@@ -357,10 +353,8 @@ def _factor(law: Any) -> Tensor:
     if not isinstance(law, FactoredGaussian):
         scale: Tensor = law.scale
         return scale.expand(law.loc.shape)
-    shape = law.loc.shape
-    if law.factor.shape == shape or law.factor.shape[:-1] == shape:
-        return law.factor
-    return covariance_factor(law.covariance.dense([law.factor])).reshape(*shape, -1)
+    rows = law.covariance.rows(law.factor, law.layer_factor)
+    return rows.reshape(*law.loc.shape, *rows.shape[1:])
 
 
 def _supervised(model: Any) -> SupervisedModel:

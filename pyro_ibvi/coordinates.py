@@ -4,17 +4,20 @@ For a network with random weights :math:`w = \text{loc} + S z` the check trains 
 each width and measures, at the output :math:`h_t(z)` of every layer after ``t`` steps, root mean
 squares over data, units and a fixed set of draws ``z``:
 
-=============== ==================================================================================
-quantity        what it is
-=============== ==================================================================================
-``size``        :math:`h_t(z)`
-``spread``      :math:`h_t(z)` minus its mean over draws
-``change``      :math:`h_t(z) - h_0(z)`
-``mean change`` the mean of :math:`h_t(z) - h_0(z)` over draws
-``loc``         what one parameter's mean changed, by the parameter's name: its layer's output with
-                its ``loc`` of step ``t`` and everything else of step 0, minus :math:`h_0(z)`
-``factor``      the same for one parameter's covariance factor ``S``
-=============== ==================================================================================
+================ =================================================================================
+quantity         what it is
+================ =================================================================================
+``size``         :math:`h_t(z)`
+``spread``       :math:`h_t(z)` minus its mean over draws
+``change``       :math:`h_t(z) - h_0(z)`
+``mean change``  the mean of :math:`h_t(z) - h_0(z)` over draws
+``loc``          what one parameter's mean changed, by the parameter's name: its layer's output
+                 with its ``loc`` of step ``t`` and everything else of step 0, minus
+                 :math:`h_0(z)`
+``factor``       the same for one parameter's covariance factor ``S``
+``layer factor`` the same for the factor that a layer has beside those of its parameters
+                 (:class:`~pyro_ibvi.Kronecker`), by what it does through one parameter
+================ =================================================================================
 
 Under the maximal update parametrization the log-log slopes of sizes and changes over widths are
 zero for hidden layers; the output of the first step may fall as ``width^-1/2``.
@@ -37,7 +40,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._checks import check_positive_int
-from pyro_ibvi._coordinate_probe import Key, Probe, cuda_devices
+from pyro_ibvi._coordinate_probe import KINDS, Key, Probe, cuda_devices
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.guides import AutoMuPNormal
@@ -58,7 +61,8 @@ class CoordinateCheck:
     Attributes:
         widths: Widths of the networks.
         rms: Root mean squares by (quantity, step, name), one row per width, one entry per seed;
-            the name is a layer's, or a parameter's for the quantities ``loc`` and ``factor``.
+            the name is a layer's, or a parameter's for the quantities ``loc``, ``factor`` and
+            ``layer factor``.
     """
 
     widths: tuple[int, ...]
@@ -287,7 +291,7 @@ def coordinate_check(
 
 def _order(item: tuple[Key, Any]) -> tuple[int, int]:
     """By quantity, then by step; layers stay in the order of the data flow."""
-    quantities = ("size", "spread", "change", "mean change", "loc", "factor")
+    quantities = ("size", "spread", "change", "mean change", *KINDS)
     return quantities.index(item[0][0]), item[0][1]
 
 

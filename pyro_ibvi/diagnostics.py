@@ -19,13 +19,16 @@ from torch import Tensor
 
 from pyro_ibvi._guide_sites import DEFAULT_RANK, Layer, Site
 from pyro_ibvi.covariance import Covariance
-from pyro_ibvi.divergences import covariance_factor, wasserstein2_squared
+from pyro_ibvi.divergences import wasserstein2_squared
 from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.kronecker_divergences import kronecker_wasserstein2_squared
 from pyro_ibvi.theory import null_space_projection
 
 __all__ = ["CollapseMonitor", "CollapseReport", "LayerChange", "SiteChange"]
 
-State = Mapping[str, tuple[Tensor, Tensor | None]]  # mean and factor by site
+# Mean, factor and layer factor by site.
+SiteState = tuple[Tensor, Tensor | None, Tensor | None]
+State = Mapping[str, SiteState]
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class CollapseMonitor:
 
     The distance is the joint one of a layer's weight and bias, by
     :func:`~pyro_ibvi.divergences.wasserstein2_squared`: with P weights and a factor of R columns
-    it takes of the order of :math:`P R^2` operations.
+    it takes of the order of :math:`P R^2` operations, and less for a Kronecker product. With
+    ``inputs`` a Kronecker product's columns are written out, :math:`P R_{in} R_{out}` numbers.
 
     For a linear layer with inputs :math:`X` the variance on the span of the data is
     :math:`\sum_c \mathrm{tr}(X^+ X\, \Sigma_c)`, over the outputs c with the covariance
@@ -249,7 +253,7 @@ class CollapseMonitor:
             for group in groups:
                 for site in group.sites:
                     stds = [
-                        _root_mean_square(group.covariance, state[site.name])
+                        _scale(group.covariance, state[site.name]).square().mean().sqrt().item()
                         for state in (self._start, now)
                     ]
                     yield SiteChange(
@@ -275,51 +279,60 @@ def _named_layers(guide: AutoMuPNormal) -> dict[str, list[Layer]]:
     return layers
 
 
-def _state(guide: AutoMuPNormal) -> dict[str, tuple[Tensor, Tensor | None]]:
-    state: dict[str, tuple[Tensor, Tensor | None]] = {}
+def _state(guide: AutoMuPNormal) -> dict[str, SiteState]:
+    state: dict[str, SiteState] = {}
     for group in guide.layers:
+        layer_factor = _copy(guide.layer_factor(group.name))
         for site in group.sites:
-            factor = None if group.covariance is None else guide.factor(site.name).detach().clone()
-            state[site.name] = guide.loc(site.name).detach().clone(), factor
+            factor = None if group.covariance is None else _copy(guide.factor(site.name))
+            state[site.name] = guide.loc(site.name).detach().clone(), factor, layer_factor
     return state
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
 
 
 def _joint(group: Layer, state: State) -> tuple[Tensor, Tensor]:
     """Mean ``(P,)`` and factor ``(P,)`` or ``(P, R)`` of sites that share noise."""
-    pairs = [state[site.name] for site in group.sites]
-    loc = torch.cat([mean.flatten() for mean, _ in pairs])
+    sites = [state[site.name] for site in group.sites]
+    loc = torch.cat([mean.flatten() for mean, _, _ in sites])
     if group.covariance is None:
         return loc, torch.zeros_like(loc)
-    factors = [_site_factor(group.covariance, pair) for pair in pairs]
-    if all(factor is not None for factor in factors):
-        return loc, torch.cat([f for f in factors if f is not None])
-    dense = group.covariance.dense([f for _, f in pairs if f is not None])
-    return loc, covariance_factor(dense)
+    return loc, torch.cat(
+        [group.covariance.rows(f, layer_factor) for _, f, layer_factor in sites if f is not None]
+    )
 
 
-def _site_factor(covariance: Covariance, pair: tuple[Tensor, Tensor | None]) -> Tensor | None:
-    """One site's rows ``(P,)`` or ``(P, R)``, or None for a structure of its own."""
-    loc, factor = pair
-    assert factor is not None
-    if factor.shape == loc.shape:
-        return factor.flatten()
-    if factor.shape[:-1] == loc.shape:
-        return factor.reshape(-1, factor.shape[-1])
-    return None
+def _matrix(group: Layer, state: State) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Mean ``(n, P)`` and the two factors of sites with a Kronecker product."""
+    sites = [state[site.name] for site in group.sites]
+    outputs = sites[0][2]
+    assert outputs is not None
+    outputs = outputs.reshape(-1, outputs.shape[-1])
+    loc = torch.cat([mean.reshape(len(outputs), -1) for mean, _, _ in sites], dim=1)
+    rows = [f.reshape(-1, f.shape[-1]) for _, f, _ in sites if f is not None]
+    return loc, (outputs, torch.cat(rows))
 
 
 def _distance(group: Layer, now: State, start: State) -> Tensor:
+    if group.has_factor:
+        return kronecker_wasserstein2_squared(*_matrix(group, now), *_matrix(group, start))
     return wasserstein2_squared(*_joint(group, now), *_joint(group, start))
 
 
 def _variance(groups: list[Layer], state: State) -> Tensor:
-    return torch.stack([_joint(group, state)[1].square().sum() for group in groups]).sum()
+    scales = [
+        _scale(group.covariance, state[site.name]) for group in groups for site in group.sites
+    ]
+    return torch.stack([scale.square().sum() for scale in scales]).sum()
 
 
-def _root_mean_square(covariance: Covariance | None, pair: tuple[Tensor, Tensor | None]) -> float:
-    if covariance is None or pair[1] is None:
-        return 0.0
-    return covariance.scale(pair[1]).square().mean().sqrt().item()
+def _scale(covariance: Covariance | None, site: SiteState) -> Tensor:
+    loc, factor, layer_factor = site
+    if covariance is None or factor is None:
+        return torch.zeros_like(loc)
+    return covariance.scale(factor, layer_factor)
 
 
 def _span_variance(groups: list[Layer], state: State, basis: Tensor) -> Tensor:

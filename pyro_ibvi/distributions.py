@@ -2,6 +2,7 @@ r"""The law of one site of a guide, :math:`w = \text{loc} + S z`, with a density
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.distributions import (
 
 from pyro_ibvi._buffers import BufferPool
 from pyro_ibvi.covariance import Covariance
+from pyro_ibvi.divergences import triangular_root
 
 _ONE = Size(())
 
@@ -27,10 +29,13 @@ class SharedNoise:
     """Standard normal noise of a layer for one call of the guide, made at the first draw.
 
     Args:
+        layer_factor: Factor ``(..., R)`` that the layer's sites have in common, if there is one;
+            it is applied to the noise once for all of them.
         pool: Gives memory for large tensors.
     """
 
-    def __init__(self, pool: BufferPool | None = None) -> None:
+    def __init__(self, layer_factor: Tensor | None = None, pool: BufferPool | None = None) -> None:
+        self.layer_factor = layer_factor
         self.pool = pool
         self._noise: dict[Size, Tensor] = {}
 
@@ -56,14 +61,21 @@ class SharedNoise:
         """The noise of a shape, the same for every site of the layer that asks.
 
         Args:
-            shape: Shape of the noise.
+            shape: Shape of the noise of a site; a layer factor puts its rows before the last
+                dimension.
             like: A tensor of the wanted type and device.
 
         Returns:
             The noise.
         """
         if shape not in self._noise:
-            self._noise[shape] = self._new(shape, like)
+            if self.layer_factor is None:
+                noise = self._new(shape, like)
+            else:
+                rows = self.layer_factor.reshape(-1, self.layer_factor.shape[-1])
+                drawn = Size((*shape[:-1], rows.shape[-1], shape[-1]))
+                noise = rows @ self._new(drawn, like)
+            self._noise[shape] = noise
         return self._noise[shape]
 
     def _new(self, shape: Size, like: Tensor) -> Tensor:
@@ -84,6 +96,7 @@ class FactorNormal(TorchDistribution):
         factor: Factor of the covariance, see :mod:`pyro_ibvi.covariance`.
         covariance: The covariance structure.
         event_dim: Number of event dimensions.
+        layer_factor: Factor that the sites of a layer have in common, for structures with one.
         shared: Noise that the sites of a layer share, for structures that share it.
         previous: Mean, factor and value of the layer's sites that were drawn before.
 
@@ -104,12 +117,14 @@ class FactorNormal(TorchDistribution):
         covariance: Covariance,
         *,
         event_dim: int,
+        layer_factor: Tensor | None = None,
         shared: SharedNoise | None = None,
         previous: Sequence[tuple[Tensor, Tensor, Tensor]] = (),
     ) -> None:
         self.loc = loc
         self.factor = factor
         self.covariance = covariance
+        self.layer_factor = layer_factor
         self.shared = shared
         self.previous = previous
         cut = loc.dim() - event_dim
@@ -128,7 +143,8 @@ class FactorNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The marginal variance of each entry."""
-        return self.covariance.scale(self.factor).square().expand(self.shape())
+        scale = self.covariance.scale(self.factor, self.layer_factor)
+        return scale.square().expand(self.shape())
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FactorNormal:
         """The same law for a larger batch of independent draws.
@@ -167,7 +183,7 @@ class FactorNormal(TorchDistribution):
                 f"A law of batch shape {tuple(self.loc.shape[:own])} cannot be drawn in plates "
                 f"of shape {tuple(batch_shape)}."
             )
-        noise = SharedNoise() if self.shared is None else self.shared
+        noise = SharedNoise(self.layer_factor) if self.shared is None else self.shared
         return noise.draw(self.loc, self.factor, self.covariance, draws)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -185,30 +201,50 @@ class FactorNormal(TorchDistribution):
         if not self.covariance.shares_noise:
             density = Normal(self.loc, self.factor.abs(), validate_args=False).log_prob(value)
             return density.sum(dim=tuple(range(-self.event_dim, 0))) if self.event_dim else density
-        density = _joint_log_prob([*self.previous, (self.loc, self.factor, value)])
-        return density - _joint_log_prob(self.previous) if self.previous else density
+        sites = [*self.previous, (self.loc, self.factor, value)]
+        density = _joint_log_prob(sites, self.layer_factor)
+        if not self.previous:
+            return density
+        return density - _joint_log_prob(self.previous, self.layer_factor)
 
 
-def _joint_log_prob(sites: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def _joint_log_prob(
+    sites: Sequence[tuple[Tensor, Tensor, Tensor]], layer_factor: Tensor | None
+) -> Tensor:
     """Log-density of the values of several sites of a layer."""
-    rank = sites[0][1].shape[-1]
-    rows = torch.cat([factor.reshape(-1, rank) for _, factor, _ in sites])
-    if rank < rows.shape[0]:
-        raise RuntimeError(
-            f"A covariance of rank {rank} over {rows.shape[0]} weights is degenerate and has no "
-            f"density, which this objective asks for. Use kl_weight=0 "
-            f"(TraceExpectedLogLikelihood), the 2-Wasserstein penalty (TraceGeneralizedVI with "
-            f'divergence="wasserstein2"), or LowRank(None) for the full factor.'
-        )
+    rows = torch.cat([factor.reshape(-1, factor.shape[-1]) for _, factor, _ in sites])
+    # Without a layer factor the weights are one row of a matrix, with one they have its rows.
+    outputs = rows.new_ones(1, 1) if layer_factor is None else layer_factor
+    outputs = outputs.reshape(-1, outputs.shape[-1])
+    _check_not_degenerate(outputs, rows)
     residual = torch.cat(
-        [(value - loc).flatten(value.dim() - loc.dim()) for loc, _, value in sites], dim=-1
+        [
+            (value - loc).reshape(*value.shape[: value.dim() - loc.dim()], len(outputs), -1)
+            for loc, _, value in sites
+        ],
+        dim=-1,
     )
-    # S S^T = R^T R for the triangular R of a QR decomposition of S^T.
-    triangle = torch.linalg.qr(rows.mT).R
-    white = torch.linalg.solve_triangular(triangle.mT, residual.unsqueeze(-1), upper=False)
-    log_det = triangle.diagonal().abs().log().sum()
-    constant = 0.5 * rows.shape[0] * torch.tensor(2 * torch.pi).log()
-    return -0.5 * white.square().sum(dim=(-2, -1)) - log_det - constant.to(rows)
+    root = triangular_root(rows)
+    white = torch.linalg.solve_triangular(root, residual.mT, upper=False)
+    log_det = len(outputs) * root.diagonal().abs().log().sum()
+    if layer_factor is not None:
+        root = triangular_root(outputs)
+        white = torch.linalg.solve_triangular(root, white.mT, upper=False)
+        log_det = log_det + len(rows) * root.diagonal().abs().log().sum()
+    constant = 0.5 * len(outputs) * len(rows) * math.log(2 * math.pi)
+    return -0.5 * white.square().sum(dim=(-2, -1)) - log_det - constant
+
+
+def _check_not_degenerate(outputs: Tensor, rows: Tensor) -> None:
+    if rows.shape[1] >= rows.shape[0] and outputs.shape[1] >= outputs.shape[0]:
+        return
+    rank = min(rows.shape) * min(outputs.shape)
+    raise RuntimeError(
+        f"A covariance of rank {rank} over {len(outputs) * len(rows)} weights is degenerate and "
+        f"has no density, which this objective asks for. Use kl_weight=0 "
+        f"(TraceExpectedLogLikelihood), the 2-Wasserstein penalty (TraceGeneralizedVI with "
+        f'divergence="wasserstein2"), or a full factor: LowRank(None) or Kronecker(None, None).'
+    )
 
 
 @register_kl(FactorNormal, Distribution)

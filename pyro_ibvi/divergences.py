@@ -159,10 +159,10 @@ def gaussian_kl(loc_a: Tensor, factor_a: Tensor, loc_b: Tensor, factor_b: Tensor
             scale_b = factor_b.abs()
             quadratic = (columns / scale_b.unsqueeze(-1)).square().sum()
         else:
-            root_b = _triangular_root(factor_b)
+            root_b = triangular_root(factor_b)
             scale_b = root_b.diagonal().abs()
             quadratic = torch.linalg.solve_triangular(root_b, columns, upper=False).square().sum()
-        root_a = factor_a if factor_a.ndim == 1 else _triangular_root(factor_a).diagonal()
+        root_a = factor_a if factor_a.ndim == 1 else triangular_root(factor_a).diagonal()
         scale_a = root_a.abs()
     value = (quadratic - size) / 2 + (scale_b.log() - scale_a.log()).sum()
     singular = (scale_a == 0).any() | (scale_b == 0).any()
@@ -188,6 +188,19 @@ def covariance_factor(covariance: Tensor) -> Tensor:
     """
     values, vectors = _eigh(covariance)
     return vectors * values.sqrt()
+
+
+def triangular_root(factor: Tensor) -> Tensor:
+    r"""A triangular factor of the same covariance, without squaring the condition number.
+
+    Args:
+        factor: :math:`S`, shape ``(P, R)`` with ``R >= P``.
+
+    Returns:
+        Lower triangular :math:`L` with :math:`L L^\top = S S^\top`, shape ``(P, P)``. Its diagonal
+        may have either sign.
+    """
+    return torch.linalg.qr(factor.mT).R.mT
 
 
 class _ProcrustesDistance(torch.autograd.Function):
@@ -249,11 +262,6 @@ def _mixed_distance(diagonal: Tensor, factor: Tensor) -> Tensor:
     nuclear = torch.linalg.svdvals(diagonal.unsqueeze(-1) * factor).sum()
     squares = diagonal.square().sum() + factor.square().sum()
     return (squares - 2 * nuclear).clamp_min(0)  # zero at the least, up to rounding
-
-
-def _triangular_root(factor: Tensor) -> Tensor:
-    # Lower triangular L with L L^T = S S^T, without squaring the condition number.
-    return torch.linalg.qr(factor.mT).R.mT
 
 
 def _fourth_root(covariance: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ __all__ = [
     "expected_bernoulli_log_prob",
     "expected_normal_log_prob",
     "expected_poisson_log_prob",
+    "kronecker_spread",
     "linear_spread",
 ]
 
@@ -101,6 +102,33 @@ def linear_spread(features: Tensor, weight: Tensor, bias: Tensor | None = None) 
     if bias is not None:
         factor = factor + bias
     factor = factor.reshape(*features.shape[:-1], *factor.shape[1:])
+    return Spread(factor, factor.new_zeros(factor.shape[:-1]))
+
+
+def kronecker_spread(
+    features: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Spread:
+    r"""Covariance of the outputs of a layer whose weights are a Kronecker product.
+
+    With :math:`W = S_{out} Z S_{in}^\top` it is :math:`|S_{in}^\top h|^2 S_{out} S_{out}^\top`.
+
+    Args:
+        features: Inputs :math:`h` of the layer, shape ``(*batch, d)``.
+        outputs: :math:`S_{out}`, shape ``(C, R_out)``.
+        weight: The weight's rows of :math:`S_{in}`, ``(d, R_in)``.
+        bias: The bias's row, ``(R_in,)``. None means no noise in the bias.
+
+    Returns:
+        The covariance of the ``C`` outputs for each input.
+
+    Example:
+        >>> spread = kronecker_spread(torch.tensor([[3.0, 4.0]]), torch.ones(1, 1), torch.eye(2))
+        >>> spread.variance()
+        tensor([[25.]])
+    """
+    noise = features @ weight if bias is None else features @ weight + bias
+    length = torch.linalg.vector_norm(noise, dim=-1)
+    factor = length[..., None, None] * outputs
     return Spread(factor, factor.new_zeros(factor.shape[:-1]))
 
 

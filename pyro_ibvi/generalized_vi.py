@@ -25,22 +25,31 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
-from pyro_ibvi.divergences import covariance_factor, gaussian_kl, wasserstein2_squared
+from pyro_ibvi.covariance import separate_scales
+from pyro_ibvi.divergences import gaussian_kl, wasserstein2_squared
 from pyro_ibvi.elbo import TraceExpectedLogLikelihood
 from pyro_ibvi.elbo_terms import Site, as_weight, is_delta, model_kind, sample_sites
+from pyro_ibvi.kronecker_divergences import (
+    kronecker_gaussian_kl,
+    kronecker_wasserstein2_squared,
+)
 
 __all__ = ["TraceGeneralizedVI"]
 
 Divergence = Literal["wasserstein2", "kl"]
 _DIVERGENCES = {"wasserstein2": wasserstein2_squared, "kl": gaussian_kl}
+_KRONECKER_DIVERGENCES = {
+    "wasserstein2": kronecker_wasserstein2_squared,
+    "kl": kronecker_gaussian_kl,
+}
 PENALTY_SITE = "_divergence"
 
 
 class CovarianceStructure(Protocol):
     """What is asked of the covariance structure of a factored Gaussian."""
 
-    def dense(self, factors: Sequence[Tensor]) -> Tensor:
-        """Covariance matrix of the flattened, concatenated sites that share noise."""
+    def rows(self, factor: Tensor, layer_factor: Tensor | None = None) -> Tensor:
+        """Rows ``(P, R)`` of the factor of all sites that share noise, or a diagonal ``(P,)``."""
         ...
 
 
@@ -50,15 +59,16 @@ class FactoredGaussian(Protocol):
 
     Attributes:
         loc: The mean.
-        factor: The factor, of the shape of ``loc`` (a diagonal), or with one more dimension for
-            the rank, or of any other shape that ``covariance`` understands.
+        factor: The factor, in the shape that ``covariance`` gives it.
         covariance: Its structure.
+        layer_factor: A factor that the sites of one layer have in common, or None.
         shared: The noise that sites of one layer share, or None: a layer's sites have the same.
     """
 
     loc: Tensor
     factor: Tensor
     covariance: CovarianceStructure
+    layer_factor: Tensor | None
     shared: object | None
 
 
@@ -201,8 +211,11 @@ def gaussian_divergence(model_trace: Trace, guide_trace: Trace, divergence: Dive
             )
         if any(site["mask"] is False for site in sites):
             continue
-        posterior = _posterior(names, model_trace, guide_trace, divergence)
-        value = _divergence(posterior, [_prior(site) for site in sites], divergence)
+        fns = [_unwrapped(guide_trace.nodes[name]["fn"]) for name in names]
+        value = _kronecker_divergence(fns, sites, divergence)
+        if value is None:
+            posterior = _posterior(names, model_trace, guide_trace, divergence)
+            value = _divergence(posterior, [_prior(site) for site in sites], divergence)
         total = total + sites[0]["scale"] * value
     return torch.as_tensor(total)
 
@@ -265,12 +278,7 @@ def _is_identity(transform: Any) -> bool:
 def _joint(fns: Sequence[FactoredGaussian]) -> Gaussian:
     """Return the joint Gaussian of sites that share noise."""
     loc = torch.cat([fn.loc.reshape(-1) for fn in fns])
-    if all(fn.factor.shape == fn.loc.shape for fn in fns):
-        factor = torch.cat([fn.factor.reshape(-1) for fn in fns])
-    elif all(fn.factor.shape[:-1] == fn.loc.shape for fn in fns):
-        factor = torch.cat([fn.factor.reshape(-1, fn.factor.shape[-1]) for fn in fns])
-    else:
-        factor = covariance_factor(fns[0].covariance.dense([fn.factor for fn in fns]))
+    factor = torch.cat([fn.covariance.rows(fn.factor, fn.layer_factor) for fn in fns])
     return Gaussian(loc.unsqueeze(0), factor.unsqueeze(0))
 
 
@@ -301,6 +309,39 @@ def _gaussian(fn: Any) -> Gaussian | None:
         loc = base.loc.expand(shape).reshape(-1, size)
         return Gaussian(loc, base.scale_tril.expand((*shape, size)).reshape(-1, size, size))
     return None
+
+
+def _kronecker_divergence(
+    fns: Sequence[Any], sites: Sequence[Site], divergence: Divergence
+) -> Tensor | None:
+    """Return the divergence of a Kronecker product from priors that are one, or None."""
+    if not all(isinstance(fn, FactoredGaussian) for fn in fns):
+        return None
+    outputs = fns[0].layer_factor
+    if outputs is None:
+        return None
+    priors = [_prior(site) for site in sites]
+    if any(prior.factor.dim() == 3 for prior in priors):
+        return None
+    count = outputs.shape[:-1].numel()
+    num_blocks = priors[0].loc.numel() // fns[0].loc.numel()  # vectorized particles
+    inputs = torch.cat([fn.factor.reshape(-1, fn.factor.shape[-1]) for fn in fns])
+    factors = outputs.reshape(count, -1), inputs
+    loc, prior_loc, prior_scale = (
+        torch.cat([part.reshape(blocks, count, -1) for part in parts], dim=-1)
+        for blocks, parts in (
+            (1, [fn.loc for fn in fns]),
+            (num_blocks, [prior.loc for prior in priors]),
+            (num_blocks, [prior.factor for prior in priors]),
+        )
+    )
+    total: Any = 0.0
+    for mean, scales in zip(prior_loc, prior_scale, strict=True):
+        prior_factors = None if scales.requires_grad else separate_scales(scales)
+        if prior_factors is None:
+            return None
+        total = total + _KRONECKER_DIVERGENCES[divergence](loc[0], factors, mean, prior_factors)
+    return torch.as_tensor(total)
 
 
 def _divergence(posterior: Gaussian, priors: list[Gaussian], divergence: Divergence) -> Tensor:

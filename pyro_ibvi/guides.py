@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -30,7 +31,8 @@ class AutoMuPNormal(AutoGuide):
     In unconstrained space the weights of a layer are :math:`w = \text{loc} + S z` with standard
     normal ``z``. The factor ``S`` starts so that each weight's standard deviation is its prior's
     (times ``init_scale``); ``loc`` starts at a draw from the prior, which breaks the symmetry of
-    networks. A layer's weight and bias share one ``z`` where the covariance is low-rank.
+    networks. A layer's weight and bias share one ``z`` where the covariance is low-rank or a
+    Kronecker product.
 
     For a model with a method ``sample_parameters()`` (:class:`~pyro_ibvi.SupervisedModel`,
     :class:`~pyro_ibvi.RandomModule`) and for a model without arguments the guide is complete
@@ -198,6 +200,18 @@ class AutoMuPNormal(AutoGuide):
             raise ValueError(f"The site {name!r} is a point estimate and has no covariance.")
         return self._parameter("factors", site)
 
+    def layer_factor(self, name: str) -> Tensor | None:
+        """Factor of the covariance that a site has in common with the others of its layer.
+
+        Args:
+            name: Name of a site.
+
+        Returns:
+            The factor, :math:`S_{out}` of a :class:`~pyro_ibvi.Kronecker` covariance; None for
+            covariances without one and for point estimates.
+        """
+        return self._layer_factor(self._find(name)[0])
+
     def scale(self, name: str) -> Tensor:
         """Marginal standard deviations of a site in unconstrained space.
 
@@ -207,10 +221,10 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The standard deviations in the site's shape, zero for a point estimate.
         """
-        covariance = self._find(name)[0].covariance
-        if covariance is None:
+        layer, _ = self._find(name)
+        if layer.covariance is None:
             return torch.zeros_like(self.loc(name))
-        return covariance.scale(self.factor(name))
+        return layer.covariance.scale(self.factor(name), self._layer_factor(layer))
 
     def covariance(self, *names: str) -> Tensor:
         """Covariance matrix of sites of one layer in unconstrained space.
@@ -230,7 +244,7 @@ class AutoMuPNormal(AutoGuide):
             raise ValueError(f"The sites {list(names)} are independent: they share no layer.")
         covariance = layers[0].covariance
         assert covariance is not None
-        return covariance.dense(factors)
+        return covariance.dense(factors, self._layer_factor(layers[0]))
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -298,8 +312,9 @@ class AutoMuPNormal(AutoGuide):
                 if layer.covariance is not None:
                     factor = self._parameter("factors", site)
                     rank = layer.covariance.noise_rank(factor)
-                    rate = 1.0 if weight is None else weight.factor_rate(family, rank=rank)
+                    rate = _factor_rate(layer, weight, rank, family)
                     yield self._full_name("factors", site.name), factor, rate
+            yield from self._layer_factor_rate(layer, family)
         seen = set()
         for name, (parameter, weight) in self._model_weights.items():
             if parameter not in seen:
@@ -317,6 +332,10 @@ class AutoMuPNormal(AutoGuide):
             The name of the parameter's statement, and the parameter.
         """
         for layer in self._made_layers():
+            if layer.has_factor:
+                first = layer.sites[0]
+                kind = "layer_factors"
+                yield self._full_name(kind, first.name), self._parameter(kind, first)
             for site in layer.sites:
                 for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
                     yield self._full_name(kind, site.name), self._parameter(kind, site)
@@ -331,6 +350,17 @@ class AutoMuPNormal(AutoGuide):
             Whether it is, and the guide is no part of an ``AutoGuideList``.
         """
         return self._model is not None and self.model is model and self.master is None
+
+    def _layer_factor_rate(
+        self, layer: Layer, family: Family
+    ) -> Iterator[tuple[str, nn.Parameter, float]]:
+        factor = self._layer_factor(layer)
+        if factor is not None:
+            weights = [site.weight for site in layer.sites if site.weight is not None]
+            rank = factor.shape[-1]
+            # The factor acts on every site of the layer: the slowest is stable for all.
+            rates = [w.kronecker_rate(family, rank=rank, first=True) for w in weights]
+            yield self._full_name("layer_factors", layer.name), factor, min(rates, default=1.0)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -353,7 +383,8 @@ class AutoMuPNormal(AutoGuide):
         if not sites and self.create_plates is None:
             raise RuntimeError("The model has no latent variables: there is nothing to infer.")
         layers = _guide_sites.group_layers(sites, self._covariance_choice)
-        self._modules["locs"], self._modules["factors"] = nn.Module(), nn.Module()
+        for kind in ("locs", "factors", "layer_factors"):
+            self._modules[kind] = nn.Module()
         with torch.no_grad():
             for layer in layers:
                 self._init_layer(layer, trace)
@@ -376,14 +407,17 @@ class AutoMuPNormal(AutoGuide):
             _deep_register(self._modules["locs"], site.name, loc)
         if layer.covariance is not None:
             scales = [scale * self._init_scale for _, scale in moments]
-            factors = layer.covariance.init_factors(scales)
+            factors, layer_factor = layer.init_factors(scales)
             for site, factor in zip(layer.sites, factors, strict=True):
                 _deep_register(self._modules["factors"], site.name, factor)
+            layer.has_factor = layer_factor is not None
+            if layer_factor is not None:
+                _deep_register(self._modules["layer_factors"], layer.name, layer_factor)
 
     def _draw(self, draws: torch.Size) -> dict[str, Tensor]:
         result = {}
         for layer in self._made_layers():
-            noise = self._noise()
+            noise = self._noise(self._layer_factor(layer))
             for site in layer.sites:
                 loc = self._parameter("locs", site)
                 value: Tensor = loc
@@ -395,16 +429,17 @@ class AutoMuPNormal(AutoGuide):
                 result[site.name] = _constrain(site, value)
         return result
 
-    def _noise(self) -> SharedNoise:
+    def _noise(self, layer_factor: Tensor | None) -> SharedNoise:
         """A source of noise for one layer and one call."""
         trains = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-        return SharedNoise(self._pool if trains else None)
+        return SharedNoise(layer_factor, self._pool if trains else None)
 
     def _sample_layer(
         self, layer: Layer, plates: Mapping[str, Any], result: dict[str, Tensor]
     ) -> None:
         covariance = layer.covariance
-        shared = self._noise()
+        layer_factor = self._read("layer_factors", layer.sites[0]) if layer.has_factor else None
+        shared = self._noise(layer_factor)
         previous: list[tuple[Tensor, Tensor, Tensor]] = []
         for site in layer.sites:
             with ExitStack() as stack:
@@ -422,6 +457,7 @@ class AutoMuPNormal(AutoGuide):
                         factor,
                         covariance,
                         event_dim=site.event_dim,
+                        layer_factor=layer_factor,
                         shared=shared,
                         previous=tuple(previous),
                     )
@@ -444,6 +480,9 @@ class AutoMuPNormal(AutoGuide):
         for part in path:
             module = module._modules[part]  # type: ignore[union-attr]
         return module._parameters[last]  # type: ignore[union-attr, return-value]
+
+    def _layer_factor(self, layer: Layer) -> nn.Parameter | None:
+        return self._parameter("layer_factors", layer.sites[0]) if layer.has_factor else None
 
     def _full_name(self, kind: str, name: str) -> str:
         return full_name(self, f"{kind}.{name}")
@@ -515,6 +554,17 @@ def _unconstrained(value: Any) -> nn.Parameter:
     return cast("nn.Parameter", value if reference is None else reference())
 
 
+def _factor_rate(
+    layer: Layer, weight: NetworkWeight | None, rank: int | None, family: Family
+) -> float:
+    """Factor on the global learning rate for a site's covariance factor."""
+    if weight is None:
+        return 1.0
+    if rank is None or not layer.has_factor:
+        return weight.factor_rate(family, rank=rank)
+    return weight.kronecker_rate(family, rank=rank, first=False)
+
+
 def _constrain(site: Site, value: Tensor) -> Tensor:
     transform = site.transform()
     return value if transform is None else transform(value)
@@ -538,6 +588,6 @@ def _checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRo
                 f'WeightRole.of("hidden", fan_in=..., fan_out=...), got {role!r}.'
             )
     return {
-        name: role if role.layer else WeightRole(role.role, role.fans, name, role.layer_role)
+        name: role if role.layer else dataclasses.replace(role, layer=name)
         for name, role in (roles or {}).items()
     }

@@ -41,6 +41,10 @@ from pyro_ibvi.divergences import (
     wasserstein2_squared,
     wasserstein2_squared_commuting,
 )
+from pyro_ibvi.kronecker_divergences import (
+    kronecker_gaussian_kl,
+    kronecker_wasserstein2_squared,
+)
 from pyro_ibvi.linear_losses import (
     expected_exponential_loss,
     expected_logistic_loss,
@@ -59,6 +63,8 @@ __all__ = [
     "expected_logistic_loss",
     "expected_squared_loss",
     "gaussian_kl",
+    "kronecker_gaussian_kl",
+    "kronecker_wasserstein2_squared",
     "max_margin_direction",
     "max_stable_rate",
     "mean_field_limit",

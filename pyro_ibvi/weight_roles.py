@@ -25,7 +25,7 @@ from pyro_ibvi._layers import (
     find_flow,
     is_known,
 )
-from pyro_ibvi.parametrization import BaseShapes, Family, Fans, Parametrization, Role
+from pyro_ibvi.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
@@ -41,6 +41,8 @@ class WeightRole:
         layer: Name of the layer; the weights of a layer share their noise.
         layer_role: Role of the layer's weight matrix, which a covariance may be chosen by.
         tied: Whether this is a table that is the read-out matrix too, see :func:`find_roles`.
+        inputs_first: Whether the tensor's first dimension is that of the layer's inputs, as in
+            transposed convolutions and tables, and not that of its outputs.
     """
 
     role: Role
@@ -48,6 +50,7 @@ class WeightRole:
     layer: str
     layer_role: Role
     tied: bool = False
+    inputs_first: bool = False
 
     @classmethod
     def of(
@@ -58,6 +61,7 @@ class WeightRole:
         fan_out: int,
         layer: str = "",
         layer_role: Role | None = None,
+        inputs_first: bool = False,
     ) -> WeightRole:
         """The role of a weight that no known layer describes, for ``roles={...}``.
 
@@ -68,6 +72,9 @@ class WeightRole:
             layer: Name of the layer, if the weight shares one with others; its own name by
                 default.
             layer_role: Role of the layer; the weight's own by default.
+            inputs_first: Whether the site's first dimension is that of the inputs, as in
+                ``x @ weight``; what a :class:`~pyro_ibvi.Kronecker` covariance learns at
+                depends on it.
 
         Returns:
             The role.
@@ -83,7 +90,7 @@ class WeightRole:
         if fan_in < 1 or fan_out < 1:
             raise ValueError(f"Fans must be positive, got fan_in={fan_in}, fan_out={fan_out}.")
         fans = Fans(fan_in=fan_in, width_in=fan_in, width_out=fan_out)
-        return cls(role, fans, layer, layer_role or role)
+        return cls(role, fans, layer, layer_role or role, inputs_first=inputs_first)
 
 
 RoleOverrides = Mapping[str, "Role | WeightRole"]
@@ -111,6 +118,21 @@ class NetworkWeight:
         """Factor on the global learning rate for the covariance factor."""
         rule = self.parametrization.factor_rate
         return rule(self.weight.role, self.weight.fans, family, rank=rank)
+
+    def kronecker_rate(self, family: Family, *, rank: int, first: bool) -> float:
+        """Factor on the global learning rate for one of two Kronecker factors.
+
+        Args:
+            family: How the optimizer scales its updates.
+            rank: Number of the factor's columns.
+            first: Whether the factor has the weight's first dimension, or else the others.
+
+        Returns:
+            The factor.
+        """
+        side: Side = "in" if first == self.weight.inputs_first else "out"
+        rule = self.parametrization.kronecker_rate
+        return rule(self.weight.role, self.weight.fans, family, rank=rank, side=side)
 
 
 def find_roles(
@@ -200,7 +222,8 @@ def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> We
     # What an index picks from a table is data, wherever the table stands, and both sides of a
     # recurrent matrix are hidden units.
     inside: Role = {"table": "input", "recurrent": "hidden"}.get(part.kind, layer_role)  # type: ignore[assignment]
-    return WeightRole(inside if given is None else layer_role, part.fans, layer, layer_role)
+    role = inside if given is None else layer_role
+    return WeightRole(role, part.fans, layer, layer_role, inputs_first=part.inputs_first)
 
 
 def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | WeightRole]:

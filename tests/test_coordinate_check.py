@@ -173,6 +173,13 @@ def test_same_numbers_again_and_random_state_untouched(data):
     assert small_check(data, optim_args={"lr": 0.2}).rms != first.rms
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_run_that_diverges_has_no_slope(data):
+    check = small_check(data, steps=[40], optim_args={"lr": 1e3})
+    assert math.isnan(check.slope("loc", 40, "0.weight"))
+    assert check.largest_slope(["loc"]) == math.inf
+
+
 def test_point_estimates_have_no_factor(data):
     check = small_check(data)
     assert ("factor", 1, "0.weight") in check.rms

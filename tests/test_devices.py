@@ -25,7 +25,9 @@ def make(device, dtype, likelihood, covariance, outputs):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("covariance", [ibvi.Diagonal(), ibvi.LowRank(4), ibvi.LowRank(None)])
+@pytest.mark.parametrize(
+    "covariance", [ibvi.Diagonal(), ibvi.LowRank(4), ibvi.LowRank(None), ibvi.Kronecker(2, 3)]
+)
 @pytest.mark.parametrize(
     ("likelihood", "outputs"),
     [

@@ -37,6 +37,8 @@ def disturb(guide):
 COVARIANCES = {
     "low rank": ibvi.LowRank(3),
     "full": ibvi.LowRank(None),
+    "kronecker": ibvi.Kronecker(3, 2),
+    "full kronecker": ibvi.Kronecker(None, None),
     "diagonal": ibvi.Diagonal(),
     "mixed": {"*.bias": ibvi.Diagonal(), "*": ibvi.LowRank(2)},
 }

@@ -16,6 +16,7 @@ from pyro_ibvi import (
     Categorical,
     Diagonal,
     HeteroscedasticNormal,
+    Kronecker,
     LowRank,
     MuPOptim,
     Normal,
@@ -119,7 +120,13 @@ def count_traces(monkeypatch):
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize(
     "covariance",
-    [Diagonal(), LowRank(4), LowRank(None), {"input": None, "*.bias": Diagonal(), "*": None}],
+    [
+        Diagonal(),
+        LowRank(4),
+        LowRank(None),
+        Kronecker(2, 3),
+        {"input": None, "*.bias": Diagonal(), "*": None},
+    ],
     ids=str,
 )
 def test_routes_agree_bit_for_bit(covariance, num_particles, reduction):
@@ -141,7 +148,7 @@ def test_routes_agree_for_every_likelihood(likelihood):
 
 @pytest.mark.parametrize("net", [Tied, Recurrent, with_norm_and_dropout, large])
 @pytest.mark.parametrize("stochastic", ["all", "last"])
-@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(10)], ids=str)
+@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(10), Kronecker(4, 4)], ids=str)
 def test_routes_agree_for_every_network(net, stochastic, covariance):
     def make_svi(objective):
         return make(net, covariance=covariance, stochastic=stochastic, loss=objective())

@@ -81,16 +81,15 @@ def test_wasserstein_distance_of_independent_normals(options):
 
 
 class LowRank:
-    def dense(self, factors):
-        rows = torch.cat([f.reshape(-1, f.shape[-1]) for f in factors])
-        return rows @ rows.mT
+    def rows(self, factor, layer_factor=None):
+        return factor.reshape(-1, factor.shape[-1])
 
 
 class Twisted:
     """A structure whose factors only it can read."""
 
-    def dense(self, factors):
-        return factors[0].mT @ factors[0]
+    def rows(self, factor, layer_factor=None):
+        return factor.mT
 
 
 class Factored(TorchDistribution):
@@ -102,7 +101,7 @@ class Factored(TorchDistribution):
 
     def __init__(self, loc, factor, covariance, shared=None, noise=None):
         self.loc, self.factor, self.covariance, self.shared = loc, factor, covariance, shared
-        self.noise = noise
+        self.noise, self.layer_factor = noise, None
         super().__init__(loc.shape[:0], loc.shape, validate_args=False)
 
     def expand(self, batch_shape, _instance=None):
@@ -209,7 +208,7 @@ def _dense(fn):
     return fn.variance.diag() if is_diagonal else fn.covariance_matrix
 
 
-def test_a_structure_that_only_gives_its_dense_form():
+def test_a_structure_of_its_own():
     factor = torch.tensor([[1.0, 0.2], [0.0, 0.7], [0.3, 0.3]])
 
     def fn(y):

@@ -10,6 +10,7 @@ from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
     Diagonal,
+    Kronecker,
     LowRank,
     MaximalUpdate,
     NeuralTangent,
@@ -71,7 +72,7 @@ def standard_errors(guide, expected, num_draws=2000):
 BOUND = 4.5
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES, ids=str)
+@pytest.mark.parametrize("covariance", [*COVARIANCES, Kronecker(2, 3)], ids=str)
 @pytest.mark.parametrize("net", [mlp, conv])
 def test_every_weight_starts_with_its_priors_standard_deviation(net, covariance):
     model, guide = make(net(), covariance)

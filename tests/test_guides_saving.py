@@ -16,6 +16,7 @@ from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
     Diagonal,
+    Kronecker,
     LowRank,
     MuPOptim,
     RandomModule,
@@ -42,8 +43,8 @@ def hand_written(x, y=None):
         pyro.sample("obs", dist.Categorical(logits=logits), obs=y)
 
 
-def trained(num_steps=3):
-    model, guide = build()
+def trained(num_steps=3, covariance=None):
+    model, guide = build(covariance)
     optim = MuPOptim(torch.optim.SGD, {"lr": 0.01}, guide)
     svi = SVI(model, guide, optim, TraceExpectedLogLikelihood(reduction="mean"))
     for _ in range(num_steps):
@@ -69,12 +70,13 @@ def saved(obj, **kwargs):
     return torch.load(buffer, **kwargs)
 
 
+@pytest.mark.parametrize("covariance", [LowRank(3), Kronecker(2, 3)], ids=str)
 @pytest.mark.parametrize("assign", [False, True])
-def test_state_into_a_guide_that_was_never_called(assign):
-    _, guide, _ = trained()
+def test_state_into_a_guide_that_was_never_called(assign, covariance):
+    _, guide, _ = trained(covariance=covariance)
     state = saved(guide.state_dict(), weights_only=True)
     torch.manual_seed(99)
-    _, fresh = build()
+    _, fresh = build(covariance)
     assert not torch.equal(fresh.loc("net.0.weight"), guide.loc("net.0.weight"))
     fresh.load_state_dict(state, assign=assign)
     assert_same(draw(fresh), draw(guide))
@@ -114,9 +116,10 @@ COPIES = {
 }
 
 
+@pytest.mark.parametrize("covariance", [LowRank(3), Kronecker(2, 3)], ids=str)
 @pytest.mark.parametrize("how", COPIES)
-def test_copies_are_equal_and_independent(how):
-    model, guide, svi = trained()
+def test_copies_are_equal_and_independent(how, covariance):
+    model, guide, svi = trained(covariance=covariance)
     before = draw(guide)
     other = COPIES[how](guide)
     assert_same(draw(other), before)

@@ -8,6 +8,7 @@ from torch import nn
 from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
+    Kronecker,
     LowRank,
     MaximalUpdate,
     MuPOptim,
@@ -136,7 +137,7 @@ NETWORKS = {
 NORMS_AFTER_THE_BIAS = ("batch norm", "instance norm", "conv3d", "compiled, batch norm")
 
 
-def build(net, stochastic="all"):
+def build(net, stochastic="all", covariance=None):
     net = RandomModule(
         net,
         stochastic=stochastic,
@@ -144,14 +145,15 @@ def build(net, stochastic="all"):
         roles={"embed": "input"} if isinstance(net, Tied) else None,
     )
     model = SupervisedModel(net, Normal(0.5), num_data=20)
-    return model, AutoMuPNormal(model, covariance=LowRank(2))
+    return model, AutoMuPNormal(model, covariance=covariance or LowRank(2))
 
 
+@pytest.mark.parametrize("covariance", [LowRank(2), Kronecker(2, 3)], ids=str)
 @pytest.mark.parametrize("particles", [1, 3, -3], ids=["one", "loop", "vectorized"])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_step_moves_every_tensor_that_trains(kind, particles):
+def test_a_step_moves_every_tensor_that_trains(kind, particles, covariance):
     make, x = NETWORKS[kind]
-    model, guide = build(make(), stochastic="input+output")
+    model, guide = build(make(), "input+output", covariance)
     optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3}, guide)
     elbo = TraceExpectedLogLikelihood(
         reduction="mean", num_particles=abs(particles), vectorize_particles=particles < 0

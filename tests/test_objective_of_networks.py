@@ -10,6 +10,7 @@ from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
     Diagonal,
+    Kronecker,
     LowRank,
     RandomModule,
     SupervisedModel,
@@ -22,6 +23,7 @@ from pyro_ibvi.divergences import covariance_factor, wasserstein2_squared
 
 pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
 LAYERS = [["net.0.weight", "net.0.bias"], ["net.2.weight", "net.2.bias"]]
+KRONECKERS = [Kronecker(2, 3), Kronecker(None, None)]
 PARTICLES = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}]
 
 
@@ -35,7 +37,7 @@ def network(covariance):
 
 
 @pytest.mark.parametrize("options", PARTICLES)
-@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2), LowRank(30)])
+@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2), LowRank(30), *KRONECKERS])
 def test_penalty_is_the_distance_of_the_dense_forms(covariance, options):
     case = network(covariance)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import nn
 from pyro_ibvi import (
     AutoMuPNormal,
     Diagonal,
+    Kronecker,
     LowRank,
     MaximalUpdate,
     MuPOptim,
@@ -93,7 +94,9 @@ def test_rates_are_the_tables(optimizer, covariance, gains):
 
 
 @pytest.mark.parametrize("stochastic", ["all", "input+output", "last"])
-@pytest.mark.parametrize("covariance", [LowRank(2), {"0.*": None, "*": Diagonal()}], ids=str)
+@pytest.mark.parametrize(
+    "covariance", [LowRank(2), Kronecker(2, 3), {"0.*": None, "*": Diagonal()}], ids=str
+)
 def test_every_trainable_tensor_is_in_exactly_one_group(stochastic, covariance):
     if isinstance(covariance, dict) and stochastic == "last":
         covariance = Diagonal()
