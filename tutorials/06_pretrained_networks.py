@@ -181,7 +181,7 @@ for rule in (ibvi.Standard(), ibvi.MaximalUpdate(base=resnet), ibvi.MaximalUpdat
 
 # %%
 model = ibvi.SupervisedModel(random_resnet, ibvi.Categorical(), num_data=len(x_train))
-guide = ibvi.AutoMuPNormal(model, init_loc_fn=ibvi.init_to_network, init_scale=0.5)
+guide = ibvi.AutoMuPNormal(model, init_loc_fn=ibvi.init_to_network, init_scale=0.2)
 
 body = random_resnet.network.blocks.state_dict()
 copied = all(torch.equal(body[name], value) for name, value in resnet.blocks.state_dict().items())
@@ -198,8 +198,8 @@ print(f"mean of the head's standard deviations: {guide.scale('net.head.weight').
 # ## How wide to start
 #
 # Too wide, and the first draws destroy what was learned; too narrow, and nothing is random. The
-# factor of a low-rank covariance learns slowly, so what is chosen here decides. Held-out data tell,
-# before and after training. The rate is the one that the network was trained at.
+# factor of a low-rank covariance learns slowly, so what is chosen here decides. Held-out data
+# tell, before and after training. The rate is the one that the network was trained at.
 
 
 # %%
@@ -250,8 +250,8 @@ resnet_ends = compare_scales(resnet, *sgd)
 # At the prior's own width the first draws damage the network, and training must repair that before
 # anything else. At a fifth of it they do no harm. Held-out data like these favor a narrow start;
 # but they are clean and say nothing of a shift, for which width is wanted, so all three are kept
-# for the comparison below. Compare the NLL at the start with that of the network alone: a few
-# tenths of a nat are repaired in a short training, a whole nat is not.
+# for the comparison below. Compare the NLL at the start with that of the network alone: a tenth of
+# a nat is soon repaired, half a nat or more is not.
 #
 # ## Fine-tune it all, or freeze the body
 #
@@ -332,12 +332,16 @@ resnet_scores = {
 print_scores(resnet_scores)
 
 # %% [markdown]
-# The clean images hardly tell the methods apart: a fraction of a point of accuracy is three
-# images. Under a shift the networks differ. The plain one is sure of itself and wrong. A random
-# head helps a little: the features below it are still one network's. Random weights where the
-# data come in help much more, since each draw sees the image differently. It is no cure: the
-# accuracy under the shifts is that of the network, more or less, and none is calibrated on turned
-# digits, of which it has seen none.
+# On clean images there is little to choose between the methods, but for the wide starts, which
+# cost NLL there, and at 1.0 accuracy. Under a shift the plain network is sure of itself and often
+# wrong, and every Bayesian one has the better NLL and calibration. A random head does a part of
+# that, on a frozen body too; the features below it are still those of one network. Random weights
+# where the data come in do more, at the right width, since each draw sees the image differently.
+# **Start at 0.2 of the prior's width**: it gives the better likelihood and calibration under both
+# shifts, and takes nothing away on clean images. (One seed. With `seed = 1` the start at 0.2 again
+# improves both shifts and leaves the clean images about as they were; 0.5 then does best under the
+# shifts, and 1.0 is too wide again.) It is no cure. None of these networks is calibrated on turned
+# digits, of which it has seen none, and 98 right of 100 become 60.
 #
 # ## A transformer, and a parameter that nobody knows
 #
@@ -404,10 +408,11 @@ transformer_scores = {
 print_scores(transformer_scores)
 
 # %% [markdown]
-# The same picture, and more of it, since this network is the more overconfident one under a shift.
-# The narrow start improves on the plain network throughout, the wide one (0.5) gives up a little
-# on clean images for a likelihood under noise and rotation that is far better, and 1.0 is too
-# wide: it costs accuracy that this training does not win back.
+# The same picture, and more of it, for this network is the more overconfident one under a shift.
+# The start at 0.2 has the better likelihood on every test set, at an accuracy within a few images
+# of the plain network's or above. At 0.5 one buys far better likelihood and calibration under the
+# shifts for a worse likelihood on clean images, which may be what you want. At 1.0 the start had
+# destroyed too much, and the accuracy on clean images is not won back.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
@@ -415,7 +420,7 @@ for axis, title, methods in (
     (axes[0], "ResNet", resnet_scores),
     (axes[1], "Transformer", transformer_scores),
 ):
-    for method in ("trained on", "last layer", "input + output, 0.5"):
+    for method in ("trained on", "last layer", "input + output, 0.2"):
         bins = ibvi.reliability(methods[method]["noise"], y_test, num_bins=10)
         axis.plot(bins.confidence, bins.accuracy, "o-", label=method)
     axis.plot([0, 1], [0, 1], "k:", label="calibrated")
@@ -436,8 +441,8 @@ rows = [
     ["---", "---:", "---:"],
 ]
 for name, net, (_, guide) in (
-    ("ResNet", resnet, resnet_ends[0.5]),
-    ("Transformer", transformer, transformer_ends[0.5]),
+    ("ResNet", resnet, resnet_ends[0.2]),
+    ("Transformer", transformer, transformer_ends[0.2]),
 ):
     plain = sum(parameter.numel() for parameter in net.parameters())
     trained = sum(parameter.numel() for _, parameter, _ in guide.named_rates("sgd"))
@@ -453,7 +458,7 @@ print(table(rows))
 # same objects from the class and fill them.
 
 # %%
-model, guide = transformer_ends[0.5]
+model, guide = transformer_ends[0.2]
 torch.save({"model": model.state_dict(), "guide": guide.state_dict()}, out / "transformer.pt")
 
 new_model, new_guide = make_bayesian(Transformer(), "input+output weights", 1.0, position_role)
@@ -461,11 +466,15 @@ saved = torch.load(out / "transformer.pt", weights_only=True)
 new_model.load_state_dict(saved["model"])
 new_guide.load_state_dict(saved["guide"])
 
-model.train()  # where dropout would be active
+model.train()  # with dropout, were it not for predict
+new_model.eval()
 before, after = (
     ibvi.predict(
         *pair, x_test, num_samples=num_draws, generator=torch.Generator().manual_seed(seed)
     )
     for pair in ((model, guide), (new_model, new_guide))
 )
-print("the loaded network predicts the same:", torch.equal(before.outputs, after.outputs))
+print(
+    "the loaded network predicts the same, in either mode:",
+    torch.equal(before.outputs, after.outputs),
+)
