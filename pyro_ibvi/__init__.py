@@ -21,6 +21,7 @@ from pyro_ibvi.elbo_variants import (
 )
 from pyro_ibvi.generalized_vi import TraceGeneralizedVI
 from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.initialization import init_to_network
 from pyro_ibvi.likelihoods import (
     Bernoulli,
     Categorical,
@@ -71,6 +72,7 @@ __all__ = [
     "Diagonal",
     "LowRank",
     "Kronecker",
+    "init_to_network",
     # parametrizations and roles
     "Parametrization",
     "MaximalUpdate",

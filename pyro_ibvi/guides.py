@@ -40,9 +40,9 @@ class AutoMuPNormal(AutoGuide):
     targets included, or the guide itself.
 
     Parameters live in the guide, not in Pyro's global store: save and restore them by
-    ``state_dict`` and ``load_state_dict``. Pyro's own optimizers train them, but those look up
-    names in the store, for arguments per parameter and for their state: prefer
-    :class:`~pyro_ibvi.MuPOptim`, which takes any guide.
+    ``state_dict`` and ``load_state_dict``, and the model's point estimates by the model's. Pyro's
+    own optimizers train them, but those look up names in the store, for arguments per parameter
+    and for their state: prefer :class:`~pyro_ibvi.MuPOptim`, which takes any guide.
 
     Args:
         model: A Pyro model.
@@ -53,7 +53,8 @@ class AutoMuPNormal(AutoGuide):
             every other site.
         parametrization: Rules the learning rates of the sites that ``roles`` names; networks in
             a :class:`~pyro_ibvi.RandomModule` bring their own.
-        init_loc_fn: Start of ``loc``, as in Pyro's autoguides.
+        init_loc_fn: Start of ``loc``, as in Pyro's autoguides;
+            :func:`~pyro_ibvi.init_to_network` for a network that is trained already.
         init_scale: Start of the standard deviations, in units of the prior's.
         create_plates: As in Pyro's autoguides, for subsampled local latents.
         roles: For hand-written models: which sites are network weights, by site name.

@@ -22,6 +22,7 @@ from pyro_ibvi._attention import attention_warning, find_query_scales, scale_que
 from pyro_ibvi._layers import find_flow
 from pyro_ibvi._parameters import full_name, read_parameter
 from pyro_ibvi._tied import tied_warning
+from pyro_ibvi.initialization import NETWORK_VALUE_KEY
 from pyro_ibvi.parametrization import MaximalUpdate, Parametrization
 from pyro_ibvi.weight_roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
 
@@ -49,9 +50,12 @@ class RandomModule(PyroModule):
     network with them by ``torch.func.functional_call``. The other parameters are
     point-estimated. Norm layers' gains and biases are never stochastic unless named.
 
-    The network is copied: the one that is passed stays as it is. Site and parameter names start
-    with the path of this module in the ``PyroModule`` that holds it, so that a network kept as
-    ``self.net`` has sites such as ``"net.0.weight"``.
+    The network is copied with its values; the one that is passed stays as it is. Its point
+    estimates start at those values, and parameters that require no gradient keep them. Stochastic
+    parameters start where the guide says: ``AutoMuPNormal(..., init_loc_fn=init_to_network)``
+    starts their means at the network's values too. Site and parameter names start with the path
+    of this module in the ``PyroModule`` that holds it, so that a network kept as ``self.net`` has
+    sites such as ``"net.0.weight"``.
 
     Args:
         net: The network. Dropout, norm layers, tied weights and compiled networks work as usual.
@@ -136,7 +140,11 @@ class RandomModule(PyroModule):
 
     @property
     def network(self) -> nn.Module:
-        """The copy of the network that is run; the values of stochastic parameters are unused."""
+        """The copy of the network that is run.
+
+        The values of its stochastic parameters are unused, but for
+        :func:`~pyro_ibvi.init_to_network`.
+        """
         net = self._modules["net"]
         assert net is not None
         return net
@@ -157,6 +165,7 @@ class RandomModule(PyroModule):
             site_name = self.site_name(name)
             infer: Any = {WEIGHT_KEY: self._weight(name)}
             if name in self._priors:
+                infer[NETWORK_VALUE_KEY] = parameter
                 values[name] = pyro.sample(site_name, self._prior(name, parameter), infer=infer)
             elif parameter.requires_grad:
                 values[name] = read_parameter(site_name, parameter, infer=infer)

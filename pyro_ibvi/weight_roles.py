@@ -174,6 +174,7 @@ def find_roles(
     flow = find_flow(net) if flow is None else flow
     unused = set(overrides)
     roles: dict[str, WeightRole] = {}
+    unknown: dict[str, tuple[int, ...]] = {}
     for name, parameter in net.named_parameters():
         layer, _, own_name = name.rpartition(".")
         key = find_override(name, overrides)
@@ -183,15 +184,16 @@ def find_roles(
             roles[name] = given if given.layer else replace(given, layer=layer or name)
             continue
         if layer not in flow.layers:
-            raise ValueError(
-                _unknown_layer(name, net.get_submodule(layer), tuple(parameter.shape))
-            )
+            unknown[name] = tuple(parameter.shape)
+            continue
         table = flow.tied.get(name)
         if table is not None:
             layer, own_name = table, "weight"
         part = describe_parameter(flow.layers[layer], own_name, parameter.shape)
         role = _role_in_layer(part, layer, flow, given)
         roles[name] = replace(role, tied=table is not None)
+    if unknown:
+        raise ValueError(_unknown_layers(net, unknown))
     if unused:
         raise ValueError(
             f"roles names {sorted(unused)}, which match no parameter; the parameters are "
@@ -248,12 +250,17 @@ def _matches(pattern: str, name: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def _unknown_layer(name: str, module: nn.Module, shape: tuple[int, ...]) -> str:
-    return (
-        f"The parameter {name!r} of shape {shape} belongs to a {type(module).__name__}, a kind of "
+def _unknown_layers(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    name, *others = shapes
+    kind = type(net.get_submodule(name.rpartition(".")[0])).__name__
+    message = (
+        f"The parameter {name!r} of shape {shapes[name]} belongs to a {kind}, a kind of "
         f"layer whose role is not known. Say what it is: "
         f'roles={{"{name}": WeightRole.of("hidden", fan_in=..., fan_out=...)}}.'
     )
+    if others:
+        message += f" The same goes for {', '.join(f'{n!r} {shapes[n]}' for n in others)}."
+    return message
 
 
 def _with_base(

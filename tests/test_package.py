@@ -16,7 +16,7 @@ def python_blocks(path):
 
 def test_readme_runs(capsys):
     blocks = python_blocks(ROOT / "README.md")
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     namespace = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)

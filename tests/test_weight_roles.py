@@ -269,6 +269,14 @@ def test_an_unknown_layer_is_an_error_that_shows_what_to_write():
     assert RandomModule(net, stochastic="all", roles=roles)(torch.ones(2, 3)).shape == (2, 1)
 
 
+def test_unknown_layers_are_named_all_at_once():
+    net = nn.Sequential(Unknown(), Unknown(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"same goes for '1\.matrix' \(3, 4\)\.$"):
+        find_roles(net)
+    with pytest.raises(ValueError, match=r"'1\.matrix' of shape .*fan_out=\.\.\.\)\}\.$"):
+        find_roles(net, overrides={"0.matrix": WeightRole.of("input", fan_in=3, fan_out=4)})
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [

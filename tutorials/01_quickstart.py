@@ -323,9 +323,9 @@ print(curve_table)
 # %% [markdown]
 # ## Keep the posterior
 #
-# The guide's parameters are ordinary PyTorch parameters: `torch.save(guide.state_dict(), ...)`.
-# For plots, summaries and comparisons there is ArviZ: here draws of the last layer's weights,
-# with predictions for the test images.
+# The distribution of the random weights is in the guide, the other weights are in the model, and
+# both are ordinary PyTorch modules: save the state of both. For plots, summaries and comparisons
+# there is ArviZ: here draws of the last layer's weights, with predictions for the test images.
 
 # %%
 with warnings.catch_warnings():
@@ -334,7 +334,7 @@ with warnings.catch_warnings():
         model, guide, x_test, y_test, num_samples=20, var_names=["net.4.*"], seed=seed
     )
     posterior.to_netcdf(str(out / "posterior.nc"))
-torch.save(guide.state_dict(), out / "guide.pt")
+torch.save({"model": model.state_dict(), "guide": guide.state_dict()}, out / "state.pt")
 print(list(posterior.children if hasattr(posterior, "children") else posterior.groups()))
 
 # %%
@@ -355,6 +355,6 @@ Written by `tutorials/01_quickstart.py`, one seed ({seed}), {num_epochs} epochs.
 ![Predictive bands](curve.png)
 
 The posterior draws of the last layer and the predictions are in `posterior.nc` (ArviZ), the
-guide's parameters in `guide.pt`.
+parameters of the model and the guide in `state.pt`.
 """
 _ = (out / "report.md").write_text(report)
