@@ -389,8 +389,9 @@ print(
 
 # %% [markdown]
 # `Standard()` has another reason here. muP's rates serve every width only if attention divides
-# its logits by the size of a head, and PyTorch's divides by the square root of it. At one width
-# that is no matter, and nothing need be changed.
+# its logits by the size of a head, and PyTorch's divides by the square root of it, which
+# `MaximalUpdate(attention="1/d")` makes good. At one width that is no matter, and nothing need be
+# changed.
 
 # %%
 adam = torch.optim.Adam, {"lr": 0.003}, num_epochs
