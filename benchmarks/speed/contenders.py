@@ -136,7 +136,7 @@ class ByHand:
             columns = () if rank is None else (rank,)
             self.factors[prefix] = {
                 f"{prefix}.{name}": torch.randn(*p.shape, *columns, device=p.device)
-                .mul_(0.1 * (rank or 1) ** -0.5 * p.detach().std())
+                .mul_(0.1 * (rank or 1) ** -0.5 * p.detach().square().mean().sqrt())
                 .requires_grad_()
                 for name, p in layer.named_parameters(recurse=False)
             }

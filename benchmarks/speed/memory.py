@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.resident_memory import resident, restart_peak
 from benchmarks.speed.contenders import Contender, own_contenders
 from benchmarks.speed.names import OURS_TORCH
 from benchmarks.speed.networks import Network, all_networks, mlp
@@ -28,13 +28,6 @@ from benchmarks.speed.steps import make_trainers
 ROOT = Path(__file__).parents[2]
 NETWORKS = ("MLP 2048", "ResNet-18")
 NUM_STEPS = 2
-
-
-def resident(key: str) -> int:
-    """Resident memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` at its peak."""
-    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match.group(1)) * 1024
 
 
 class Peak:
@@ -52,7 +45,7 @@ class Peak:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            restart_peak()
 
     def bytes(self) -> int:
         """The peak."""
@@ -118,7 +111,7 @@ def main() -> None:
     contenders = own_contenders()
     if args.who not in {c.who for c in contenders}:
         find_peers()
-        contenders = peer_contenders(lambda who: who == args.who)
+        contenders = peer_contenders([args.who])
     (contender,) = (c for c in contenders if (c.family, c.who) == (args.family, args.who))
     device = torch.device(args.device)
     print(json.dumps(peak_here(all_networks()[args.network], contender, device)))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Callable
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from benchmarks.speed.names import (
     TORCH_UNCERTAINTY,
     family_name,
 )
-from benchmarks.speed.networks import NUM_CLASSES, Network
+from benchmarks.speed.networks import NUM_CLASSES, Network, make_lenet5, make_resnet18
 
 #: Where each peer's distribution and its module are found.
 PEERS = {
@@ -52,9 +53,14 @@ def torchvision_stand_in() -> None:
             torch.library.define(f"torchvision::{name}", schema)
 
 
-def find_peers() -> dict[str, str]:
-    """Imports the peers; their versions, or why they are left out."""
-    found = {}
+def find_peers() -> dict[str, dict[str, Any]]:
+    """Imports the peers.
+
+    Returns:
+        By name the package, its ``version`` and what it ``needs``, or the ``reason`` why it is
+        left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for who, (distribution, module) in PEERS.items():
         try:
             with warnings.catch_warnings():
@@ -63,9 +69,18 @@ def find_peers() -> dict[str, str]:
                 importlib.import_module(module)
         except Exception as error:
             # Whatever goes wrong in another library's import is the reason to leave it out.
-            found[who] = f"not importable: {type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
+            found[who] = {"package": distribution, "reason": reason}
         else:
-            found[who] = importlib.metadata.version(distribution)
+            found[who] = {
+                "package": distribution,
+                "version": importlib.metadata.version(distribution),
+                "needs": [
+                    need
+                    for need in importlib.metadata.requires(distribution) or ()
+                    if "extra ==" not in need
+                ],
+            }
     return found
 
 
@@ -87,9 +102,11 @@ def inferno_network(network: Network, rank: int | None) -> nn.Module:
             activation_layer=nn.SiLU,
             cov=[covariance(), *inner, covariance()],
         )
-    if network.input_shape[0] == 1:
+    if network.build is make_lenet5:
         return models.LeNet5(out_size=NUM_CLASSES, cov=covariance())
-    return models.ResNet18(out_size=NUM_CLASSES, architecture="cifar", cov=covariance())
+    if network.build is make_resnet18:
+        return models.ResNet18(out_size=NUM_CLASSES, architecture="cifar", cov=covariance())
+    raise ValueError(f"inferno's form of {network} is not known: write it here.")
 
 
 def inferno(rank: int | None) -> Make:
@@ -173,9 +190,9 @@ def torch_uncertainty(network: Network, x: Tensor, y: Tensor) -> Trainer:
     return torch_trainer(sgd(net.parameters(), 1e-2), lambda: loss_fn(x, y), mean_of_draws(net))
 
 
-def peer_contenders(importable: Callable[[str], bool]) -> list[Contender]:
-    """The contenders among the peers that can be imported."""
+def peer_contenders(who: Collection[str]) -> list[Contender]:
+    """The contenders that are those peers."""
     contenders = [Contender(INFERNO, family_name(rank), inferno(rank)) for rank in (None, *RANKS)]
     contenders.append(Contender(BAYESIAN_TORCH, MEAN_FIELD, bayesian_torch))
     contenders.append(Contender(TORCH_UNCERTAINTY, MEAN_FIELD, torch_uncertainty))
-    return [contender for contender in contenders if importable(contender.who)]
+    return [contender for contender in contenders if contender.who in who]

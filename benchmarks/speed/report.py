@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.names import BY_HAND, DETERMINISTIC, MEAN_FIELD, OURS_SVI, OURS_TORCH
-from benchmarks.speed.targets import all_targets, factor_bytes
+from benchmarks.speed.targets import all_targets, factor_bytes, without_factor
 
 RESULTS = Path(__file__).parent / "results.json"
 MIB = 2**20
@@ -117,8 +117,7 @@ def memory_table(results: dict[str, Any], network: str) -> str:
         for who, row in entries.items():
             name = who if who == family else f"{who}, {family}"
             factor = factor_bytes(row, base)
-            # with its gradient and its momentum, which training by momentum SGD needs
-            ratios = [(row["steps"] - k * factor) / base["steps"] for k in (0, 1, 3)]
+            ratios = [without_factor(row, base, copies) for copies in (0, 1, 3)]
             sizes = [row["making"], row["steps"], factor]
             rows.append([name, *(f"{s / MIB:.0f}" for s in sizes), *(f"{r:.2f}" for r in ratios)])
     header = [f"{network}, MiB", "first step", "later steps", "S", "ratio"]
@@ -137,9 +136,17 @@ def growth_table(results: dict[str, Any], axis: str) -> str:
 
 
 def peer_table(results: dict[str, Any]) -> str:
-    """Which peers took part, and why others did not."""
-    rows = [[who, entry["package"], entry["version"]] for who, entry in results["peers"].items()]
-    return table(["contender", "package", "version"], rows)
+    """Which peers took part and what they need, or why they did not."""
+    rows = [
+        [
+            who,
+            peer["package"],
+            peer.get("version", f"not importable: {peer.get('reason')}"),
+            ", ".join(f"`{need}`" for need in peer.get("needs", ())),
+        ]
+        for who, peer in results["peers"].items()
+    ]
+    return table(["contender", "package", "version", "needs"], rows)
 
 
 def environment_line(results: dict[str, Any]) -> str:
@@ -149,7 +156,9 @@ def environment_line(results: dict[str, Any]) -> str:
     if hardware["device"] != "cpu":
         where = f"{hardware['device']} ({where})"
     rest = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{where}; {rest}; seed {results['seed']}; {results['minutes']:g} minutes."
+    line = f"{where}; {rest}; seed {results['seed']}; {results['minutes']:g} minutes."
+    note = " **A check with few rounds on a busy machine, not a measurement.**"
+    return line + note if results["quick"] else line
 
 
 def as_text(results: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import os
 import platform
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from benchmarks.speed import growth, memory, prediction, report, steps
 from benchmarks.speed.contenders import own_contenders
 from benchmarks.speed.names import DETERMINISTIC
 from benchmarks.speed.networks import all_networks
-from benchmarks.speed.peers import PEERS, find_peers, peer_contenders
+from benchmarks.speed.peers import find_peers, peer_contenders
 
 PARTS = ("steps", "prediction", "memory", "growth")
 
@@ -68,25 +69,29 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for."""
+    """Everything that was asked for, written after each part."""
     device = torch.device(args.device)
     peers = find_peers()
-    contenders = own_contenders() + peer_contenders(
-        lambda who: not peers[who].startswith("not importable")
-    )
+    importable = [who for who, peer in peers.items() if "version" in peer]
+    contenders = own_contenders() + peer_contenders(importable)
     known = {c.who for c in contenders}
     if unknown := set(args.only or ()) - known:
         raise SystemExit(f"no such contender: {sorted(unknown)}; there are {sorted(known)}")
     who = {DETERMINISTIC, *(args.only or known)}
     contenders = [c for c in contenders if c.who in who]
     networks = {n: v for n, v in all_networks().items() if n in (args.networks or [n])}
-    run: dict[str, Any] = {**environment(device), "seed": 0, "quick": args.quick}
-    run["peers"] = {n: {"package": PEERS[n][0], "version": peers[n]} for n in PEERS}
-    for name, module in (("steps", steps), ("prediction", prediction), ("memory", memory)):
-        if name in args.parts:
-            run[name] = module.measure(networks, contenders, device, quick=args.quick)
-    if "growth" in args.parts:
-        run["growth"] = growth.measure(sorted(who), device, quick=args.quick)
+    run: dict[str, Any] = {**environment(device), "seed": 0, "quick": args.quick, "peers": peers}
+    measures = {
+        "steps": partial(steps.measure, networks, contenders, device),
+        "prediction": partial(prediction.measure, networks, contenders, device),
+        "memory": partial(memory.measure, networks, contenders, device),
+        "growth": partial(growth.measure, sorted(who), device),
+    }
+    start = time.perf_counter()
+    for name in args.parts:
+        run[name] = measures[name](quick=args.quick)
+        run["minutes"] = round((time.perf_counter() - start) / 60, 1)
+        args.out.write_text(json.dumps(run, indent=1) + "\n")  # what is there, if a part fails
     return run
 
 
@@ -96,11 +101,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     pyro.enable_validation(True)  # as a user has it
     warnings.simplefilter("ignore")
-    start = time.perf_counter()
-    results = measure(args)
-    results["minutes"] = round((time.perf_counter() - start) / 60, 1)
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(report.as_text(results))
+    print(report.as_text(measure(args)))
 
 
 if __name__ == "__main__":

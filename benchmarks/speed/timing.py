@@ -107,16 +107,13 @@ def random_numbers(call: Call) -> int:
     return counter.count
 
 
-def fraction_trained(step: Call, parameters: Callable[[], list[Tensor]], num_steps: int) -> float:
-    """Share of the numbers in the parameters whose tensors change in a few steps."""
-    step()  # some parameters are made by the first one
+def fraction_changed(call: Call, parameters: Callable[[], list[Tensor]]) -> float:
+    """Share of the numbers in the parameters whose tensors a call changes."""
     before = [p.detach().clone() for p in parameters()]
-    for _ in range(num_steps):
-        step()
-    after = parameters()
-    total = sum(p.numel() for p in after)
-    changed = zip(before, after, strict=True)
-    return sum(b.numel() for b, a in changed if not torch.equal(b, a)) / total
+    call()
+    pairs = list(zip(before, parameters(), strict=True))
+    changed = sum(old.numel() for old, new in pairs if not torch.equal(old, new))
+    return changed / sum(old.numel() for old in before)
 
 
 def host_syncs(call: Call, device: torch.device) -> int | None:
