@@ -26,8 +26,9 @@ def draw(ax: Axes, times: dict[str, dict[str, dict[str, float]]], key: str = "ms
         points = [(float(v), row[who][key]) for v, row in times.items() if key in row.get(who, {})]
         if points:
             ax.plot(*zip(*points, strict=True), color=color, marker=marker, label=who)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks([float(value) for value in times], list(times))
+    ax.minorticks_off()
 
 
 def widths(results: dict[str, Any], family: str) -> dict[str, dict[str, Any]]:
