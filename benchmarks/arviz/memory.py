@@ -1,6 +1,6 @@
 """Peak memory of an export of predictions from a network with a million random weights.
 
-Run: ``python benchmarks/arviz/memory.py [--smoke]``; writes ``memory.json`` beside this file.
+Run: ``python -m benchmarks.arviz.memory [--smoke]``; writes ``memory.json`` beside this file.
 The peak is the process's resident memory above what it was with the network, the guide, the data
 and ArviZ loaded. Linux only: it resets the kernel's high-water mark.
 """
@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,18 +19,10 @@ import pyro
 import torch
 
 import pyro_ibvi as ibvi
+from benchmarks.resident_memory import resident, restart_peak
 from pyro_ibvi.arviz import to_arviz
 
 MIB = 2**20
-
-
-def resident(key: str) -> int:
-    """Resident memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` at its peak."""
-    status = Path("/proc/self/status").read_text()
-    match = re.search(rf"{key}:\s+(\d+) kB", status)
-    assert match is not None
-    return int(match.group(1)) * 1024
-
 
 PREDICTIONS = ["posterior_predictive", "log_likelihood", "observed_data"]
 
@@ -55,7 +46,7 @@ def measure(
     guide = ibvi.AutoMuPNormal(model, covariance=covariance)
     x, y = torch.randn(num_data, 64), torch.randint(10, (num_data,))
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    restart_peak()
     data = to_arviz(model, guide, x, y, num_samples=num_samples, seed=0, groups=groups)
     peak = resident("VmHWM") - before
     size = data["posterior_predictive"].nbytes + data["log_likelihood"].nbytes

@@ -1,0 +1,1 @@
+"""Speed and memory beside ordinary training and other libraries: see ``run``."""
