@@ -68,7 +68,8 @@ def announce_parameter(name: str, parameter: nn.Parameter, known: dict[str, Tens
     if value is None or value.unconstrained() is not parameter:  # type: ignore[attr-defined]
         known[name] = value = _as_value(parameter)
     for handler in cast("list[TraceMessenger]", _PYRO_STACK):
-        handler.trace.add_node(name, name=name, type="param", value=value, infer={})
+        node = {"name": name, "type": "param", "value": value, "infer": {}}
+        handler.trace.nodes[name] = node  # type: ignore[assignment]
 
 
 def _as_value(parameter: nn.Parameter) -> Tensor:

@@ -19,6 +19,7 @@ from torch.distributions import (
 )
 
 from pyro_ibvi._buffers import BufferPool
+from pyro_ibvi._noise import fill_normal
 from pyro_ibvi.covariance import Covariance
 from pyro_ibvi.divergences import triangular_root
 
@@ -79,9 +80,9 @@ class SharedNoise:
         return self._noise[shape]
 
     def _new(self, shape: Size, like: Tensor) -> Tensor:
-        if self.pool is None:
+        if torch._C._are_functorch_transforms_active():
             return torch.randn(shape, dtype=like.dtype, device=like.device)
-        return self.pool.empty(shape, like).normal_()
+        return fill_normal((self.pool or BufferPool()).empty(shape, like))
 
 
 class FactorNormal(TorchDistribution):
