@@ -13,10 +13,11 @@ All data are in each step; no momentum; measured after 1 and 10 steps over 3 dra
 make the exponents visible at the narrow end. The biases' prior is 0.1, and the data are the digits
 0 to 3, while the networks have ten outputs. With all ten digits in equal parts the mean of the
 gradient over data vanishes at infinite width, and what the first steps of a narrow network do is
-mostly to undo its first logits, which fall with the width as they should.
+mostly to undo its first logits, which fall with the width as they should; one setup shows that.
 
 Narrow networks have more seeds than wide ones. A low-rank factor of the convolution at width 4096
-would have 1.5 billion entries, so the convolution and, for time, the transformer end at 1024.
+would have 1.5 billion entries, so the convolution and, for time, the transformer end at 1024; one
+setup with a factor of rank 2 goes on to 2048.
 
 The result goes to ``coordinate_check.json`` beside this file after every case; cases that are
 there already with the same settings are left as they are.
@@ -28,7 +29,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -55,7 +56,6 @@ CASES = {
     "Standard, LowRank(10)": (ibvi.LowRank(10), ibvi.Standard()),
 }
 HEAD_SIZE = 16
-NUM_SEEN = 4  # digits that the data show
 NUM_DRAWS = 3
 QUANTITIES = ("size", "change", "loc", "factor")
 
@@ -124,8 +124,10 @@ class Setup:
     net: Callable[[int], nn.Module]
     inputs: Callable[[Tensor], Tensor]
     seeds: dict[int, int]  # by width
-    rates: dict[str, float]  # by optimizer
+    rates: dict[str, float]  # by optimizer, those that are measured
     num_data: int
+    num_digits: int = 4  # that the data show
+    cases: dict[str, tuple] = field(default_factory=lambda: CASES)
 
 
 NETWORKS = {
@@ -150,11 +152,28 @@ NETWORKS = {
         {"SGD": 0.005, "Adam": 0.002, "AdamW": 0.002},
         num_data=16,
     ),
+    "transformer, ten digits": Setup(
+        transformer,
+        as_tokens,
+        {64: 24, 256: 12, 1024: 6},
+        {"SGD": 0.005},
+        num_data=20,
+        num_digits=10,
+        cases={"MaximalUpdate, LowRank(10)": CASES["MaximalUpdate, LowRank(10)"]},
+    ),
+    "transformer, wider": Setup(
+        transformer,
+        as_tokens,
+        {128: 18, 512: 12, 2048: 6},
+        {"Adam": 0.002},
+        num_data=16,
+        cases={"MaximalUpdate, LowRank(2)": (ibvi.LowRank(2), ibvi.MaximalUpdate())},
+    ),
 }
 
 
 def build(setup: Setup, case: str, width: int) -> tuple[ibvi.SupervisedModel, ibvi.AutoMuPNormal]:
-    covariance, parametrization = CASES[case]
+    covariance, parametrization = setup.cases[case]
     random = ibvi.RandomModule(
         setup.net(width),
         stochastic="all",
@@ -167,7 +186,7 @@ def build(setup: Setup, case: str, width: int) -> tuple[ibvi.SupervisedModel, ib
 
 def load_data(setup: Setup) -> tuple[Tensor, Tensor]:
     digits = load_digits()
-    chosen = (digits.target < NUM_SEEN).nonzero()[0][: setup.num_data]
+    chosen = (digits.target < setup.num_digits).nonzero()[0][: setup.num_data]
     x = (torch.tensor(digits.data[chosen], dtype=torch.float32) / 16 - 0.3) / 0.37
     return setup.inputs(x), torch.tensor(digits.target[chosen])
 
@@ -186,6 +205,7 @@ def settings(network: str, case: str, optimizer: str) -> dict:
         "widths": list(seeds),
         "seeds": list(seeds.values()),
         "num_data": setup.num_data,
+        "num_digits": setup.num_digits,
         "num_draws": NUM_DRAWS,
     }
 
@@ -245,11 +265,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS))
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(FILE.read_text())["results"] if FILE.exists() else []
-    for optimizer, network, case in product(args.optimizers, args.networks, args.cases):
+    runs = [
+        (network, case, optimizer)
+        for optimizer, network in product(args.optimizers, args.networks)
+        if optimizer in NETWORKS[network].rates
+        for case in NETWORKS[network].cases
+    ]
+    for network, case, optimizer in runs:
         chosen = settings(network, case, optimizer)
         if any(result["settings"] == chosen for result in results):
             continue
