@@ -16,7 +16,7 @@ _MAX_WEIGHTS = 10**7
 #: Numbers that the draws which run at once may hold, weights and activations together. On a CPU
 #: more would leave its caches: measured on MLPs and LeNet-5, a few millions are best. A GPU wants
 #: more work at once; the bound is a gigabyte in single precision.
-_MAX_NUMBERS = {"cpu": 8 * 10**6, "other": 25 * 10**7}
+_MAX_NUMBERS = {"cpu": 6 * 10**6, "other": 25 * 10**7}
 
 
 def draws_to_make(net: RandomModule) -> int:

@@ -29,6 +29,7 @@ References:
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -50,7 +51,8 @@ from pyro_ibvi.supervised import SupervisedModel
 
 Build: TypeAlias = Callable[[int], tuple[SupervisedModel, AutoMuPNormal]]
 
-#: Added to a run's seed for the draws that measure, so that they are not those that train.
+#: Added to a run's seed for the draws that train and for those that measure, so that they differ.
+_TRAIN_SEED = 20_000
 _MEASURE_SEED = 10_000
 
 
@@ -62,7 +64,8 @@ class CoordinateCheck:
         widths: Widths of the networks.
         rms: Root mean squares by (quantity, step, name), one row per width, one entry per seed;
             the name is a layer's, or a parameter's for the quantities ``loc``, ``factor`` and
-            ``layer factor``.
+            ``layer factor``. Where widths have different numbers of seeds, of which the smallest
+            is ``n``, entries ``i`` and ``i + n`` have the same noise.
     """
 
     widths: tuple[int, ...]
@@ -85,7 +88,7 @@ class CoordinateCheck:
         key = (quantity, step, layer)
         if key not in self.rms:
             raise KeyError(f"No {key!r} was measured; there are {sorted(self.rms)}.")
-        return [math.sqrt(sum(v * v for v in row) / len(row)) for row in self.rms[key]]
+        return _root_mean_squares(self.rms[key])
 
     def slope(self, quantity: str, step: int, layer: str) -> float:
         """Least-squares slope of the logarithm of a quantity over that of the width.
@@ -102,7 +105,9 @@ class CoordinateCheck:
         return _slope(self.widths, self.mean(quantity, step, layer))
 
     def slope_error(self, quantity: str, step: int, layer: str) -> float:
-        """Standard error of a slope, from the slopes of the seeds one by one.
+        """Standard error of a slope, by the jackknife over the seeds of the noise.
+
+        One is left out at every width, so that what its runs have in common does not count.
 
         Args:
             quantity: Name of the quantity.
@@ -110,14 +115,18 @@ class CoordinateCheck:
             layer: Name of the layer in the network.
 
         Returns:
-            The standard error, NaN for a single seed.
+            The standard error, NaN where a width has a single run.
         """
         self.mean(quantity, step, layer)  # the error for a key that is not there
-        by_seed = zip(*self.rms[quantity, step, layer], strict=True)
-        slopes = torch.tensor([_slope(self.widths, values) for values in by_seed])
-        if len(slopes) < 2:
+        rows = self.rms[quantity, step, layer]
+        num_seeds = min(map(len, rows))
+        if num_seeds < 2:
             return math.nan
-        return float(slopes.std().item()) / math.sqrt(len(slopes))
+        slopes = []
+        for left_out in range(num_seeds):
+            rest = [[v for i, v in enumerate(row) if i % num_seeds != left_out] for row in rows]
+            slopes.append(_slope(self.widths, _root_mean_squares(rest)))
+        return math.sqrt(num_seeds - 1) * statistics.pstdev(slopes)
 
     def largest_slope(
         self,
@@ -220,7 +229,7 @@ def coordinate_check(
     family: Family | None = None,
     loss: Any = None,
     steps: Sequence[int] = (1, 10),
-    num_seeds: int = 3,
+    num_seeds: int | Sequence[int] = 3,
     num_draws: int = 8,
     progress: bool = True,
 ) -> CoordinateCheck:
@@ -228,7 +237,9 @@ def coordinate_check(
 
     Each run starts from its seed, so that the same call gives the same numbers, and leaves the
     global random state as it was. Networks are measured in evaluation mode, with the same draws
-    of the noise before and after training.
+    of the noise before and after training. A run trains and is measured with the same noise at
+    each width, as far as its shape allows (that of a low-rank factor is the same), which makes
+    slopes more precise.
 
     Args:
         build: Makes a fresh model and its initialized guide for a width.
@@ -239,7 +250,9 @@ def coordinate_check(
         family: How an optimizer that is not one of torch's scales its updates.
         loss: Pyro's loss; ``TraceExpectedLogLikelihood(reduction="mean")`` by default.
         steps: Numbers of optimizer steps after which to measure.
-        num_seeds: Number of runs per width.
+        num_seeds: Number of runs per width, or one number for each width: narrow networks cost
+            less and vary more. There are as many seeds of the noise as the smallest number, and
+            the runs take them in turn, so multiples of it are best.
         num_draws: Number of weight draws that measure.
         progress: Whether to show a progress bar; there is none where output is no terminal.
 
@@ -262,22 +275,23 @@ def coordinate_check(
         True
     """
     widths, steps = checked_widths(widths), sorted(_checked_list("steps", steps, 1))
-    for name, number in (("num_seeds", num_seeds), ("num_draws", num_draws)):
-        check_positive_int(name, number)
+    seeds = _checked_seeds(num_seeds, len(widths))
+    check_positive_int("num_draws", num_draws)
     loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss
     runs: dict[Key, list[list[float]]] = {}
-    bar = tqdm(
-        total=len(widths) * num_seeds, desc="coordinate check", disable=None if progress else True
-    )
-    for width in widths:
+    bar = tqdm(total=sum(seeds), desc="coordinate check", disable=None if progress else True)
+    for width, count in zip(widths, seeds, strict=True):
         rows: dict[Key, list[float]] = {}
-        for seed in range(num_seeds):
+        for seed in range(count):
             with torch.random.fork_rng(devices=cuda_devices(data)):
                 torch.manual_seed(seed)
                 model, guide = checked_build(build, width)
                 optim = MuPOptim(optimizer, dict(optim_args or {"lr": 0.1}), guide, family=family)
                 svi = SVI(model, guide, optim, loss)
-                for key, value in _measure_run(svi, data, steps, num_draws, seed).items():
+                # Making a network takes random numbers, more the wider it is.
+                noise_seed = seed % min(seeds)
+                torch.manual_seed(noise_seed + _TRAIN_SEED)
+                for key, value in _measure_run(svi, data, steps, num_draws, noise_seed).items():
                     rows.setdefault(key, []).append(value)
             bar.update()
         for key, row in rows.items():
@@ -296,10 +310,10 @@ def _order(item: tuple[Key, Any]) -> tuple[int, int]:
 
 
 def _measure_run(
-    svi: SVI, data: tuple[Any, Tensor], steps: Sequence[int], num_draws: int, seed: int
+    svi: SVI, data: tuple[Any, Tensor], steps: Sequence[int], num_draws: int, noise_seed: int
 ) -> dict[Key, float]:
     """Trains one network and measures it before the first and after the given steps."""
-    probe = Probe(svi.model, svi.guide, data[0], num_draws, seed + _MEASURE_SEED)
+    probe = Probe(svi.model, svi.guide, data[0], num_draws, noise_seed + _MEASURE_SEED)
     result = dict(probe.measure(0))
     done = 0
     for step in steps:
@@ -309,6 +323,11 @@ def _measure_run(
         done = step
         result.update(probe.measure(step))
     return result
+
+
+def _root_mean_squares(rows: Iterable[Sequence[float]]) -> list[float]:
+    """One number per row."""
+    return [math.sqrt(sum(v * v for v in row) / len(row)) for row in rows]
 
 
 def _slope(widths: Sequence[int], values: Sequence[float]) -> float:
@@ -358,6 +377,20 @@ def checked_widths(widths: Iterable[int]) -> list[int]:
         ValueError: If they are something else.
     """
     return _checked_list("widths", widths, 2)
+
+
+def _checked_seeds(num_seeds: int | Sequence[int], num_widths: int) -> list[int]:
+    """A number of runs for each width."""
+    if not isinstance(num_seeds, Sequence):
+        num_seeds = [num_seeds] * num_widths
+    if len(num_seeds) != num_widths:
+        raise ValueError(
+            f"num_seeds must be one number, or one for each of the {num_widths} widths, got "
+            f"{num_seeds!r}."
+        )
+    for number in num_seeds:
+        check_positive_int("num_seeds", number)
+    return list(num_seeds)
 
 
 def _checked_list(name: str, values: Iterable[int], at_least: int) -> list[int]:

@@ -129,10 +129,12 @@ def _is_masked(site: Any) -> bool:
 
 
 def _acts_as_itself(module: nn.Module, own: type) -> bool:
-    """Whether a module has neither hooks nor methods other than its class's own."""
+    """Whether a module has neither hooks nor methods other than a class's own."""
     kind = type(module)
     if kind is not own and any(
         getattr(kind, name) is not getattr(own, name) for name in _OWN_METHODS[own]
     ):
+        return False
+    if not module.__dict__.keys().isdisjoint(_OWN_METHODS[own]):
         return False
     return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

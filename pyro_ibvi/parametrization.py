@@ -260,7 +260,7 @@ class MaximalUpdate:
 
     An update of a diagonal factor reaches a fresh draw only through a sum of random signs, so at
     the mean's rate the change that it makes in a hidden activation falls as ``width^-1/2``
-    (measured slope -0.51), and with ``"maximal"`` it is flat. But that change is noise, not
+    (measured slope -0.50), and with ``"maximal"`` it is flat. But that change is noise, not
     learning: each step sees a single draw, whose gradient points in a random direction. For a
     unit with inputs :math:`x_i`, :math:`i \le n`, of equal size and squared loss the variance
     :math:`V = \sum_i s_i^2 x_i^2` is multiplied per step, in expectation, by

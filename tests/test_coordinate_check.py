@@ -51,6 +51,15 @@ def test_standard_error_of_a_slope():
     assert math.isnan(make_result([[1.0]] * 3).slope_error(*KEY))
 
 
+def test_standard_error_with_more_runs_of_narrow_networks():
+    # Entries i and i + 2 share a seed: what they have in common at all widths does not count.
+    result = make_result([[1.0, 2.0, 1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    assert result.slope(*KEY) == pytest.approx(0, abs=1e-12)
+    assert result.slope_error(*KEY) == pytest.approx(0, abs=1e-12)
+    other = make_result([[1.0, 1.0, 2.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    assert other.slope_error(*KEY) > 0.1
+
+
 def test_what_diverged_is_not_flat():
     for bad in (math.inf, math.nan, 0.0):
         result = make_result([[1.0], [1.0], [bad]])
@@ -180,6 +189,39 @@ def test_a_run_that_diverges_has_no_slope(data):
     assert check.largest_slope(["loc"]) == math.inf
 
 
+def test_runs_of_narrow_networks_share_the_noise_of_wide_ones(data):
+    check = small_check(data, num_seeds=[4, 2])
+    assert [len(row) for row in check.rms["change", 1, "0"]] == [4, 2]
+    # The first runs are those of a call with fewer seeds, the others are new networks.
+    assert (
+        check.rms["change", 1, "0"][0][:2]
+        == small_check(data, num_seeds=2).rms["change", 1, "0"][0]
+    )
+    assert len(set(check.rms["size", 0, "0"][0])) == 4
+
+
+def test_a_seed_has_the_same_noise_at_each_width(data):
+    drawn = {}
+
+    def build(width):
+        model, guide = mlp(width, stochastic="input+output")
+        draw = guide.forward
+
+        def recorded(*args, **kwargs):
+            drawn.setdefault(width, []).append(torch.random.get_rng_state())
+            return draw(*args, **kwargs)
+
+        guide.forward = recorded
+        return model, guide
+
+    small_args = {"steps": [1], "num_seeds": [4, 2], "num_draws": 2}
+    ibvi.coordinate_check(build, [8, 16], data, **small_args)
+    narrow, wide = drawn[8], drawn[16]
+    assert len(narrow) == 2 * len(wide)
+    assert all(torch.equal(a, b) for a, b in zip(narrow, [*wide, *wide], strict=True))
+    assert not torch.equal(wide[0], wide[-1])
+
+
 def test_point_estimates_have_no_factor(data):
     check = small_check(data)
     assert ("factor", 1, "0.weight") in check.rms
@@ -246,6 +288,7 @@ def test_table_dictionary_and_picture(data):
         ({"steps": []}, r"steps must be at least 1 different positive whole numbers, got \[\]"),
         ({"steps": [0]}, r"steps must be at least 1 different positive whole numbers, got \[0\]"),
         ({"num_seeds": 0}, "num_seeds must be a positive whole number, got 0"),
+        ({"num_seeds": [2]}, r"num_seeds must be one number, or one for each of the 2 widths"),
         ({"num_draws": 1.5}, r"num_draws must be a positive whole number, got 1\.5"),
     ],
 )

@@ -253,6 +253,15 @@ def test_subclasses_keep_their_methods():
         assert losses[0] == losses[1]
 
 
+def test_a_replaced_method_is_called():
+    svi = make(mlp, loss=TraceExpectedLogLikelihood())
+    svi.step(X, targets(None))
+    calls, forward = [], svi.guide.forward
+    svi.guide.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    svi.step(X, targets(None))
+    assert calls
+
+
 def test_changed_options_and_models_count():
     y = targets(None)
     first = make(mlp, covariance=Diagonal(), loss=TraceExpectedLogLikelihood())

@@ -16,7 +16,7 @@ from benchmarks.speed.steps import make_trainers
 
 NUM_ROWS = 1000
 NUM_DRAWS = (16, 100)
-ROUNDS = 5
+ROUNDS = 3
 #: Draws of the ResNet on so many rows take minutes on a processor.
 NETWORKS = ("MLP 64", "MLP 256", "LeNet-5", "33 narrow layers")
 FAMILIES = ("mean-field", "rank 10")
