@@ -122,7 +122,7 @@ def test_large_activations_run_in_pieces_of_the_same_draws(monkeypatch):
     # 10,702 weights, and 302 outputs of layers for each of 1000 data.
     in_pieces = outputs()
     at_once = 6_000_000 // (10_702 + 302 * 1000)
-    assert sizes == [at_once, at_once, 60 - 2 * at_once]
+    assert sizes == [at_once] * (60 // at_once) + [60 % at_once]
     assert torch.allclose(in_pieces, outputs(batch_size=10), atol=1e-5)
     assert set(sizes) == {60}
     assert torch.allclose(in_pieces, outputs(chunk_size=60), atol=1e-5)
