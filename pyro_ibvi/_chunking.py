@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from pyro_ibvi.random_module import RandomModule, runs_batched
 
-#: Largest number of weights among the draws that are made at once.
-_MAX_WEIGHTS = 10**7
+#: Number of weights among the draws that are made at once.
+_MAX_WEIGHTS = 3 * 10**6
 
-#: Numbers that the draws which run at once may hold, weights and activations together. On a CPU
-#: more would leave its caches: measured on MLPs and LeNet-5, a few millions are best. A GPU wants
-#: more work at once; the bound is a gigabyte in single precision.
-_MAX_NUMBERS = {"cpu": 6 * 10**6, "other": 25 * 10**7}
+#: The same where all draws share the layers in front, which then run less often.
+_MAX_WEIGHTS_SHARED = 10**7
+
+#: Numbers that the draws which run at once may have in the output of a layer. More would leave the
+#: caches of a CPU, where running together only pays for small layers; a GPU wants more work at
+#: once. Measured on MLPs and LeNet-5.
+_MAX_OUTPUTS = {"cpu": 4 * 10**5, "other": 5 * 10**7}
 
 
 def draws_to_make(net: RandomModule) -> int:
@@ -28,14 +31,16 @@ def draws_to_make(net: RandomModule) -> int:
     Returns:
         The number of draws, at least 1.
     """
-    return max(1, _MAX_WEIGHTS // _num_weights(net))
+    roles = {net.roles[name].layer_role for name in net.stochastic}
+    limit = _MAX_WEIGHTS if "input" in roles else _MAX_WEIGHTS_SHARED
+    sizes = [net.network.get_parameter(name).numel() for name in net.stochastic]
+    return max(1, limit // max(1, sum(sizes)))
 
 
 def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
-    """Number of draws to run at once, from the numbers that each of them needs.
+    """Number of draws to run at once, from their weights and the largest output of a layer.
 
-    Layers in front of the first random one run once for all draws, so their activations do not
-    count.
+    Layers in front of the first random one run once for all draws, so their outputs do not count.
 
     Args:
         net: The network, in evaluation mode.
@@ -46,31 +51,28 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
         The number of draws, at least 1.
     """
     network = net.network
-    per_draw = _num_weights(net)
+    num_draws = draws_to_make(net)
     if runs_batched(network):  # the others run draw by draw
-        per_draw += num_rows * _activations_per_row(net, one_row)
-    device = network.get_parameter(net.stochastic[0]).device
-    return max(1, _MAX_NUMBERS["cpu" if device.type == "cpu" else "other"] // per_draw)
+        device = network.get_parameter(net.stochastic[0]).device
+        limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
+        num_draws = min(num_draws, limit // max(1, num_rows * _largest_output(net, one_row)))
+    return max(1, num_draws)
 
 
-def _num_weights(net: RandomModule) -> int:
-    sizes = [net.network.get_parameter(name).numel() for name in net.stochastic]
-    return max(1, sum(sizes))
-
-
-def _activations_per_row(net: RandomModule, one_row: Any) -> int:
-    """Size of the layers' outputs from the first random layer on, for one datum."""
+def _largest_output(net: RandomModule, one_row: Any) -> int:
+    """Largest size of a layer's output from the first random layer on, for one datum."""
     random_layers = {net.network.get_submodule(name.rpartition(".")[0]) for name in net.stochastic}
-    count = 0
+    largest = 0
 
-    def add(module: nn.Module, _: Any, output: Any) -> None:
-        nonlocal count
-        if count or module in random_layers:
+    def compare(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal largest
+        if largest or module in random_layers:
             leaves = torch.utils._pytree.tree_leaves(output)
-            count += sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
+            sizes = [leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)]
+            largest = max(largest, *sizes, 0)
 
     layers = [m for m in net.network.modules() if m in random_layers or not list(m.children())]
-    handles = [layer.register_forward_hook(add) for layer in layers]
+    handles = [layer.register_forward_hook(compare) for layer in layers]
     args, kwargs = one_row
     # A network that refuses a single datum is not worse off than without a guess; whatever else
     # is wrong shows when it runs on the data.
@@ -78,4 +80,4 @@ def _activations_per_row(net: RandomModule, one_row: Any) -> int:
         net.network(*args, **kwargs)
     for handle in handles:
         handle.remove()
-    return count
+    return largest

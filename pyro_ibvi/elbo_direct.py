@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pyro_ibvi._parameters import announce_parameter
 from pyro_ibvi.elbo_terms import sample_sites
 from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.random_module import RandomModule
 from pyro_ibvi.supervised import SupervisedModel
 
 #: What the classes do themselves; a subclass that does otherwise takes the long way.
@@ -51,6 +52,8 @@ class DirectRoute:
         self._announced.clear()
         if not isinstance(model, SupervisedModel) or not isinstance(guide, AutoMuPNormal):
             return
+        if type(model.net).sample_parameters is not RandomModule.sample_parameters:
+            return
         sites = dict(sample_sites(model_trace))
         weights = {model.net.site_name(name) for name in model.net.stochastic}
         if (
@@ -77,14 +80,15 @@ class DirectRoute:
             Whether nothing takes part but the model, the guide and what collects parameters.
         """
         known_model, known_guide = self._pair
+        is_data = kwargs.keys() <= {"x", "y"} and len(args) + len(kwargs) == 2
+        y = args[1] if len(args) == 2 else kwargs.get("y")
         return (
             known_model is not None
             and known_model() is model
             and known_guide() is guide
             and guide.is_guide_of(model)
-            and len(args) == 2
-            and args[1] is not None
-            and not kwargs
+            and is_data
+            and y is not None
             and all(type(h) is TraceMessenger and h.param_only for h in _PYRO_STACK)
             and _acts_as_itself(model, SupervisedModel)
             and _acts_as_itself(guide, AutoMuPNormal)

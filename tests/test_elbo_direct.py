@@ -164,6 +164,19 @@ def test_only_the_first_step_is_traced(count_traces):
     assert len(count_traces) == 1
 
 
+@pytest.mark.parametrize("names", [("y",), ("x", "y")])
+def test_data_may_go_by_name(count_traces, names):
+    losses = []
+    for given in ((), names):
+        svi = make(mlp, loss=TraceExpectedLogLikelihood())
+        data = {"x": X, "y": targets(None)}
+        args = [value for name, value in data.items() if name not in given]
+        kwargs = {name: data[name] for name in given}
+        losses.append([svi.step(*args, **kwargs) for _ in range(3)])
+    assert losses[0] == losses[1]
+    assert len(count_traces) == 2
+
+
 def test_loss_functions_go_directly_too(count_traces):
     svi = make(mlp, loss=None)
     loss_fn = TraceExpectedLogLikelihood()(svi.model, svi.guide)
@@ -227,6 +240,10 @@ def test_subclasses_keep_their_methods():
         def forward(self, output, num_batch_dims=1):
             return super().forward(output + 100, num_batch_dims)
 
+    class Negated(RandomModule):
+        def sample_parameters(self):
+            return {name: -value for name, value in super().sample_parameters().items()}
+
     y = targets(None)
     torch.manual_seed(0)
     model = Doubled(RandomModule(mlp()), Normal(), 30)
@@ -239,11 +256,12 @@ def test_subclasses_keep_their_methods():
     torch.manual_seed(0)
     assert direct == svi.evaluate_loss(X, y)
 
-    for model_type, guide_type, likelihood in (
-        (SupervisedModel, Shifted, Normal()),
-        (SupervisedModel, AutoMuPNormal, Noisy()),
+    for net_type, guide_type, likelihood in (
+        (RandomModule, Shifted, Normal()),
+        (RandomModule, AutoMuPNormal, Noisy()),
+        (Negated, AutoMuPNormal, Normal()),
     ):
-        model = model_type(RandomModule(mlp()), likelihood, 30)
+        model = SupervisedModel(net_type(mlp()), likelihood, 30)
         guide = guide_type(model)
         losses = []
         for objective in (TraceExpectedLogLikelihood(), ByTraces()):
