@@ -26,7 +26,7 @@ from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import check_if_enumerated, warn_if_inf, warn_if_nan
+from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_ibvi.elbo_direct import DirectRoute
@@ -135,22 +135,6 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         super().__init__(*args, **kwargs)
         self._direct = DirectRoute()
 
-    def _get_trace(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Trace, Trace]:
-        if self._is_elbo:
-            return super()._get_trace(model, guide, args, kwargs)
-        model_trace, guide_trace = self._weighted_traces("flat", model, guide, args, kwargs)
-        if self._reported:
-            self._direct.learn(model, guide, model_trace, guide_trace)
-        if is_validation_enabled():
-            check_if_enumerated(guide_trace)
-        return model_trace, guide_trace
-
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
@@ -242,6 +226,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
                 yield -elbo.detach(), -elbo, [("obs", elbo.detach())]
             return
         for traces in self._get_traces(model, guide, args, kwargs):
+            if self._reported and self._may_go_direct:
+                self._direct.learn(model, guide, *traces)
             yield *self._differentiable_loss_particle(*traces), _site_sums(*traces)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_ibvi import elbo_checks as checks
@@ -69,6 +69,7 @@ class ExpectedLogLikelihood:
     max_plate_nesting: float
     vectorize_particles: bool
 
+    _graph_type: Literal["flat", "dense"] = "flat"
     _keeps_structure = False  # whether the estimator needs dropped sites to stay in the traces
 
     def __init__(
@@ -150,6 +151,25 @@ class ExpectedLogLikelihood:
             for name, site in sample_sites(guide_trace)
         }
         return model_weights, guide_weights
+
+    def _get_trace(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Trace, Trace]:
+        """Return traces of model and guide as the estimator takes them."""
+        if self._is_elbo:
+            return super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
+        traces = self._weighted_traces(self._graph_type, model, guide, args, kwargs)
+        self._prepare(*traces)
+        return traces
+
+    def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Check and complete a pair of weighted traces, in place."""
+        if is_validation_enabled():
+            check_if_enumerated(guide_trace)
 
     def _weighted_traces(
         self,

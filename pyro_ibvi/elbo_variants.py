@@ -9,7 +9,6 @@ with the device are those of Pyro's estimators.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -18,7 +17,7 @@ from pyro.infer.traceenum_elbo import _check_tmc_elbo_constraint
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import check_if_enumerated, check_traceenum_requirements
+from pyro.util import check_traceenum_requirements
 
 from pyro_ibvi.elbo_mixin import ExpectedLogLikelihood
 from pyro_ibvi.elbo_terms import is_reparametrized, sample_sites
@@ -55,20 +54,11 @@ class TraceGraphExpectedLogLikelihood(ExpectedLogLikelihood, TraceGraph_ELBO):
         >>> loss = svi.step(torch.tensor(2.0))
     """
 
-    def _get_trace(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Trace, Trace]:
-        if self._is_elbo:
-            return super()._get_trace(model, guide, args, kwargs)
+    _graph_type = "dense"
+
+    def _weighted_traces(self, *args: Any) -> tuple[Trace, Trace]:
         with TrackNonReparam():
-            traces = self._weighted_traces("dense", model, guide, args, kwargs)
-        if is_validation_enabled():
-            check_if_enumerated(traces[1])
-        return traces
+            return super()._weighted_traces(*args)
 
 
 class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
@@ -102,16 +92,7 @@ class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
     _keeps_structure = True  # Dice reads the dimensions of every site of the guide
     strict_enumeration_warning: bool
 
-    def _get_trace(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Trace, Trace]:
-        if self._is_elbo:
-            return super()._get_trace(model, guide, args, kwargs)
-        model_trace, guide_trace = self._weighted_traces("flat", model, guide, args, kwargs)
+    def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
         if is_validation_enabled():
             check_traceenum_requirements(model_trace, guide_trace)
             _check_tmc_elbo_constraint(model_trace, guide_trace)
@@ -119,7 +100,6 @@ class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
                 _warn_if_nothing_is_enumerated(model_trace, guide_trace)
         guide_trace.pack_tensors()
         model_trace.pack_tensors(guide_trace.plate_to_symbol)
-        return model_trace, guide_trace
 
 
 def _warn_if_nothing_is_enumerated(*traces: Trace) -> None:
@@ -146,16 +126,7 @@ class TraceMeanFieldExpectedLogLikelihood(ExpectedLogLikelihood, TraceMeanField_
         >>> loss = TraceMeanFieldExpectedLogLikelihood(kl_weight=0.1, reduction="mean")
     """
 
-    def _get_trace(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[Trace, Trace]:
-        if self._is_elbo:
-            return super()._get_trace(model, guide, args, kwargs)
-        model_trace, guide_trace = self._weighted_traces("flat", model, guide, args, kwargs)
+    def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
         for name, site in sample_sites(guide_trace):
             if not is_reparametrized(site["fn"]):
                 raise NotImplementedError(
@@ -163,7 +134,6 @@ class TraceMeanFieldExpectedLogLikelihood(ExpectedLogLikelihood, TraceMeanField_
                     "reparametrized, as the mean-field objective needs: use "
                     "TraceExpectedLogLikelihood or TraceGraphExpectedLogLikelihood."
                 )
+        super()._prepare(model_trace, guide_trace)
         if is_validation_enabled():
-            check_if_enumerated(guide_trace)
             _check_mean_field_requirement(model_trace, guide_trace)
-        return model_trace, guide_trace
