@@ -115,9 +115,9 @@ class Diagonal:
         self, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool | None = None
     ) -> Tensor:
         """The weights ``loc + S * z``."""
-        if pool is None or not pool.keeps(factor):
-            return torch.addcmul(loc, factor, noise)
-        return _draws.DiagonalDraw.apply(loc, factor, noise, pool)
+        if pool is not None and noise.shape == loc.shape and pool.keeps(factor):
+            return _draws.DiagonalDraw.apply(loc, factor, noise, pool)
+        return torch.addcmul(loc, factor, noise)
 
     def scale(self, factor: Tensor, layer_factor: Tensor | None = None) -> Tensor:
         """Marginal standard deviation ``|S|``."""

@@ -421,12 +421,11 @@ class AutoMuPNormal(AutoGuide):
             noise = self._noise(self._layer_factor(layer))
             for site in layer.sites:
                 loc = self._parameter("locs", site)
-                value: Tensor = loc
-                if layer.covariance is not None:
+                if layer.covariance is None:
+                    value = loc.expand(draws + loc.shape)
+                else:
                     factor = self._parameter("factors", site)
                     value = noise.draw(loc, factor, layer.covariance, draws)
-                elif draws:
-                    value = loc.expand(draws + loc.shape)
                 result[site.name] = _constrain(site, value)
         return result
 

@@ -351,6 +351,23 @@ def test_memory_is_used_again_only_when_nobody_has_it(covariance):
     assert torch.equal(alias, values)
 
 
+@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2), Kronecker(2, 2)], ids=str)
+def test_large_weights_are_drawn_for_many_particles_at_once(covariance):
+    loss = TraceExpectedLogLikelihood(num_particles=3, vectorize_particles=True)
+    svi = make(large, covariance=covariance, loss=loss)
+    traced = poutine.trace(svi.guide)
+    with pyro.plate("num_particles_vectorized", 3, dim=-2):
+        site = traced.get_trace(X, targets(None)).nodes["net.2.weight"]
+    draws = site["value"].reshape(3, 300, 300)
+    assert not torch.equal(draws[0], draws[1])
+    for _ in range(2):
+        assert svi.step(X, targets(None)) > 0
+    # The pathwise gradient of a sum over draws of w = loc + S z is the number of draws.
+    loc = svi.guide.loc("net.2.weight")
+    (gradient,) = torch.autograd.grad(draws.sum(), loc)
+    assert torch.equal(gradient, torch.full_like(loc, 3.0))
+
+
 @pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2)], ids=str)
 def test_large_weights_have_second_derivatives(covariance):
     torch.manual_seed(0)
