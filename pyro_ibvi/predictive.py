@@ -17,7 +17,6 @@ from pyro_ibvi._chunking import draws_to_make, draws_to_run
 from pyro_ibvi._modes import module_mode
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.likelihoods import Likelihood
-from pyro_ibvi.random_module import RandomModule
 from pyro_ibvi.supervised import SupervisedModel, as_call, first_tensor
 
 
@@ -199,8 +198,6 @@ def draw_parameters(
         draws = {
             name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names
         }
-    if type(model.net).sample_parameters is RandomModule.sample_parameters:
-        return model.net.given_draws(draws)
     with poutine.block(), poutine.condition(data=draws):
         # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
         return model.sample_parameters()

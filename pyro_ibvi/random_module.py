@@ -171,21 +171,6 @@ class RandomModule(PyroModule):
                 values[name] = read_parameter(site_name, parameter, infer=infer)
         return values
 
-    def given_draws(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`sample_parameters` gives when the random ones are known, without Pyro.
-
-        Args:
-            draws: Values of the random parameters by site name, draws in front.
-
-        Returns:
-            A tensor for each parameter of the network that is random or trained.
-        """
-        return {
-            name: draws[self.site_name(name)] if name in self._priors else parameter
-            for name, parameter in self.network.named_parameters()
-            if name in self._priors or parameter.requires_grad
-        }
-
     def named_point_estimates(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that are trained and not random.
 
