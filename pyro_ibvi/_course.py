@@ -37,7 +37,8 @@ class Course:
         is_stopped: Whether a callback ended the training.
 
     Raises:
-        ValueError: If a loader can be iterated once only, which rules out checkpoints.
+        ValueError: If a loader can be iterated once only, which rules out checkpoints, or there
+            is a number of steps and no file.
     """
 
     def __init__(
@@ -59,6 +60,11 @@ class Course:
         self._generators = find_generators(loaders)
         if num_steps_between is not None:
             check_positive_int("checkpoint_steps", num_steps_between)
+            if self.path is None:
+                raise ValueError(
+                    f"checkpoint_steps={num_steps_between} needs a file to write to: pass "
+                    f'checkpoint="run.pt" too.'
+                )
         once = [name for name, loader in loaders.items() if isinstance(loader, Iterator)]
         if self.path is not None and once:
             raise ValueError(

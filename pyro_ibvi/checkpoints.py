@@ -61,7 +61,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
     Raises:
         FileNotFoundError: If the file's folder does not exist.
         RuntimeError: If the optimizer holds no parameters yet.
-        TypeError: If something of another type is to be saved.
+        TypeError: If something of another type is to be saved, or ``svi`` is no ``SVI``.
         ValueError: If the optimizer trains a parameter that is nowhere to be found again.
 
     Example:
@@ -83,6 +83,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
         >>> other.step(x, x**2) == following
         True
     """
+    _check_svi(svi)
     path = checked_path(path)
     trained, stored = _trained_and_stored(svi)
     content = {
@@ -122,8 +123,10 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If ``svi`` is no ``SVI``.
         ValueError: If the file is damaged or no checkpoint, or is of another model or optimizer.
     """
+    _check_svi(svi)
     content = _read(Path(path))
     check_optimizer(svi.optim, content["optimizer"])
     if args or kwargs:
@@ -147,6 +150,15 @@ def load_checkpoint(
     _set_loss(svi, content["loss"])
     set_random_state(content["random"])
     return content["extra"]
+
+
+def _check_svi(svi: object) -> None:
+    if not isinstance(svi, SVI):
+        raise TypeError(
+            f"A checkpoint is of a whole training, a pyro.infer.SVI, but got "
+            f"{type(svi).__name__}: write save_checkpoint(path, svi), or save a module by its "
+            f"state_dict()."
+        )
 
 
 def _modules(svi: SVI) -> dict[str, nn.Module]:

@@ -37,6 +37,7 @@ def init_to_network(
         The value at which the site starts, or without a site a function of one.
 
     Raises:
+        TypeError: If the site is none.
         ValueError: If a value lies outside of its prior's support.
 
     Example:
@@ -50,6 +51,11 @@ def init_to_network(
     """
     if site is None:
         return functools.partial(init_to_network, fallback=fallback)
+    if not isinstance(site, Mapping):
+        raise TypeError(
+            f"init_to_network is for a guide to call with a site, got {site!r}: write "
+            f"init_loc_fn=init_to_network."
+        )
     parameter = site["infer"].get(NETWORK_VALUE_KEY)
     if parameter is None:
         return fallback(site)

@@ -309,6 +309,12 @@ def test_bad_input(tmp_path):
         ValueError, match="train_loader is an iterator, which cannot be begun anew"
     ):
         train(svi, checkpoint=path, loader=iter(make_loader()))
+    with pytest.raises(ValueError, match="checkpoint_steps=5 needs a file to write to"):
+        train(svi, checkpoint_steps=5)
+    with pytest.raises(TypeError, match=r"a pyro.infer.SVI, but got AutoMuPNormal"):
+        ibvi.save_checkpoint(path, svi.guide)
+    with pytest.raises(TypeError, match=r"a pyro.infer.SVI, but got AutoMuPNormal"):
+        ibvi.load_checkpoint(path, svi.guide)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -124,6 +124,11 @@ def test_other_sites_start_at_the_fallback():
     assert len(draws) == 2
 
 
+def test_anything_but_a_site_is_an_error():
+    with pytest.raises(TypeError, match="write init_loc_fn=init_to_network"):
+        init_to_network(nn.Linear(2, 1))
+
+
 def test_a_value_outside_of_the_support_is_an_error():
     net = nn.Linear(2, 1)
     nn.init.constant_(net.weight, -1.0)
