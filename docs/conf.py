@@ -2,7 +2,7 @@
 
 Two folders are written here, before Sphinx reads its sources, and neither is in git:
 `tutorials/` holds a copy of each script in /tutorials, which MyST-NB executes, and `api/` one
-page for each public module of the package. A new tutorial or module needs no edit here.
+page for each room of the package. A new tutorial or room needs no edit here.
 """
 
 import ast
@@ -56,21 +56,21 @@ def summary(source: Path) -> str:
 
 
 def write_api() -> None:
-    """Write a page for each public module and list them with their summaries."""
+    """Write a page for each room of the package and list them with their summaries."""
     folder = fresh_folder("api")
-    sources = [path for path in sorted(PACKAGE.glob("*.py")) if not path.name.startswith("_")]
-    for source in sources:
-        name = f"pyro_ibvi.{source.stem}"
+    rooms = [init.parent for init in sorted(PACKAGE.glob("[a-z]*/__init__.py"))]
+    for room in rooms:
+        name = f"pyro_ibvi.{room.name}"
         directive = f".. automodule:: {name}\n   :members:\n   :show-inheritance:"
-        text = f"# {source.stem}\n\n```{{eval-rst}}\n{directive}\n```\n"
-        (folder / f"{source.stem}.md").write_text(text)
-    rows = [f"| [{path.stem}]({path.stem}.md) | {summary(path)} |" for path in sources]
-    lines = ["| module | holds |", "| --- | --- |", *rows] if rows else []
+        text = f"# {room.name}\n\n```{{eval-rst}}\n{directive}\n```\n"
+        (folder / f"{room.name}.md").write_text(text)
+    rows = [f"| [{r.name}]({r.name}.md) | {summary(r / '__init__.py')} |" for r in rooms]
+    lines = ["| folder | holds |", "| --- | --- |", *rows] if rows else []
     text = (
-        "The names below are also those of the package itself: "
-        "`import pyro_ibvi as ibvi` is all that is needed.\n\n"
+        "What most programs need stands in the package itself: `import pyro_ibvi as ibvi`. The "
+        "rest is reached through its folder, as in `pyro_ibvi.guides.Covariance`.\n\n"
     )
-    names = [path.stem for path in sources]
+    names = [room.name for room in rooms]
     (folder / "index.md").write_text(page("Reference", text + "\n".join(lines), names))
 
 

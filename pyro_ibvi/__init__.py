@@ -2,57 +2,50 @@
 
 Train a distribution over network weights by the expected log-likelihood alone, started at the
 prior, and let the optimizer's implicit bias do the regularizing.
+
+The names here are what most programs need. What is only returned, or serves those who extend the
+package, is reached through its folder: ``pyro_ibvi.guides.Covariance``,
+``pyro_ibvi.training.History``, ``pyro_ibvi.arviz.pareto_k``.
 """
 
 from pyro_ibvi._version import __version__
-from pyro_ibvi.annealing import KLAnnealing
-from pyro_ibvi.arviz import to_arviz, write_arviz
-from pyro_ibvi.calibration import Reliability, reliability, score
-from pyro_ibvi.checkpoints import load_checkpoint, save_checkpoint
-from pyro_ibvi.closed_form import TraceClosedFormHead
-from pyro_ibvi.coordinates import CoordinateCheck, coordinate_check
-from pyro_ibvi.covariance import Covariance, Diagonal, Kronecker, LowRank
-from pyro_ibvi.diagnostics import CollapseMonitor, CollapseReport
-from pyro_ibvi.elbo import TraceExpectedLogLikelihood
-from pyro_ibvi.elbo_variants import (
-    TraceEnumExpectedLogLikelihood,
-    TraceGraphExpectedLogLikelihood,
-    TraceMeanFieldExpectedLogLikelihood,
+from pyro_ibvi.arviz import compare_predictive, log_predictive_density, to_arviz, write_arviz
+from pyro_ibvi.diagnostics import (
+    VarianceMonitor,
+    coordinate_check,
+    explain,
+    rate_transfer,
+    roles,
 )
-from pyro_ibvi.generalized_vi import TraceGeneralizedVI
-from pyro_ibvi.guides import AutoMuPNormal
-from pyro_ibvi.initialization import init_to_network
-from pyro_ibvi.likelihoods import (
+from pyro_ibvi.guides import AutoMuPNormal, Diagonal, Kronecker, LowRank
+from pyro_ibvi.models import (
     Bernoulli,
     Categorical,
     HeteroscedasticNormal,
-    Likelihood,
     Normal,
     Poisson,
+    RandomModule,
+    SupervisedModel,
+    init_to_network,
 )
-from pyro_ibvi.model_criticism import (
-    LogPredictiveDensity,
-    compare_predictive,
-    log_predictive_density,
-    loo_approximate_posterior,
-    pareto_k,
+from pyro_ibvi.mup import MaximalUpdate, NeuralTangent, Standard, WeightRole
+from pyro_ibvi.objectives import (
+    KLAnnealing,
+    TraceClosedFormHead,
+    TraceEnumExpectedLogLikelihood,
+    TraceExpectedLogLikelihood,
+    TraceGeneralizedVI,
+    TraceGraphExpectedLogLikelihood,
+    TraceMeanFieldExpectedLogLikelihood,
 )
-from pyro_ibvi.optim import MuPOptim, mup_param_groups
-from pyro_ibvi.parametrization import (
-    Fans,
-    MaximalUpdate,
-    NeuralTangent,
-    Parametrization,
-    Standard,
+from pyro_ibvi.prediction import Prediction, predict, reliability, score
+from pyro_ibvi.training import (
+    MuPOptim,
+    fit,
+    load_checkpoint,
+    mup_param_groups,
+    save_checkpoint,
 )
-from pyro_ibvi.predictive import Prediction, predict
-from pyro_ibvi.random_module import RandomModule
-from pyro_ibvi.rate_transfer import Transfer, transfer
-from pyro_ibvi.report import ObjectiveReport, check, check_loss
-from pyro_ibvi.role_report import RoleReport, roles
-from pyro_ibvi.supervised import SupervisedModel
-from pyro_ibvi.training import History, fit
-from pyro_ibvi.weight_roles import WeightRole
 
 __all__ = [
     "__version__",
@@ -60,7 +53,6 @@ __all__ = [
     "RandomModule",
     "SupervisedModel",
     # likelihoods
-    "Likelihood",
     "Normal",
     "HeteroscedasticNormal",
     "Categorical",
@@ -68,25 +60,16 @@ __all__ = [
     "Poisson",
     # the guide
     "AutoMuPNormal",
-    "Covariance",
     "Diagonal",
     "LowRank",
     "Kronecker",
     "init_to_network",
     # parametrizations and roles
-    "Parametrization",
     "MaximalUpdate",
     "Standard",
     "NeuralTangent",
-    "Fans",
     "WeightRole",
     "roles",
-    "RoleReport",
-    # width
-    "coordinate_check",
-    "CoordinateCheck",
-    "transfer",
-    "Transfer",
     # the objective
     "TraceExpectedLogLikelihood",
     "TraceGraphExpectedLogLikelihood",
@@ -95,31 +78,25 @@ __all__ = [
     "TraceGeneralizedVI",
     "TraceClosedFormHead",
     "KLAnnealing",
-    "check",
-    "check_loss",
-    "ObjectiveReport",
-    # the optimizer
+    "explain",
+    # training
     "MuPOptim",
     "mup_param_groups",
-    # training and prediction
     "fit",
-    "History",
     "save_checkpoint",
     "load_checkpoint",
+    # prediction
     "predict",
     "Prediction",
     "score",
     "reliability",
-    "Reliability",
     # diagnostics
-    "CollapseMonitor",
-    "CollapseReport",
+    "VarianceMonitor",
+    "coordinate_check",
+    "rate_transfer",
     # ArviZ and model criticism
     "to_arviz",
     "write_arviz",
     "log_predictive_density",
-    "LogPredictiveDensity",
     "compare_predictive",
-    "pareto_k",
-    "loo_approximate_posterior",
 ]

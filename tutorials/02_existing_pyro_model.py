@@ -113,7 +113,7 @@ def centered(bmi, group, y=None):
 
 data = (bmi, group, progression)
 pyro.clear_param_store()
-print(ibvi.check(centered, AutoNormal(centered), *data))
+print(ibvi.explain(ibvi.TraceExpectedLogLikelihood(), centered, AutoNormal(centered), *data))
 
 # %% [markdown]
 # The report says what the objective does with each site, and what it cannot move: `mu` and `tau`
@@ -226,7 +226,7 @@ except ValueError as error:
 # %%
 autoencoder = make_autoencoder()
 vae_loss = ibvi.TraceExpectedLogLikelihood(keep_kl=["code"], reduction="mean")
-print(ibvi.check_loss(vae_loss, autoencoder.model, autoencoder.guide, batch))
+print(ibvi.explain(vae_loss, autoencoder.model, autoencoder.guide, batch))
 
 # %%
 svi = SVI(autoencoder.model, autoencoder.guide, pyro.optim.Adam({"lr": 2e-3}), vae_loss)

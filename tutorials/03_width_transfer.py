@@ -127,7 +127,7 @@ transfer_widths = [32, 64] if smoke else [64, 256, 1024]
 rates = [10**-3, 10**-2] if smoke else [10 ** (k / 4) for k in range(-12, -2)]
 loader = DataLoader(TensorDataset(images[:1200], labels[:1200]), batch_size=100, shuffle=True)
 transfers = {
-    name: ibvi.transfer(
+    name: ibvi.rate_transfer(
         make_build(rule),
         transfer_widths,
         rates,

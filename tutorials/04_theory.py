@@ -171,7 +171,7 @@ print("largest difference:", (members - limit.loc - z @ limit.S.mT).abs().max().
 #
 # A diagonal factor cannot follow the null space of the data, which is rarely along the axes. It
 # shrinks to zero on every feature that any datum uses, although four ninths of all directions are
-# free. `CollapseMonitor` watches it: the share of the initial variance that is left on the span
+# free. `VarianceMonitor` watches it: the share of the initial variance that is left on the span
 # of the data and off it.
 
 # %%
@@ -179,7 +179,7 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 guides = {"full": ibvi.LowRank(None), "diagonal": ibvi.Diagonal()}
 for axis, (name, covariance) in zip(axes, guides.items(), strict=True):
     svi = linear_svi(X, exact, 1.0, covariance=covariance)
-    monitor = ibvi.CollapseMonitor(svi.guide, inputs=X)
+    monitor = ibvi.VarianceMonitor(svi.guide, inputs=X)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, y[:, None]), N)
     num_epochs = 30 if SMOKE else 200
     ibvi.fit(svi, loader, num_epochs, callback=monitor, progress=False)

@@ -37,7 +37,7 @@ from sklearn.datasets import load_digits
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.arviz import to_arviz
-from pyro_ibvi.model_criticism import compare_predictive, log_predictive_density, pareto_k
+from pyro_ibvi.arviz.criticism import compare_predictive, log_predictive_density, pareto_k
 
 warnings.filterwarnings("ignore", module="arviz")  # ArviZ 0.23 beside newer pandas
 SMOKE = bool(os.environ.get("PYRO_IBVI_SMOKE"))  # shorter, nothing skipped

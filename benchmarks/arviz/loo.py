@@ -23,7 +23,7 @@ from pyro.infer import SVI
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.arviz import to_arviz
-from pyro_ibvi.model_criticism import log_predictive_density, pareto_k
+from pyro_ibvi.arviz.criticism import log_predictive_density, pareto_k
 
 NOISE, NUM_TRAIN, NUM_TEST, DIM = 0.5, 40, 2000, 5
 

@@ -28,7 +28,7 @@ PREDICTIONS = ["posterior_predictive", "log_likelihood", "observed_data"]
 
 
 def measure(
-    covariance: ibvi.Covariance,
+    covariance: ibvi.guides.Covariance,
     groups: list[str] | None,
     width: int = 64,
     num_data: int = 100,

@@ -111,7 +111,9 @@ def stock_pyro(data: Data, seed: int, init_scale: float = 0.1) -> Predictions:
     return {name: ibvi.predict(model, guide, x) for name, x in data.tests.items()}
 
 
-def implicit_bias(data: Data, seed: int, covariance: ibvi.Covariance | None = None) -> Predictions:
+def implicit_bias(
+    data: Data, seed: int, covariance: ibvi.guides.Covariance | None = None
+) -> Predictions:
     """The recipe of the quickstart."""
     net = ibvi.RandomModule(make_network())
     model = ibvi.SupervisedModel(net, ibvi.Categorical(), num_data=len(data.x))

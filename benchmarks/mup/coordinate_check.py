@@ -210,7 +210,7 @@ def settings(network: str, case: str, optimizer: str) -> dict:
     }
 
 
-def measure(network: str, case: str, optimizer: str) -> ibvi.CoordinateCheck:
+def measure(network: str, case: str, optimizer: str) -> ibvi.diagnostics.CoordinateCheck:
     setup, chosen = NETWORKS[network], settings(network, case, optimizer)
     return ibvi.coordinate_check(
         lambda width: build(setup, case, width),
@@ -223,14 +223,16 @@ def measure(network: str, case: str, optimizer: str) -> ibvi.CoordinateCheck:
     )
 
 
-def slope_and_error(check: ibvi.CoordinateCheck, key: tuple[str, int, str]) -> list:
+def slope_and_error(check: ibvi.diagnostics.CoordinateCheck, key: tuple[str, int, str]) -> list:
     numbers = check.slope(*key), check.slope_error(*key)
     return [round(number, 4) if math.isfinite(number) else None for number in numbers]
 
 
-def records(check: ibvi.CoordinateCheck) -> list[dict]:
+def records(check: ibvi.diagnostics.CoordinateCheck) -> list[dict]:
     """Slopes with their standard errors, and the values that they come from."""
-    upper = ibvi.CoordinateCheck(check.widths[1:], {k: v[1:] for k, v in check.rms.items()})
+    upper = ibvi.diagnostics.CoordinateCheck(
+        check.widths[1:], {k: v[1:] for k, v in check.rms.items()}
+    )
     return [
         {
             "quantity": key[0],

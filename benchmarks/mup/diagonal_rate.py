@@ -83,7 +83,7 @@ def loader() -> torch.utils.data.DataLoader:
 def run(rule: str, optimizer: type, optim_args: dict, args: argparse.Namespace) -> dict:
     """The grid of one rule and one optimizer."""
     start = time.perf_counter()
-    result = ibvi.transfer(
+    result = ibvi.rate_transfer(
         lambda width: build(rule, width),
         args.widths,
         RATES,

@@ -104,7 +104,7 @@ def transfer(rule: str, optimizer: str) -> dict:
     """Losses over learning rates, and the largest stable rate of each width."""
     kind, _, arguments = OPTIMIZERS[optimizer]
     data = torch.utils.data.TensorDataset(*digits(1200))
-    result = ibvi.transfer(
+    result = ibvi.rate_transfer(
         lambda width: build(rule, width, None),
         TRANSFER_WIDTHS,
         RATES,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_ibvi.divergences import wasserstein2_squared
+from pyro_ibvi.theory.divergences import wasserstein2_squared
 
 SEED = 0
 CASES = {

@@ -1,0 +1,405 @@
+r"""Posteriors of any Pyro model and guide in ArviZ.
+
+:func:`to_arviz` returns what the installed ArviZ works with: an ``InferenceData`` for ArviZ 0.x,
+an xarray ``DataTree`` for 1.x. Both hold the same groups, built once as xarray data sets::
+
+    posterior, posterior_predictive, predictions, log_likelihood, sample_stats,
+    prior, prior_predictive, observed_data, constant_data, predictions_constant_data
+
+An array of a draw has exactly the shape that its site has in Pyro, behind the sample dimensions
+``(chain=1, draw)``. ArviZ and xarray are imported when a function is called.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+
+from pyro_ibvi._version import __version__
+from pyro_ibvi.arviz.draws import Inputs, Sampler
+from pyro_ibvi.arviz.groups import GROUPS, Export, Values, choose_groups
+from pyro_ibvi.arviz.labels import Labels, index_values
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+    from xarray import Dataset
+
+__all__ = ["to_arviz", "write_arviz"]
+
+Callables = Callable[..., Any]
+
+
+def to_arviz(
+    model: Callables,
+    guide: Callables,
+    *args: Any,
+    num_samples: int = 1000,
+    var_names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    predictions: Any = None,
+    predictions_coords: Mapping[str, Any] | None = None,
+    constant_data: Mapping[str, Any] | None = None,
+    loss_history: Any = None,
+    objective: Any = None,
+    dtype: DTypeLike | None = None,
+    max_bytes: int = 4 * 2**30,
+    seed: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Draw from a guide and its model, and return the draws as ArviZ's data structure.
+
+    The model and the guide are called as ``model(*args, **model_kwargs)``, targets included, in
+    ``eval`` mode and without gradients; modes and BatchNorm statistics are as before afterwards.
+    Sites that are observed in this call are the data: they fill ``observed_data``,
+    ``log_likelihood`` (in nats per observation, without the scale of plates and
+    ``poutine.scale``; NaN where masked) and, drawn again given each posterior draw,
+    ``posterior_predictive``. A model called without its targets has them in
+    ``posterior_predictive`` alone.
+
+    Discrete sites that are marked for enumeration in the model and missing from the guide are
+    drawn from their exact conditional distribution (:func:`pyro.infer.infer_discrete`), and the
+    log-likelihood is given those draws.
+
+    Args:
+        model: Any Pyro model.
+        guide: Its trained guide: an autoguide, ours or a function.
+        *args: Positional arguments of both.
+        num_samples: Number of posterior draws, and of prior draws.
+        var_names: Latent and deterministic sites to keep, by name or shell pattern
+            (``"net.0.*"``); names that start with ``~`` are left out. By default all but the
+            weights of networks, which are exported only when named.
+        groups: Groups to make, by default all; ``["~prior"]`` leaves one out.
+        dims: Dimension names by site, for all its dimensions or for those that no plate names;
+            ``None`` in a list keeps the automatic name, ``<site>_dim_<k>``.
+        coords: Labels by dimension: sequences, arrays or pandas indices. A subsampled plate
+            takes the labels of its full size too.
+        predictions: Arguments of the model for new inputs: a tuple (positional), a mapping
+            (keywords) or one tensor. Latent sites whose shape is the same there keep their
+            posterior draws, others are drawn from the model (and named in the attribute
+            ``drawn_from_model``).
+        predictions_coords: Labels of the dimensions of the new data.
+        constant_data: Arrays by name. By default the model's tensor arguments that are no
+            targets, by their names in its signature.
+        loss_history: Losses of the training, step by step, several such sequences by name, or
+            the result of :func:`pyro_ibvi.fit`; kept in ``sample_stats``.
+        objective: The objective that trained the guide (an instance or a text), for the
+            attributes.
+        dtype: Floating-point type to store draws in, for example ``"float32"``; the
+            log-likelihood has at least that. By default the model's.
+        max_bytes: Largest export in bytes.
+        seed: Makes the draws reproducible and leaves the global generators as they were. With
+            ``None`` the posterior consumes the global generator as a loop over
+            ``poutine.trace(guide).get_trace(*args)`` does.
+        model_kwargs: Keyword arguments of the model and the guide.
+
+    Returns:
+        An ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (1.x) with arrays of shape
+        ``(1, num_samples, *shape)``.
+
+    Raises:
+        ValueError: If the export is larger than ``max_bytes``, a name matches nothing, names or
+            labels do not fit, data do not fit their distribution, or sites change between draws.
+        ImportError: If ArviZ is not installed.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_ibvi.arviz import to_arviz
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         return pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = torch.linspace(-1, 1, 5)
+        >>> data = to_arviz(model, AutoNormal(model), x, 2 * x, num_samples=10, seed=0)
+        >>> data["log_likelihood"]["y"].dims
+        ('chain', 'draw', 'data')
+        >>> data["posterior"]["slope"].shape
+        (1, 10)
+    """
+    _backend()  # fail before the work, not after it
+    inputs = Inputs(args, model_kwargs or {})
+    export = _plan(
+        Sampler(model, guide, inputs, seed),
+        var_names=var_names,
+        groups=groups,
+        labels=_labels(dims, coords),
+        predictions=predictions,
+        predictions_coords=predictions_coords,
+        constant_data=constant_data,
+        loss_history=loss_history,
+        dtype=dtype,
+    )
+    _check_samples(num_samples)
+    _check_size(export, num_samples, max_bytes)
+    attrs = _attributes(model, guide, objective)
+    ((_, values),) = export.chunks(num_samples, num_samples)
+    return _wrap(_datasets(export, values, attrs, range(num_samples)), attrs)
+
+
+def write_arviz(
+    path: str | Path,
+    model: Callables,
+    guide: Callables,
+    *args: Any,
+    num_samples: int = 1000,
+    chunk_size: int | None = None,
+    **options: Any,
+) -> Path:
+    """Draw from a guide and write the draws to a file as they are made.
+
+    The file equals that of ``to_arviz(...).to_netcdf(path)`` with the same arguments, but never
+    is more than one chunk of draws in memory: the way out for posteriors that do not fit.
+
+    Args:
+        path: File to write: ``.nc`` (netCDF; needs h5netcdf) or ``.zarr`` (needs zarr 3). Open
+            it with ``arviz.from_netcdf`` or, on ArviZ 1.x, ``arviz.from_zarr`` (elsewhere
+            ``xarray.open_datatree``).
+        model: As in :func:`to_arviz`.
+        guide: As in :func:`to_arviz`.
+        *args: As in :func:`to_arviz`.
+        num_samples: Number of draws.
+        chunk_size: Draws in memory at a time; by default as many as take 256 MiB.
+        **options: Further keyword arguments of :func:`to_arviz`; ``max_bytes`` is the limit of
+            one chunk.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the suffix is unknown, or as :func:`to_arviz` does.
+        FileExistsError: If the path exists.
+    """
+    path = Path(path)
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"cannot tell the format of {str(path)!r}: end the path in .nc or .zarr.")
+    if path.exists():
+        raise FileExistsError(f"{str(path)!r} exists: remove it or choose another path.")
+    _check_samples(num_samples)
+    inputs = Inputs(args, options.pop("model_kwargs", None) or {})
+    max_bytes = options.pop("max_bytes", 4 * 2**30)
+    attrs = _attributes(model, guide, options.pop("objective", None))
+    sampler = Sampler(model, guide, inputs, options.pop("seed", None))
+    labels = _labels(options.pop("dims", None), options.pop("coords", None))
+    export = _plan(sampler, labels=labels, **options)
+    if chunk_size is None:
+        per_draw = sum(export.nbytes(2).values()) - sum(export.nbytes(1).values())
+        chunk_size = max(1, 256 * 2**20 // max(per_draw, 1))
+    chunk_size = min(chunk_size, num_samples)
+    _check_size(export, chunk_size, max_bytes)
+    append = _append_netcdf if path.suffix == ".nc" else _append_zarr
+    with _appearing(path) as partial_path:
+        for start, values in export.chunks(num_samples, chunk_size):
+            stop = min(start + chunk_size, num_samples)
+            datasets = _datasets(export, values, attrs, range(start, stop))
+            append(partial_path, datasets, attrs, start)
+        if path.suffix == ".zarr":
+            import_module("zarr").consolidate_metadata(str(partial_path))
+    return path
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """Give a path to write to that becomes ``path`` when, and only when, all is written."""
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial_path
+        partial_path.rename(path)
+    finally:
+        if partial_path.is_dir():
+            shutil.rmtree(partial_path)
+        partial_path.unlink(missing_ok=True)
+
+
+def _plan(
+    sampler: Sampler,
+    *,
+    labels: Labels,
+    var_names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    predictions: Any = None,
+    predictions_coords: Mapping[str, Any] | None = None,
+    constant_data: Mapping[str, Any] | None = None,
+    loss_history: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Export:
+    if dtype is not None and np.dtype(dtype).kind != "f":
+        raise ValueError(f"dtype must be a floating-point type such as 'float32', got {dtype!r}.")
+    export = Export(
+        sampler,
+        choose_groups(groups),
+        labels,
+        var_names,
+        None if dtype is None else np.dtype(dtype),
+        None if predictions is None else Inputs.of(predictions),
+        _index(predictions_coords),
+    )
+    export.add_inputs(constant_data, sampler.model)
+    if loss_history is not None:
+        export.add_history(loss_history)
+    export.check_names()
+    return export
+
+
+def _labels(
+    dims: Mapping[str, Sequence[str | None]] | None, coords: Mapping[str, Any] | None
+) -> Labels:
+    return Labels(dims or {}, _index(coords))
+
+
+def _index(coords: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    return {dim: index_values(dim, values) for dim, values in (coords or {}).items()}
+
+
+def _check_samples(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+
+
+def _check_size(export: Export, num_samples: int, max_bytes: int) -> None:
+    sizes = export.nbytes(num_samples)
+    total = sum(sizes.values())
+    if total > max_bytes:
+        largest = sorted(sizes, key=lambda n: -sizes[n])[:3]
+        listed = ", ".join(f"{n} ({sizes[n]} bytes)" for n in largest)
+        raise ValueError(
+            f"{num_samples} draws need {total} bytes, more than max_bytes={max_bytes}; the "
+            f"largest are {listed}. Take fewer draws (num_samples=), leave variables out "
+            f"(var_names=, groups=), store them in a smaller dtype=, write them to a file in "
+            f"chunks (write_arviz), or raise max_bytes=."
+        )
+
+
+def _attributes(model: Callables, guide: Callables, objective: Any) -> dict[str, str]:
+    return {
+        "created_at": datetime.now(UTC).isoformat(),
+        "inference_library": "pyro",
+        "inference_library_version": pyro.__version__,
+        "pyro_ibvi_version": __version__,
+        "torch_version": str(torch.__version__),
+        "model": _name(model),
+        "guide": _name(guide),
+        # SVI holds the bound method of its objective
+        "objective": _name(getattr(objective, "__self__", objective) or "not stated"),
+    }
+
+
+def _name(thing: Any) -> str:
+    """Return what a function, a class or an instance is called."""
+    if isinstance(thing, str):
+        return thing
+    while isinstance(thing, partial):
+        thing = thing.args[1] if len(thing.args) > 1 and callable(thing.args[1]) else thing.func
+    name = str(getattr(thing, "__qualname__", type(thing).__name__))
+    kl_weight = getattr(thing, "kl_weight", None)
+    return name if kl_weight is None else f"{name}(kl_weight={kl_weight})"
+
+
+def _datasets(
+    export: Export, values: Values, attrs: Mapping[str, str], draws: range
+) -> dict[str, Dataset]:
+    """Return the groups as xarray data sets, in the order of ArviZ's schema."""
+    import xarray
+
+    datasets = {}
+    for group in (g for g in GROUPS if g in export.variables):
+        arrays = {**values[group], **export.constants.get(group, {})}
+        variables = export.variables[group]
+        samples = ("chain", "draw") if values[group] else ()
+        data = {
+            v.name: (
+                (*(samples if n in values[group] else ()), *v.dims),
+                arrays[n],
+            )
+            for n, v in variables.items()
+        }
+        coords: dict[str, Any] = {"chain": [0], "draw": np.asarray(draws)} if samples else {}
+        coords |= export.coordinates(group)
+        datasets[group] = xarray.Dataset(data, coords, {**attrs, **export.notes.get(group, {})})
+    return datasets
+
+
+def _backend() -> str:
+    """Return the data structure of the installed ArviZ, ``InferenceData`` or ``DataTree``.
+
+    Raises:
+        ImportError: If ArviZ is not installed.
+    """
+    found = next((name for name in ("arviz", "arviz_base") if find_spec(name)), None)
+    if found is None:
+        raise ImportError("to_arviz needs ArviZ: pip install arviz.")
+    # in ArviZ 1.x the attribute is a deprecated alias, outside of the module's variables
+    return "InferenceData" if "InferenceData" in vars(import_module(found)) else "DataTree"
+
+
+def _wrap(datasets: Mapping[str, Dataset], attrs: Mapping[str, str]) -> Any:
+    if _backend() == "InferenceData":
+        import arviz
+
+        structure: Any = arviz.InferenceData
+        return structure(attrs=dict(attrs), **datasets)
+    import xarray
+
+    nodes = {"/": xarray.Dataset(attrs=attrs), **datasets}
+    return xarray.DataTree.from_dict(nodes)
+
+
+def _split(dataset: Dataset) -> Iterator[str]:
+    return (str(n) for n, v in dataset.variables.items() if "draw" in v.dims)
+
+
+def _append_netcdf(
+    path: Path, datasets: Mapping[str, Dataset], attrs: Mapping[str, str], start: int
+) -> None:
+    import xarray
+
+    if start == 0:
+        xarray.Dataset(attrs=attrs).to_netcdf(path, mode="w", engine="h5netcdf")
+        for group, dataset in datasets.items():
+            unlimited = ["draw"] if "draw" in dataset.dims else []
+            dataset.to_netcdf(
+                path, mode="a", engine="h5netcdf", group=group, unlimited_dims=unlimited
+            )
+        return
+    import h5netcdf
+
+    with h5netcdf.File(path, "a") as file:
+        for group, dataset in datasets.items():
+            if "draw" not in dataset.dims:
+                continue
+            stop = start + dataset.sizes["draw"]
+            file[group].resize_dimension("draw", stop)
+            for name in _split(dataset):
+                axis = dataset[name].dims.index("draw")
+                at = (*[slice(None)] * axis, slice(start, stop))
+                file[group].variables[name][at] = dataset[name].values
+
+
+def _append_zarr(
+    path: Path, datasets: Mapping[str, Dataset], attrs: Mapping[str, str], start: int
+) -> None:
+    import xarray
+
+    if start == 0:
+        # format 2 is the one whose specification has the metadata in one place
+        options: Any = {"consolidated": False, "zarr_format": 2}
+        xarray.Dataset(attrs=attrs).to_zarr(path, mode="w", **options)
+        for group, dataset in datasets.items():
+            dataset.to_zarr(path, mode="a", group=group, **options)
+        return
+    for group, dataset in datasets.items():
+        if "draw" in dataset.dims:
+            draws = dataset[list(_split(dataset))]
+            draws.to_zarr(path, group=group, append_dim="draw", consolidated=False)

@@ -1,0 +1,251 @@
+"""What an objective does with each site of a model, as a table."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro.infer import TraceEnum_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
+
+from pyro_ibvi.objectives import checks
+from pyro_ibvi.objectives.terms import (
+    Kind,
+    Site,
+    guide_kind,
+    is_reparametrized,
+    kept_names,
+    model_kind,
+    own_sites,
+    run_traces,
+    sample_sites,
+    subsampled_plate,
+)
+from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
+
+__all__ = ["ObjectiveReport", "SiteReport", "explain"]
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What the objective does with one sample site.
+
+    Attributes:
+        name: Name of the site.
+        where: Whether the row is of the model or of the guide.
+        kind: What the site is.
+        weight: Weight of its term, before the reduction.
+        why: The reason, in words.
+    """
+
+    name: str
+    where: Literal["model", "guide"]
+    kind: Kind
+    weight: float
+    why: str
+
+
+@dataclass(frozen=True)
+class ObjectiveReport:
+    """What the objective does with a model and a guide; its text is a table.
+
+    Attributes:
+        sites: A row for each sample site of the model, then of the guide.
+        unmoved: Names of latents and parameters that reach no term that is kept.
+        local: Names of latents with one value per datum whose KL is dropped.
+        errors: What a training step would refuse, in words.
+    """
+
+    sites: tuple[SiteReport, ...]
+    unmoved: tuple[str, ...]
+    local: tuple[str, ...]
+    errors: tuple[str, ...]
+
+    def __str__(self) -> str:
+        header = ("site", "in", "kind", "weight", "why")
+        rows = [(s.name, s.where, s.kind, f"{s.weight:g}", s.why) for s in self.sites]
+        lines = _table([header, *rows])
+        if self.unmoved:
+            lines.append(f"Cannot be moved: {', '.join(self.unmoved)}.")
+        if self.local:
+            lines.append(f"One value per datum, without its KL: {', '.join(self.local)}.")
+        return "\n".join([*lines, *(f"Error: {error}" for error in self.errors)])
+
+    __repr__ = __str__
+
+
+def explain(
+    loss: ExpectedLogLikelihood,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> ObjectiveReport:
+    """Say what an objective does with each site, and what it cannot move.
+
+    The model and the guide are run once, as a training step would, and torch's random state is
+    put back afterwards; a guide that makes its parameters at its first call makes them here.
+
+    Args:
+        loss: The objective.
+        model: The model.
+        guide: The guide.
+        *args: Arguments of both, targets included.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        A report that prints as a table.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_ibvi import TraceExpectedLogLikelihood
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(y):
+        ...     tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        ...     theta = pyro.sample("theta", dist.Normal(0.0, tau))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        >>> explain(TraceExpectedLogLikelihood(), model, AutoNormal(model), torch.zeros(3)).unmoved
+        ('tau', 'AutoNormal.locs.tau', 'AutoNormal.scales.tau')
+    """
+    model_trace, guide_trace = _run_aside(loss, model, guide, args, kwargs)
+    kept = kept_names(loss.keep_kl, model_trace, guide_trace)
+    errors = _errors(loss, kept, model_trace, guide_trace)
+    model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+    weights = loss.site_weights(model_trace, guide_trace, kept)
+    kinds = {name: model_kind(site, guide_trace) for name, site in model_sites.items()}
+    rows = [
+        _guide_row(site, guide_kind(site, model_trace), weights[1][name], name in kept)
+        for name, site in guide_sites.items()
+    ]
+    with torch.enable_grad():  # from here on the traces hold only what counts
+        loss.apply_weights(model_trace, guide_trace, weights, 1.0)
+    latents, params = checks.unreached(guide_sites, model_trace, guide_trace)
+    local = [
+        name
+        for name in checks.local_latents(model_sites, guide_sites)
+        if weights[0][name] == 0.0 and name not in latents and not loss.allow_local
+    ]
+    model_rows = [
+        _row(
+            site,
+            "model",
+            kinds[name],
+            weights[0][name],
+            kept=name in kept,
+            dropped_because=_why_dropped(site, name in guide_sites, latents, local),
+        )
+        for name, site in model_sites.items()
+    ]
+    return ObjectiveReport((*model_rows, *rows), (*latents, *params), tuple(local), tuple(errors))
+
+
+def _run_aside(
+    loss: ExpectedLogLikelihood,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Trace, Trace]:
+    """Return the traces of a model and a guide, and put the random state back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        if isinstance(loss, TraceEnum_ELBO):
+            model, guide = _enumerated(loss, model, guide, args, kwargs)
+        model_trace, guide_trace = run_traces("flat", model, guide, args, kwargs)
+    return own_sites(model_trace), own_sites(guide_trace)
+
+
+def _enumerated(
+    loss: Any,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return model and guide as `TraceEnum_ELBO` runs them."""
+    loss = copy.copy(loss)
+    if loss.max_plate_nesting == math.inf:
+        loss._guess_max_plate_nesting(model, guide, args, kwargs)
+    first = EnumMessenger(first_available_dim=-1 - loss.max_plate_nesting)
+    return EnumMessenger()(model), first(guide)
+
+
+def _errors(
+    loss: ExpectedLogLikelihood, kept: set[str], model_trace: Trace, guide_trace: Trace
+) -> list[str]:
+    """Return the sentences with which a step of the objective would refuse the pair."""
+    tests: list[Callable[[], None]] = [
+        lambda: checks.reject_observed_guide_sites(model_trace, guide_trace),
+        lambda: checks.reject_unknown_patterns(loss.keep_kl, model_trace, guide_trace),
+        lambda: checks.reject_half_kept(kept, guide_trace),
+        lambda: checks.reject_empty_objective(*loss.site_weights(model_trace, guide_trace, kept)),
+    ]
+    if loss.kl_weight < 1.0 and not loss.allow_local:
+        tests.append(lambda: checks.reject_local_latents(kept, model_trace, guide_trace))
+    errors = []
+    for test in tests:
+        try:
+            test()
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def _guide_row(site: Site, kind: Kind, weight: float, kept: bool) -> SiteReport:
+    why = "log q dropped"
+    if not is_reparametrized(site["fn"]):
+        why += ", but evaluated for the score function"
+    return _row(site, "guide", kind, weight, kept=kept, dropped_because=why)
+
+
+def _why_dropped(site: Site, in_guide: bool, unmoved: Sequence[str], local: Sequence[str]) -> str:
+    """Return what becomes of a latent of the model whose prior is dropped."""
+    name, frame = site["name"], subsampled_plate(site)
+    if not in_guide:
+        return "not in the guide: drawn from the prior"
+    if name in unmoved:
+        return "prior dropped: reaches no term that is kept"
+    if frame is not None:
+        return f"prior dropped: local, in the subsampled plate {frame.name!r}"
+    return "prior dropped" + ": local, one value per observation" * (name in local)
+
+
+def _row(
+    site: Site,
+    where: Literal["model", "guide"],
+    kind: Kind,
+    weight: float,
+    *,
+    kept: bool,
+    dropped_because: str,
+) -> SiteReport:
+    reasons = {
+        "observed": "likelihood",
+        "enumerated": "summed out: a part of the likelihood",
+        "deterministic": "has no density",
+    }
+    if kind in reasons:
+        why = reasons[kind]
+    elif kept:
+        why = "kept by keep_kl"
+    elif weight:
+        is_likelihood = where == "model" and kind == "factor"
+        why = "counts as likelihood" if is_likelihood else "weighted by kl_weight"
+    else:
+        why = "counts as latent term" if kind == "factor" else dropped_because
+    return SiteReport(site["name"], where, kind, weight, why)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -1,0 +1,19 @@
+"""The distribution that is trained: a Gaussian per layer, its covariances and how it draws."""
+
+from pyro_ibvi.guides.covariance import (
+    Covariance,
+    Diagonal,
+    Kronecker,
+    LowRank,
+)
+from pyro_ibvi.guides.distributions import FactorNormal
+from pyro_ibvi.guides.normal import AutoMuPNormal
+
+__all__ = [
+    "AutoMuPNormal",
+    "Covariance",
+    "Diagonal",
+    "FactorNormal",
+    "Kronecker",
+    "LowRank",
+]

@@ -1,0 +1,593 @@
+"""The guide: a Gaussian per layer, started at the prior, with width-aware learning rates."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.guides import AutoGuide
+from pyro.infer.autoguide.initialization import init_to_sample
+from torch import Tensor, nn
+
+from pyro_ibvi.guides import sites as _guide_sites
+from pyro_ibvi.guides.buffers import BufferPool
+from pyro_ibvi.guides.distributions import FactorNormal, SharedNoise
+from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site
+from pyro_ibvi.models.parameters import full_name, read_parameter
+from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization
+from pyro_ibvi.mup.roles import NetworkWeight, WeightRole
+
+
+class AutoMuPNormal(AutoGuide):
+    r"""Gaussian guide for implicit-bias variational inference, on any Pyro model.
+
+    In unconstrained space the weights of a layer are :math:`w = \text{loc} + S z` with standard
+    normal ``z``. The factor ``S`` starts so that each weight's standard deviation is its prior's
+    (times ``init_scale``); ``loc`` starts at a draw from the prior, which breaks the symmetry of
+    networks. A layer's weight and bias share one ``z`` where the covariance is low-rank or a
+    Kronecker product.
+
+    For a model with a method ``sample_parameters()`` (:class:`~pyro_ibvi.SupervisedModel`,
+    :class:`~pyro_ibvi.RandomModule`) and for a model without arguments the guide is complete
+    after construction. For other models call :meth:`initialize` with the model's arguments,
+    targets included, or the guide itself.
+
+    Parameters live in the guide, not in Pyro's global store: save and restore them by
+    ``state_dict`` and ``load_state_dict``, and the model's point estimates by the model's. Pyro's
+    own optimizers train them, but those look up names in the store, for arguments per parameter
+    and for their state: prefer :class:`~pyro_ibvi.MuPOptim`, which takes any guide.
+
+    Args:
+        model: A Pyro model.
+        covariance: One covariance for all sites; or a mapping from role (``"input"``,
+            ``"hidden"``, ``"output"``: of the layer, so biases included), site name or pattern
+            to a covariance, of which the first that matches counts, and where None is a point
+            estimate. By default ``LowRank(100)`` for networks' weights, ``Diagonal()`` for
+            every other site.
+        parametrization: Rules the learning rates of the sites that ``roles`` names; networks in
+            a :class:`~pyro_ibvi.RandomModule` bring their own.
+        init_loc_fn: Start of ``loc``, as in Pyro's autoguides;
+            :func:`~pyro_ibvi.init_to_network` for a network that is trained already.
+        init_scale: Start of the standard deviations, in units of the prior's.
+        create_plates: As in Pyro's autoguides, for subsampled local latents.
+        roles: For hand-written models: which sites are network weights, by site name.
+
+    Raises:
+        TypeError: If the model, the covariance or a role is of the wrong kind.
+        ValueError: If a choice does not fit the model's sites.
+
+    References:
+        Wenger, Coker, Marusic, Cunningham, Variational Deep Learning via Implicit
+        Regularization, arXiv:2505.20235.
+
+    Example:
+        >>> from pyro_ibvi import Categorical, Diagonal, LowRank, RandomModule, SupervisedModel
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 3))
+        >>> model = SupervisedModel(RandomModule(net), Categorical(), num_data=100)
+        >>> guide = AutoMuPNormal(model, covariance={"input": Diagonal(), "*": LowRank(10)})
+        >>> guide.factor("net.2.weight").shape
+        torch.Size([3, 16, 10])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        covariance: CovarianceChoice = None,
+        parametrization: Parametrization | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_sample,
+        init_scale: float = 1.0,
+        create_plates: Callable[..., Any] | None = None,
+        roles: Mapping[str, WeightRole] | None = None,
+    ) -> None:
+        _guide_sites.check_model(model)
+        if not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf:
+            raise ValueError(f"init_scale must be positive and finite, got {init_scale!r}.")
+        if not callable(init_loc_fn):
+            raise TypeError(
+                f"init_loc_fn must be a function of a site such as init_to_sample, got "
+                f"{init_loc_fn!r}."
+            )
+        _guide_sites.check_covariance(covariance)
+        super().__init__(model, create_plates=create_plates)
+        self._covariance_choice = covariance
+        self._parametrization = MaximalUpdate() if parametrization is None else parametrization
+        self._init_loc_fn = init_loc_fn
+        self._init_scale = float(init_scale)
+        self._roles = _checked_roles(roles)
+        self._layers: list[Layer] | None = None
+        self._pending_state: dict[str, Any] | None = None
+        self._pool = BufferPool()
+        self._model_weights: dict[str, tuple[nn.Parameter, NetworkWeight | None]] = {}
+        has_prior = _guide_sites.data_free_prior(model) is not None
+        if has_prior or _guide_sites.takes_no_arguments(model):
+            self.initialize()
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Finds the model's latent sites and makes the parameters, unless that is done.
+
+        Args:
+            *args: Arguments of the model, targets included.
+            **kwargs: Keyword arguments of the model.
+        """
+        if self._layers is None:
+            self._setup_prototype(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws every latent site.
+
+        Args:
+            *args: Arguments of the model.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The draws by site name.
+        """
+        self.initialize(*args, **kwargs)
+        assert self._layers is not None
+        plates: dict[str, Any] = {}
+        if self._prototype_frames or self.create_plates is not None:
+            plates = self._create_plates(*args, **kwargs)
+        result: dict[str, Tensor] = {}
+        for layer in self._layers:
+            self._sample_layer(layer, plates, result)
+        return result
+
+    @torch.no_grad()
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws every global site many times at once, outside of any Pyro model.
+
+        Args:
+            num_samples: Number of draws.
+
+        Returns:
+            The draws by site name, the draws' dimension in front.
+        """
+        self._pool.clear()  # training is over, or pauses
+        return self._draw(torch.Size((num_samples,)))
+
+    def rsample(self) -> dict[str, Tensor]:
+        """Draws every global site once, differentiably, outside of any Pyro model.
+
+        Returns:
+            The draws by site name.
+        """
+        return self._draw(torch.Size())
+
+    # -- the posterior by name -----------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The sites, those together that share their noise, each with its covariance."""
+        if self._layers is None:
+            raise RuntimeError(
+                "The guide has no layers yet: call guide.initialize(*args) with the model's "
+                "arguments, targets included."
+            )
+        return tuple(self._layers)
+
+    def loc(self, name: str) -> Tensor:
+        """Mean of a site in unconstrained space.
+
+        Args:
+            name: Name of the site.
+
+        Returns:
+            The mean, in the site's shape.
+        """
+        return self._parameter("locs", self._find(name)[1])
+
+    def factor(self, name: str) -> Tensor:
+        """Factor ``S`` of a site's covariance, of the shape that the covariance gives it.
+
+        Args:
+            name: Name of the site.
+
+        Returns:
+            The factor.
+
+        Raises:
+            ValueError: If the site is a point estimate.
+        """
+        layer, site = self._find(name)
+        if layer.covariance is None:
+            raise ValueError(f"The site {name!r} is a point estimate and has no covariance.")
+        return self._parameter("factors", site)
+
+    def layer_factor(self, name: str) -> Tensor | None:
+        """Factor of the covariance that a site has in common with the others of its layer.
+
+        Args:
+            name: Name of a site.
+
+        Returns:
+            The factor, :math:`S_{out}` of a :class:`~pyro_ibvi.Kronecker` covariance; None for
+            covariances without one and for point estimates.
+        """
+        return self._layer_factor(self._find(name)[0])
+
+    def scale(self, name: str) -> Tensor:
+        """Marginal standard deviations of a site in unconstrained space.
+
+        Args:
+            name: Name of the site.
+
+        Returns:
+            The standard deviations in the site's shape, zero for a point estimate.
+        """
+        layer, _ = self._find(name)
+        if layer.covariance is None:
+            return torch.zeros_like(self.loc(name))
+        return layer.covariance.scale(self.factor(name), self._layer_factor(layer))
+
+    def covariance(self, *names: str) -> Tensor:
+        """Covariance matrix of sites of one layer in unconstrained space.
+
+        Args:
+            *names: Names of one site, or of several that share a layer.
+
+        Returns:
+            The matrix over the flattened sites in the order given, shape ``(P, P)``.
+
+        Raises:
+            ValueError: If the sites are of different layers, or point estimates.
+        """
+        factors = [self.factor(name) for name in names]
+        layers = [self._find(name)[0] for name in names]
+        if any(layer is not layers[0] for layer in layers):
+            raise ValueError(f"The sites {list(names)} are independent: they share no layer.")
+        covariance = layers[0].covariance
+        assert covariance is not None
+        return covariance.dense(factors, self._layer_factor(layers[0]))
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Median of every site.
+
+        Args:
+            *args: Arguments of the model, for a guide that is not yet initialized.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The medians by site name.
+        """
+        self.initialize(*args, **kwargs)
+        return {site.name: _constrain(site, self.loc(site.name)).clone() for site in self._sites()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Marginal quantiles of every site.
+
+        Args:
+            quantiles: Probabilities between 0 and 1.
+            *args: Arguments of the model, for a guide that is not yet initialized.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The quantiles by site name, a new dimension in front.
+        """
+        self.initialize(*args, **kwargs)
+        result = {}
+        for site in self._sites():
+            loc, scale = self.loc(site.name), self.scale(site.name)
+            probabilities = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
+            normal = torch.special.ndtri(probabilities).reshape(-1, *(1,) * loc.dim())
+            # The median of a point estimate is itself, at infinite quantiles of the noise too.
+            spread = torch.where(scale > 0, scale * normal, torch.zeros_like(scale))
+            result[site.name] = _constrain(site, loc + spread)
+        return result
+
+    def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, float]]:
+        """Every parameter of the guide and of the model with its learning rate.
+
+        Args:
+            family: How the optimizer scales its updates.
+
+        Yields:
+            Name, parameter, and factor on the global learning rate.
+
+        Raises:
+            RuntimeError: If the guide is not initialized.
+        """
+        layers = self._made_layers()
+        if self._model is None:
+            raise RuntimeError(
+                "This guide was unpickled, without its model, whose parameters need their rates "
+                "too: make a new guide of the model and load this one's state_dict into it."
+            )
+        for layer in layers:
+            for site in layer.sites:
+                weight = site.weight
+                name = self._full_name("locs", site.name)
+                rate = 1.0 if weight is None else weight.rate(family)
+                yield name, self._parameter("locs", site), rate
+                if layer.covariance is not None:
+                    factor = self._parameter("factors", site)
+                    rank = layer.covariance.noise_rank(factor)
+                    rate = _factor_rate(layer, weight, rank, family)
+                    yield self._full_name("factors", site.name), factor, rate
+            yield from self._layer_factor_rate(layer, family)
+        seen = set()
+        for name, (parameter, weight) in self._model_weights.items():
+            if parameter not in seen:
+                seen.add(parameter)
+                yield name, parameter, 1.0 if weight is None else weight.rate(family)
+        if isinstance(self.model, nn.Module):
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and parameter not in seen:
+                    yield name, parameter, 1.0
+
+    def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The guide's parameters in the order in which it reads them.
+
+        Yields:
+            The name of the parameter's statement, and the parameter.
+        """
+        for layer in self._made_layers():
+            if layer.has_factor:
+                first = layer.sites[0]
+                kind = "layer_factors"
+                yield self._full_name(kind, first.name), self._parameter(kind, first)
+            for site in layer.sites:
+                for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
+                    yield self._full_name(kind, site.name), self._parameter(kind, site)
+
+    def is_guide_of(self, model: Any) -> bool:
+        """Whether a model is the one of this guide, all of whose sites the guide draws.
+
+        Args:
+            model: A model.
+
+        Returns:
+            Whether it is, and the guide is no part of an ``AutoGuideList``.
+        """
+        return self._model is not None and self.model is model and self.master is None
+
+    def _layer_factor_rate(
+        self, layer: Layer, family: Family
+    ) -> Iterator[tuple[str, nn.Parameter, float]]:
+        factor = self._layer_factor(layer)
+        if factor is not None:
+            weights = [site.weight for site in layer.sites if site.weight is not None]
+            rank = factor.shape[-1]
+            # The factor acts on every site of the layer: the slowest is stable for all.
+            rates = [w.kronecker_rate(family, rank=rank, first=True) for w in weights]
+            yield self._full_name("layer_factors", layer.name), factor, min(rates, default=1.0)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        trace = _guide_sites.run_prototype(self.model, self._init_loc_fn, args, kwargs)
+        if self.master is not None and self.master().prototype_trace is not None:
+            self.master()._check_prototype(trace)
+        weights = {
+            name: _guide_sites.weight_of_node(name, node, self._roles, self._parametrization)
+            for name, node in trace.nodes.items()
+            if node["type"] in ("sample", "param")
+        }
+        sites = {
+            name: _guide_sites.describe_site(name, node, weights[name])
+            for name, node in trace.iter_stochastic_nodes()
+        }
+        unknown = [name for name in self._roles if name not in sites]
+        if unknown:
+            raise ValueError(f"roles names {unknown}, but the latent sites are {list(sites)}.")
+        if not sites and self.create_plates is None:
+            raise RuntimeError("The model has no latent variables: there is nothing to infer.")
+        layers = _guide_sites.group_layers(sites, self._covariance_choice)
+        for kind in ("locs", "factors", "layer_factors"):
+            self._modules[kind] = nn.Module()
+        with torch.no_grad():
+            for layer in layers:
+                self._init_layer(layer, trace)
+        self._layers = layers
+        self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
+        self._model_weights = {
+            name: (_unconstrained(node["value"]), weights[name])
+            for name, node in trace.nodes.items()
+            if node["type"] == "param"
+        }
+        if self._pending_state is not None:
+            state, self._pending_state = self._pending_state, None
+            self.load_state_dict(state)
+
+    def _init_layer(self, layer: Layer, trace: Any) -> None:
+        moments = [
+            _guide_sites.initial_moments(site, trace.nodes[site.name]) for site in layer.sites
+        ]
+        for site, (loc, _) in zip(layer.sites, moments, strict=True):
+            _deep_register(self._modules["locs"], site.name, loc)
+        if layer.covariance is not None:
+            scales = [scale * self._init_scale for _, scale in moments]
+            factors, layer_factor = layer.init_factors(scales)
+            for site, factor in zip(layer.sites, factors, strict=True):
+                _deep_register(self._modules["factors"], site.name, factor)
+            layer.has_factor = layer_factor is not None
+            if layer_factor is not None:
+                _deep_register(self._modules["layer_factors"], layer.name, layer_factor)
+
+    def _draw(self, draws: torch.Size) -> dict[str, Tensor]:
+        result = {}
+        for layer in self._made_layers():
+            noise = self._noise(self._layer_factor(layer))
+            for site in layer.sites:
+                loc = self._parameter("locs", site)
+                if layer.covariance is None:
+                    value = loc.expand(draws + loc.shape)
+                else:
+                    factor = self._parameter("factors", site)
+                    value = noise.draw(loc, factor, layer.covariance, draws)
+                result[site.name] = _constrain(site, value)
+        return result
+
+    def _noise(self, layer_factor: Tensor | None) -> SharedNoise:
+        """A source of noise for one layer and one call."""
+        trains = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        return SharedNoise(layer_factor, self._pool if trains else None)
+
+    def _sample_layer(
+        self, layer: Layer, plates: Mapping[str, Any], result: dict[str, Tensor]
+    ) -> None:
+        covariance = layer.covariance
+        layer_factor = self._read("layer_factors", layer.sites[0]) if layer.has_factor else None
+        shared = self._noise(layer_factor)
+        previous: list[tuple[Tensor, Tensor, Tensor]] = []
+        for site in layer.sites:
+            with ExitStack() as stack:
+                for frame in site.frames:
+                    stack.enter_context(plates[frame.name])
+                loc = self._read("locs", site)
+                transform = site.transform()
+                if covariance is None:
+                    value = loc if transform is None else transform(loc)
+                    fn: Any = dist.Delta(value, event_dim=site.value_event_dim)
+                else:
+                    factor = self._read("factors", site)
+                    fn = FactorNormal(
+                        loc,
+                        factor,
+                        covariance,
+                        event_dim=site.event_dim,
+                        layer_factor=layer_factor,
+                        shared=shared,
+                        previous=tuple(previous),
+                    )
+                    if transform is not None:
+                        fn = dist.TransformedDistribution(fn, [transform])
+                value = pyro.sample(site.name, fn)
+                result[site.name] = value
+            if len(layer.sites) > 1:
+                drawn = value if transform is None else transform.inv(value)
+                previous.append((loc, factor, drawn))
+
+    def _read(self, kind: str, site: Site) -> Tensor:
+        parameter = self._parameter(kind, site)
+        event_dim = site.event_dim if site.frames else None
+        return read_parameter(self._full_name(kind, site.name), parameter, event_dim=event_dim)
+
+    def _parameter(self, kind: str, site: Site) -> nn.Parameter:
+        path, last = site.path
+        module = self._modules[kind]
+        for part in path:
+            module = module._modules[part]  # type: ignore[union-attr]
+        return module._parameters[last]  # type: ignore[union-attr, return-value]
+
+    def _layer_factor(self, layer: Layer) -> nn.Parameter | None:
+        return self._parameter("layer_factors", layer.sites[0]) if layer.has_factor else None
+
+    def _full_name(self, kind: str, name: str) -> str:
+        return full_name(self, f"{kind}.{name}")
+
+    def _sites(self) -> Iterator[Site]:
+        for layer in self._made_layers():
+            yield from layer.sites
+
+    def _made_layers(self) -> list[Layer]:
+        if self._layers is None:
+            raise RuntimeError(
+                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
+                "arguments, targets included."
+            )
+        return self._layers
+
+    def _find(self, name: str) -> tuple[Layer, Site]:
+        for layer in self._made_layers():
+            for site in layer.sites:
+                if site.name == name:
+                    return layer, site
+        raise KeyError(
+            f"No latent site {name!r}; the sites are {[s.name for s in self._sites()]}."
+        )
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keeps parameters that come before :meth:`initialize` until it is called."""
+        if self._layers is None:
+            self._pending_state = {
+                key.removeprefix(prefix): value.detach().clone()
+                for key, value in state_dict.items()
+                if key.startswith(prefix)
+            }
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key, value in (self._pending_state or {}).items():
+            destination[prefix + key] = value
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The base class clears the live guide's model here; a copy leaves it as it is.
+        state = self.__dict__.copy()
+        state.update(_model=None, master=None, plates={}, _model_weights={})
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoMuPNormal:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        # The model is the user's; a copy has the same one, or the copy that is made with it.
+        weights = {
+            name: (memo.get(id(parameter), parameter), weight)
+            for name, (parameter, weight) in self._model_weights.items()
+        }
+        model = None if self._model is None else (memo.get(id(self.model), self.model),)
+        new.__dict__.update(_model=model, _model_weights=weights)
+        return new
+
+
+def _unconstrained(value: Any) -> nn.Parameter:
+    """The leaf behind a parameter's value; parameters local to their module are their own."""
+    reference = getattr(value, "unconstrained", None)
+    return cast("nn.Parameter", value if reference is None else reference())
+
+
+def _factor_rate(
+    layer: Layer, weight: NetworkWeight | None, rank: int | None, family: Family
+) -> float:
+    """Factor on the global learning rate for a site's covariance factor."""
+    if weight is None:
+        return 1.0
+    if rank is None or not layer.has_factor:
+        return weight.factor_rate(family, rank=rank)
+    return weight.kronecker_rate(family, rank=rank, first=False)
+
+
+def _constrain(site: Site, value: Tensor) -> Tensor:
+    transform = site.transform()
+    return value if transform is None else transform(value)
+
+
+def _deep_register(module: nn.Module | None, name: str, value: Tensor) -> None:
+    """Registers a parameter under a dotted name, past the checks that forbid dots."""
+    *path, last = name.split(".")
+    assert module is not None
+    for part in path:
+        module = module._modules.setdefault(part, nn.Module())
+        assert module is not None
+    module._parameters[last] = nn.Parameter(value.detach().contiguous())
+
+
+def _checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRole]:
+    for name, role in (roles or {}).items():
+        if not isinstance(role, WeightRole):
+            raise TypeError(
+                f"The role of the site {name!r} must say its fans: "
+                f'WeightRole.of("hidden", fan_in=..., fan_out=...), got {role!r}.'
+            )
+    return {
+        name: role if role.layer else dataclasses.replace(role, layer=name)
+        for name, role in (roles or {}).items()
+    }

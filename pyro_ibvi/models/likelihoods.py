@@ -1,0 +1,308 @@
+r"""Likelihoods: the distribution of a target given the network's output."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ibvi.models.parameters import full_name, read_parameter
+
+
+class Likelihood(PyroModule):
+    """Base of likelihoods: a distribution whose events are what lies right of the batch."""
+
+    #: Whether targets are counts or labels, which may come in any integer type.
+    discrete: bool = False
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of targets.
+
+        Args:
+            output: The network's output, shape ``(*batch, *event)``.
+            num_batch_dims: Number of batch dimensions.
+
+        Returns:
+            A distribution with that many batch dimensions.
+        """
+        raise NotImplementedError
+
+    def target_shape(self, output_shape: torch.Size) -> torch.Size:
+        """Shape that a target must have for an output of a shape.
+
+        Args:
+            output_shape: Shape of the network's output.
+
+        Returns:
+            The shape of the target.
+        """
+        return output_shape
+
+    def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the target given the output.
+
+        Args:
+            output: The network's output.
+
+        Returns:
+            The mean and the variance, of the same shape.
+        """
+        distribution = self(output)
+        return distribution.mean, distribution.variance
+
+    def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
+        """The target in the type in which the distribution takes it.
+
+        Args:
+            target: Observed targets.
+            output: The network's output.
+
+        Returns:
+            The target.
+        """
+        return target
+
+    def check_target(self, target: Tensor, output: Tensor) -> None:
+        """Checks that a target fits the network's output.
+
+        Args:
+            target: Observed targets.
+            output: The network's output for one draw of the weights.
+
+        Raises:
+            TypeError: If the target has the wrong type.
+            ValueError: If it has the wrong shape or values outside of the support.
+        """
+        name = type(self).__name__
+        expected = self.target_shape(output.shape)
+        if target.shape != expected:
+            raise ValueError(
+                f"The target has shape {tuple(target.shape)}, but for an output of shape "
+                f"{tuple(output.shape)} the {name} likelihood expects {tuple(expected)}."
+                + _reshape_hint(target.shape, expected)
+            )
+        if self.discrete:
+            return
+        if not target.is_floating_point():
+            raise TypeError(
+                f"The target has dtype {target.dtype}, but the {name} likelihood expects a "
+                f"floating type: pass y.to({output.dtype})."
+            )
+        if target.dtype != output.dtype and not torch.is_autocast_enabled(output.device.type):
+            raise TypeError(
+                f"The target has dtype {target.dtype} and the network's output {output.dtype}: "
+                f"pass y.to({output.dtype}), or a network.to({target.dtype})."
+            )
+
+
+def _reshape_hint(shape: torch.Size, expected: torch.Size) -> str:
+    if shape.numel() == expected.numel():
+        return f" Write y.reshape({tuple(expected)})."
+    return ""
+
+
+def _event(distribution: TorchDistributionMixin, num_batch_dims: int) -> TorchDistributionMixin:
+    num_event_dims = len(distribution.batch_shape) - num_batch_dims
+    return distribution.to_event(num_event_dims) if num_event_dims > 0 else distribution
+
+
+class Normal(Likelihood):
+    r"""Gaussian noise of one standard deviation, known or learned.
+
+    .. math:: p(y \mid f) = \mathcal N(y; f, \sigma^2)
+
+    A learned scale is a point estimate without a prior. Where the network can interpolate the
+    data, maximum likelihood drives it towards zero: prefer a known scale, or
+    :class:`HeteroscedasticNormal` with ``min_scale``, if you cannot say that it will not.
+
+    Args:
+        scale: Standard deviation of the noise, in units of the target; the start if learned.
+        learn_scale: Whether to learn it.
+
+    Raises:
+        ValueError: If the scale is not positive and finite.
+
+    Example:
+        >>> Normal(0.5)(torch.zeros(4, 1)).variance[0].item()
+        0.25
+    """
+
+    def __init__(self, scale: float = 1.0, *, learn_scale: bool = False) -> None:
+        super().__init__()
+        if not 0 < float(scale) < math.inf:
+            raise ValueError(
+                f"The scale of the Normal likelihood is a standard deviation, positive and "
+                f"finite; got {scale!r}."
+            )
+        self.learn_scale = learn_scale
+        self._known_scale = float(scale)
+        if learn_scale:
+            self._parameters["log_scale"] = nn.Parameter(torch.tensor(float(scale)).log())
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of the noise, in units of the target."""
+        if not self.learn_scale:
+            return torch.tensor(self._known_scale)
+        parameter = self._parameters["log_scale"]
+        assert parameter is not None
+        return read_parameter(full_name(self, "log_scale"), parameter).exp()
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of targets, of the output's shape."""
+        if self.learn_scale:
+            scale = self.scale.to(output.dtype)
+        else:
+            scale = torch.full((), self._known_scale, dtype=output.dtype, device=output.device)
+        return _event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
+
+
+class HeteroscedasticNormal(Likelihood):
+    r"""Gaussian noise whose standard deviation the network predicts.
+
+    The last dimension of the output holds the means and then the unconstrained scales:
+
+    .. math:: p(y \mid f) = \mathcal N(y; f_1, (\sigma_\text{min} + \text{softplus}(f_2))^2)
+
+    Args:
+        min_scale: Smallest standard deviation, in units of the target.
+
+    Raises:
+        ValueError: If ``min_scale`` is not positive and finite.
+
+    Example:
+        >>> HeteroscedasticNormal()(torch.zeros(4, 2)).mean.shape
+        torch.Size([4, 1])
+    """
+
+    def __init__(self, min_scale: float = 1e-3) -> None:
+        super().__init__()
+        if not 0 < min_scale < math.inf:
+            raise ValueError(f"min_scale must be positive and finite, got {min_scale!r}.")
+        self.min_scale = min_scale
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of targets, half as wide as the output."""
+        self.target_shape(output.shape)
+        loc, raw_scale = output.chunk(2, dim=-1)
+        scale = self.min_scale + nn.functional.softplus(raw_scale)
+        return _event(dist.Normal(loc, scale, validate_args=False), num_batch_dims)
+
+    def target_shape(self, output_shape: torch.Size) -> torch.Size:
+        """The output's shape with half of its last dimension."""
+        if len(output_shape) < 2 or output_shape[-1] % 2:
+            raise ValueError(
+                f"HeteroscedasticNormal needs an output whose last dimension holds a mean and a "
+                f"scale for each target, so an even number; got shape {tuple(output_shape)}."
+            )
+        return torch.Size((*output_shape[:-1], output_shape[-1] // 2))
+
+
+class Categorical(Likelihood):
+    r"""Class labels; the last dimension of the output holds the logits.
+
+    .. math:: p(y = c \mid f) = \operatorname{softmax}(f)_c
+
+    Its mean is the vector of class probabilities, that of the one-hot label.
+
+    Example:
+        >>> Categorical()(torch.zeros(4, 10)).log_prob(torch.zeros(4)).exp()
+        tensor([0.1000, 0.1000, 0.1000, 0.1000])
+    """
+
+    discrete = True
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of labels."""
+        return _event(dist.Categorical(logits=output, validate_args=False), num_batch_dims)
+
+    def target_shape(self, output_shape: torch.Size) -> torch.Size:
+        """The output's shape without its last dimension."""
+        return output_shape[:-1]
+
+    def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the one-hot label, shape ``(*batch, classes)``."""
+        probabilities = output.softmax(-1)
+        return probabilities, probabilities * (1 - probabilities)
+
+    def check_target(self, target: Tensor, output: Tensor) -> None:
+        """Checks shape, integer type and range of the labels."""
+        super().check_target(target, output)
+        if target.is_floating_point() or target.is_complex():
+            raise TypeError(
+                f"Class labels must be integers, got dtype {target.dtype}: pass y.long()."
+            )
+        _check_range(target, output.shape[-1] - 1, f"labels of {output.shape[-1]} classes")
+
+
+class Bernoulli(Likelihood):
+    r"""Binary labels, 0 or 1, of any number type; the output holds the logits.
+
+    .. math:: p(y = 1 \mid f) = 1 / (1 + e^{-f})
+
+    Example:
+        >>> Bernoulli()(torch.zeros(4, 1)).mean[0].item()
+        0.5
+    """
+
+    discrete = True
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of labels, of the output's shape."""
+        return _event(dist.Bernoulli(logits=output, validate_args=False), num_batch_dims)
+
+    def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
+        """The target as floating point numbers."""
+        return target.to(output.dtype)
+
+    def check_target(self, target: Tensor, output: Tensor) -> None:
+        """Checks shape and values of the labels."""
+        super().check_target(target, output)
+        if target.device.type == "cpu" and not ((target == 0) | (target == 1)).all():
+            raise ValueError(
+                f"Bernoulli labels must be 0 or 1, got values from {target.min().item()} to "
+                f"{target.max().item()}."
+            )
+
+
+class Poisson(Likelihood):
+    r"""Counts; the output holds the logarithms of the rates.
+
+    .. math:: p(y \mid f) = \operatorname{Poisson}(y; e^f)
+
+    Example:
+        >>> Poisson()(torch.zeros(4, 1)).mean[0].item()
+        1.0
+    """
+
+    discrete = True
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of counts, of the output's shape."""
+        return _event(dist.Poisson(output.exp(), validate_args=False), num_batch_dims)
+
+    def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
+        """The target as floating point numbers."""
+        return target.to(output.dtype)
+
+    def check_target(self, target: Tensor, output: Tensor) -> None:
+        """Checks shape and values of the counts."""
+        super().check_target(target, output)
+        on_cpu = target.is_floating_point() and target.device.type == "cpu"
+        if on_cpu and not (target == target.round()).all():
+            raise ValueError("Poisson counts must be whole numbers; the target has others.")
+        _check_range(target, None, "counts")
+
+
+def _check_range(target: Tensor, largest: int | None, what: str) -> None:
+    """Checks whole numbers from 0 on; on an accelerator it would wait for the device."""
+    if target.device.type != "cpu" or target.numel() == 0:
+        return
+    low, high = (bound.item() for bound in target.aminmax())
+    if low < 0 or (largest is not None and high > largest):
+        upper = "" if largest is None else f" to {largest}"
+        raise ValueError(f"Expected {what}, from 0{upper}; got values from {low} to {high}.")

@@ -1,0 +1,25 @@
+"""The rules of width, without Pyro: a parameter's role, and from it its scale and rate."""
+
+from pyro_ibvi.mup.parametrization import (
+    Fans,
+    MaximalUpdate,
+    NeuralTangent,
+    Parametrization,
+    Standard,
+)
+from pyro_ibvi.mup.roles import (
+    NetworkWeight,
+    WeightRole,
+    find_roles,
+)
+
+__all__ = [
+    "Fans",
+    "MaximalUpdate",
+    "NetworkWeight",
+    "NeuralTangent",
+    "Parametrization",
+    "Standard",
+    "WeightRole",
+    "find_roles",
+]

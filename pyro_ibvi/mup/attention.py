@@ -1,0 +1,119 @@
+r"""Attention under the maximal update parametrization: what its logits are divided by.
+
+Once a network has learned, queries and keys are correlated, so that the product of two vectors of
+``d`` numbers grows like ``d``: the maximal parametrization divides logits by ``d``, torch's
+modules by :math:`\sqrt d`. A module's divisor cannot be set, but the factor
+:math:`\sqrt{d_\text{base} / d}` may just as well stand before the rows of the projection that make
+the queries.
+
+References:
+    Yang, Hu et al., Tensor Programs V, 2022, arXiv:2203.03466, Definition 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ibvi.mup.layers import Flow, parameter_path
+from pyro_ibvi.mup.parametrization import BaseShapes, MaximalUpdate, Parametrization
+
+#: By parameter name: how many of the first rows make queries, and their factor.
+QueryScales = dict[str, tuple[int, float]]
+
+
+def find_query_scales(net: nn.Module, parametrization: Parametrization) -> QueryScales:
+    """The factors on the projections of attention that the parametrization asks for.
+
+    Args:
+        net: The network.
+        parametrization: The parametrization; only :class:`MaximalUpdate` asks for any.
+
+    Returns:
+        Number of rows and factor by parameter name, without factors of one.
+    """
+    scales: QueryScales = {}
+    if not isinstance(parametrization, MaximalUpdate):
+        return scales
+    for name, module in _attention_modules(net).items():
+        base_size = _base_head_size(name, module, parametrization.base)
+        factor = parametrization.query_scale(module.head_dim, base_size)
+        for own in ("in_proj_weight", "q_proj_weight", "in_proj_bias"):
+            if factor != 1 and getattr(module, own) is not None:
+                scales[parameter_path(name, own)] = (module.embed_dim, factor)
+    return scales
+
+
+def scale_queries(
+    values: Mapping[str, Tensor], scales: QueryScales, net: nn.Module
+) -> dict[str, Tensor]:
+    """Multiplies the rows that make queries by their factors.
+
+    Args:
+        values: Parameters by name.
+        scales: The factors.
+        net: The network, for the parameters that ``values`` leaves out.
+
+    Returns:
+        The values, those of ``scales`` multiplied.
+    """
+    scaled = dict(values)
+    for name, (num_rows, factor) in scales.items():
+        value = values[name] if name in values else net.get_parameter(name)
+        scaled[name] = torch.cat([value[:num_rows] * factor, value[num_rows:]])
+    return scaled
+
+
+def attention_warning(net: nn.Module, flow: Flow, parametrization: Parametrization) -> str | None:
+    """What to tell the user of attention whose logits are divided by the root of the head size.
+
+    Args:
+        net: The network.
+        flow: What is known of its forward pass.
+        parametrization: The parametrization.
+
+    Returns:
+        A sentence, or None if the logits are as they should be or the user has said what is.
+    """
+    if not isinstance(parametrization, MaximalUpdate) or parametrization.attention == "1/sqrt(d)":
+        return None
+    places, remedies = [], []
+    modules = [] if parametrization.attention == "1/d" else _attention_modules(net).items()
+    grown = [
+        name
+        for name, module in modules
+        if _base_head_size(name, module, parametrization.base) != module.head_dim
+    ]
+    if grown:
+        places.append(f"the attention modules {grown}")
+        remedies.append('MaximalUpdate(attention="1/d") to have their logits divided by d')
+    if flow.calls_attention:
+        places.append("the network's own calls of scaled_dot_product_attention")
+        remedies.append(
+            "scale=1 / d in those calls, or scale=d_base**0.5 / d to change nothing at the base"
+        )
+    if not places:
+        return None
+    return (
+        f"The logits of {' and '.join(places)} are divided by the square root of the head size d, "
+        f"where the maximal update parametrization divides by d, so that the best learning rate "
+        f"may drift with the width if d grows with it: write {' and '.join(remedies)}, or "
+        f'MaximalUpdate(attention="1/sqrt(d)") to keep them, as you may if d is the same at every '
+        f"width."
+    )
+
+
+def _attention_modules(net: nn.Module) -> dict[str, nn.MultiheadAttention]:
+    return {n: m for n, m in net.named_modules() if isinstance(m, nn.MultiheadAttention)}
+
+
+def _base_head_size(name: str, module: nn.MultiheadAttention, base: BaseShapes) -> int | None:
+    """Head size in the base network; shapes alone are taken to keep the number of heads."""
+    if base is None:
+        return None
+    if isinstance(base, nn.Module):
+        return int(base.get_submodule(name).head_dim)  # type: ignore[arg-type]
+    width = base if isinstance(base, int) else base[parameter_path(name, "out_proj.weight")][0]
+    return max(width // module.num_heads, 1)

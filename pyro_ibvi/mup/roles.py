@@ -1,0 +1,342 @@
+"""Roles: which layer a weight belongs to, what part it plays there, and its widths.
+
+The only place that looks for them. Roles come from module objects, never from pieces of a name:
+each known kind of layer says what its own parameters are. Weight layers that data reach first are
+the network's inputs, those that feed no other its outputs, in the order in which data flow through
+it. An unknown kind of layer is an error that shows what to write.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast, get_args
+
+from torch import nn
+
+from pyro_ibvi.mup.layers import (
+    NORM_LAYERS,
+    TABLES,
+    Flow,
+    Part,
+    describe_parameter,
+    find_flow,
+    is_known,
+)
+from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
+
+_MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
+
+
+@dataclass(frozen=True)
+class WeightRole:
+    """What a weight tensor is in its network.
+
+    Attributes:
+        role: ``"input"``, ``"hidden"`` or ``"output"`` for matrices and kernels, ``"bias"`` or
+            ``"gain"`` for vectors.
+        fans: The sizes that a parametrization looks at.
+        layer: Name of the layer; the weights of a layer share their noise.
+        layer_role: Role of the layer's weight matrix, which a covariance may be chosen by.
+        tied: Whether this is a table that is the read-out matrix too, see :func:`find_roles`.
+        inputs_first: Whether the tensor's first dimension is that of the layer's inputs, as in
+            transposed convolutions and tables, and not that of its outputs.
+    """
+
+    role: Role
+    fans: Fans
+    layer: str
+    layer_role: Role
+    tied: bool = False
+    inputs_first: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        role: Role,
+        *,
+        fan_in: int,
+        fan_out: int,
+        layer: str = "",
+        layer_role: Role | None = None,
+        inputs_first: bool = False,
+    ) -> WeightRole:
+        """The role of a weight that no known layer describes, for ``roles={...}``.
+
+        Args:
+            role: The part that the weight plays.
+            fan_in: Number of inputs that one output sums over.
+            fan_out: Number of outputs.
+            layer: Name of the layer, if the weight shares one with others; its own name by
+                default.
+            layer_role: Role of the layer; the weight's own by default.
+            inputs_first: Whether the site's first dimension is that of the inputs, as in
+                ``x @ weight``; what a :class:`~pyro_ibvi.Kronecker` covariance learns at
+                depends on it.
+
+        Returns:
+            The role.
+
+        Raises:
+            ValueError: If the role is unknown or a fan is not positive.
+
+        Example:
+            >>> WeightRole.of("hidden", fan_in=64, fan_out=32).fans.width_out
+            32
+        """
+        _check_role(role)
+        if fan_in < 1 or fan_out < 1:
+            raise ValueError(f"Fans must be positive, got fan_in={fan_in}, fan_out={fan_out}.")
+        fans = Fans(fan_in=fan_in, width_in=fan_in, width_out=fan_out)
+        return cls(role, fans, layer, layer_role or role, inputs_first=inputs_first)
+
+
+RoleOverrides = Mapping[str, "Role | WeightRole"]
+
+#: Key of a site's or parameter's ``infer`` dictionary under which its network weight stands.
+WEIGHT_KEY = "ibvi_weight"
+
+
+@dataclass(frozen=True)
+class NetworkWeight:
+    """A weight's role and the parametrization that rules it, as sites carry them."""
+
+    weight: WeightRole
+    parametrization: Parametrization
+
+    def std(self) -> float:
+        """Standard deviation at the start."""
+        return self.parametrization.std(self.weight.role, self.weight.fans)
+
+    def rate(self, family: Family) -> float:
+        """Factor on the global learning rate for the mean."""
+        return self.parametrization.rate(self.weight.role, self.weight.fans, family)
+
+    def factor_rate(self, family: Family, *, rank: int | None) -> float:
+        """Factor on the global learning rate for the covariance factor."""
+        rule = self.parametrization.factor_rate
+        return rule(self.weight.role, self.weight.fans, family, rank=rank)
+
+    def kronecker_rate(self, family: Family, *, rank: int, first: bool) -> float:
+        """Factor on the global learning rate for one of two Kronecker factors.
+
+        Args:
+            family: How the optimizer scales its updates.
+            rank: Number of the factor's columns.
+            first: Whether the factor has the weight's first dimension, or else the others.
+
+        Returns:
+            The factor.
+        """
+        side: Side = "in" if first == self.weight.inputs_first else "out"
+        rule = self.parametrization.kronecker_rate
+        return rule(self.weight.role, self.weight.fans, family, rank=rank, side=side)
+
+
+def find_roles(
+    net: nn.Module,
+    *,
+    base: BaseShapes = None,
+    overrides: RoleOverrides | None = None,
+    flow: Flow | None = None,
+) -> dict[str, WeightRole]:
+    """Finds the role of every parameter of a network.
+
+    An embedding whose weight is the read-out matrix too is an input (``tied``). Table 8 of Tensor
+    Programs V gives both the same numbers, standard deviation 1, SGD rate ``width``, Adam rate 1,
+    and the read-out the multiplier ``1 / width``. That multiplier belongs to one of the tensor's
+    two uses and is the network's to write: divide the logits by the width, or by width / base
+    width. :class:`~pyro_ibvi.RandomModule` warns under
+    :class:`~pyro_ibvi.MaximalUpdate` unless the parameter is among the overrides.
+
+    Args:
+        net: The network; it is not run.
+        base: Base width, module or shapes, see :class:`~pyro_ibvi.MaximalUpdate`.
+        overrides: Roles by parameter or layer name (patterns allowed), for what the network's
+            modules do not tell.
+        flow: The network's layers and the flow of data through them, if they are known already.
+
+    Returns:
+        A role for each name in ``net.named_parameters()``.
+
+    Raises:
+        ValueError: If a parameter belongs to a kind of layer that is not known, or an override
+            or a base shape does not fit the network.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> {name: weight.role for name, weight in find_roles(net).items()}
+        {'0.weight': 'input', '0.bias': 'bias', '2.weight': 'output', '2.bias': 'bias'}
+    """
+    overrides = _checked_overrides(overrides)
+    flow = find_flow(net) if flow is None else flow
+    unused = set(overrides)
+    roles: dict[str, WeightRole] = {}
+    unknown: dict[str, tuple[int, ...]] = {}
+    for name, parameter in net.named_parameters():
+        layer, _, own_name = name.rpartition(".")
+        key = find_override(name, overrides)
+        unused -= {key}
+        given = None if key is None else overrides[key]
+        if isinstance(given, WeightRole):
+            roles[name] = given if given.layer else replace(given, layer=layer or name)
+            continue
+        if layer not in flow.layers:
+            unknown[name] = tuple(parameter.shape)
+            continue
+        table = flow.tied.get(name)
+        if table is not None:
+            layer, own_name = table, "weight"
+        part = describe_parameter(flow.layers[layer], own_name, parameter.shape)
+        role = _role_in_layer(part, layer, flow, given)
+        roles[name] = replace(role, tied=table is not None)
+    if unknown:
+        raise ValueError(_unknown_layers(net, unknown))
+    if unused:
+        raise ValueError(
+            f"roles names {sorted(unused)}, which match no parameter; the parameters are "
+            f"{list(roles)}."
+        )
+    return _with_base(roles, net, base)
+
+
+def find_override(name: str, overrides: RoleOverrides) -> str | None:
+    """The name or pattern by which a parameter or its layer has a role given, if one has."""
+    layer = name.rpartition(".")[0]
+    return next((k for k in overrides if _matches(k, name) or _matches(k, layer)), None)
+
+
+def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> WeightRole:
+    """The role of a parameter of a known layer, where the layer's own may be given."""
+    layer_role: Role = "hidden"
+    if isinstance(flow.layers[layer], NORM_LAYERS):
+        layer_role = "gain"
+    elif layer in flow.outputs:
+        layer_role = "output"
+    elif layer in flow.inputs or isinstance(flow.layers[layer], TABLES):
+        layer_role = "input"
+    if given in _MATRIX_ROLES:
+        layer_role = given
+    if part.kind in ("bias", "gain"):
+        return WeightRole(cast("Role", part.kind), part.fans, layer, layer_role)
+    # What an index picks from a table is data, wherever the table stands, and both sides of a
+    # recurrent matrix are hidden units.
+    inside: Role = {"table": "input", "recurrent": "hidden"}.get(part.kind, layer_role)  # type: ignore[assignment]
+    role = inside if given is None else layer_role
+    return WeightRole(role, part.fans, layer, layer_role, inputs_first=part.inputs_first)
+
+
+def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | WeightRole]:
+    if not isinstance(overrides, Mapping | None):
+        raise TypeError(
+            f'roles must be a mapping such as {{"0": "input"}}, got {type(overrides).__name__}.'
+        )
+    for key, given in (overrides or {}).items():
+        if not isinstance(key, str):
+            raise TypeError(f"roles goes from names or patterns to roles; got the key {key!r}.")
+        if not isinstance(given, WeightRole):
+            _check_role(given)
+    return dict(overrides or {})
+
+
+def _check_role(role: object) -> None:
+    if role not in get_args(Role):
+        raise ValueError(f"Expected a role among {get_args(Role)}, got {role!r}.")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def _unknown_layers(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    name, *others = shapes
+    kind = type(net.get_submodule(name.rpartition(".")[0])).__name__
+    message = (
+        f"The parameter {name!r} of shape {shapes[name]} belongs to a {kind}, a kind of "
+        f"layer whose role is not known. Say what it is: "
+        f'roles={{"{name}": WeightRole.of("hidden", fan_in=..., fan_out=...)}}.'
+    )
+    if others:
+        message += f" The same goes for {', '.join(f'{n!r} {shapes[n]}' for n in others)}."
+    return message
+
+
+def _with_base(
+    roles: dict[str, WeightRole], net: nn.Module, base: BaseShapes
+) -> dict[str, WeightRole]:
+    if base is None:
+        return roles
+    if isinstance(base, int):
+        widths = {name: _base_widths(name, weight, net, base) for name, weight in roles.items()}
+    else:
+        shapes = _base_shapes(base, list(roles))
+        widths = {name: _scaled_widths(name, roles[name], net, shapes[name]) for name in roles}
+    return {
+        name: replace(
+            weight,
+            fans=replace(
+                weight.fans, base_width_in=widths[name][0], base_width_out=widths[name][1]
+            ),
+        )
+        for name, weight in roles.items()
+    }
+
+
+def _base_shapes(base: Any, names: list[str]) -> Mapping[str, tuple[int, ...]]:
+    if isinstance(base, nn.Module):
+        base = {name: tuple(p.shape) for name, p in base.named_parameters()}
+    if not isinstance(base, Mapping):
+        raise TypeError(
+            f"base must be a width, a network, a mapping from parameter name to shape, or None; "
+            f"got {base!r}."
+        )
+    missing = [name for name in names if name not in base]
+    if missing:
+        raise ValueError(
+            f"The base has no shape for {missing}: give a base network of the same architecture "
+            f"or a mapping from every parameter name to its shape."
+        )
+    return base
+
+
+def _base_widths(name: str, weight: WeightRole, net: nn.Module, base: int) -> tuple[int, int]:
+    """Widths at the base where every width of the network is ``base``."""
+    fans = weight.fans
+    ends_here = weight.layer_role == "output" if weight.role == "bias" else weight.role == "output"
+    groups = getattr(net.get_submodule(name.rpartition(".")[0]), "groups", 1)
+    width_in = fans.width_in if weight.role in ("input", "gain") else max(base // groups, 1)
+    width_out = fans.width_out if ends_here else base
+    # A size of one is no width: a gain for all channels, a filter for each of them.
+    return (
+        1 if fans.width_in == 1 else width_in,
+        1 if fans.width_out == 1 else width_out,
+    )
+
+
+def _scaled_widths(
+    name: str, weight: WeightRole, net: nn.Module, base_shape: tuple[int, ...]
+) -> tuple[int, int]:
+    """Widths at the base, scaled as the tensor's own dimensions are."""
+    shape = tuple(net.get_parameter(name).shape)
+    base_shape = tuple(base_shape)
+    if len(shape) != len(base_shape) or any(size < 1 for size in base_shape):
+        raise ValueError(f"The base shape {base_shape} of {name!r} does not fit {shape}.")
+    layer, _, own_name = name.rpartition(".")
+    # A tied weight goes by its first layer's name, which need not be the table's.
+    module = net.get_submodule(weight.layer if weight.tied else layer)
+    width_in, width_out = _tensor_widths(module, own_name, shape)
+    base_in, base_out = _tensor_widths(module, own_name, base_shape)
+    fans = weight.fans
+    return (
+        max(fans.width_in * base_in // width_in, 1),
+        max(fans.width_out * base_out // width_out, 1),
+    )
+
+
+def _tensor_widths(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if is_known(module):
+        return describe_parameter(module, name, shape).widths
+    # Torch's own order, (out, in, *kernel).
+    return (shape[1], shape[0]) if len(shape) > 1 else (1, math.prod(shape))

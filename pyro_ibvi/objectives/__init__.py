@@ -1,0 +1,23 @@
+"""What is maximized: the expected log-likelihood, its variants and its penalties."""
+
+from pyro_ibvi.objectives.annealing import KLAnnealing
+from pyro_ibvi.objectives.closed_form import TraceClosedFormHead
+from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
+from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
+from pyro_ibvi.objectives.variants import (
+    TraceEnumExpectedLogLikelihood,
+    TraceGraphExpectedLogLikelihood,
+    TraceMeanFieldExpectedLogLikelihood,
+)
+from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
+
+__all__ = [
+    "ExpectedLogLikelihood",
+    "KLAnnealing",
+    "TraceClosedFormHead",
+    "TraceEnumExpectedLogLikelihood",
+    "TraceExpectedLogLikelihood",
+    "TraceGeneralizedVI",
+    "TraceGraphExpectedLogLikelihood",
+    "TraceMeanFieldExpectedLogLikelihood",
+]

@@ -1,0 +1,139 @@
+"""The KL-free forms of Pyro's other ELBOs: one mixin, three estimators.
+
+Each class weighs the sites as `TraceExpectedLogLikelihood` does and leaves the estimation to the
+estimator of Pyro that it is named after. They take the same arguments, and at ``kl_weight=1`` they
+are that estimator. Densities of weight zero are not evaluated here either; the synchronizations
+with the device are those of Pyro's estimators.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
+from pyro.infer.traceenum_elbo import _check_tmc_elbo_constraint
+from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.util import check_traceenum_requirements
+
+from pyro_ibvi.objectives.terms import is_reparametrized, sample_sites
+from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
+
+__all__ = [
+    "TraceEnumExpectedLogLikelihood",
+    "TraceGraphExpectedLogLikelihood",
+    "TraceMeanFieldExpectedLogLikelihood",
+]
+
+
+class TraceGraphExpectedLogLikelihood(ExpectedLogLikelihood, TraceGraph_ELBO):
+    """Expected log-likelihood with the variance reduction of `TraceGraph_ELBO`.
+
+    For discrete guide sites: the score function of a site is multiplied only by the kept terms
+    that depend on its draw, and baselines (``infer={"baseline": ...}``) are supported. See
+    `TraceExpectedLogLikelihood` for the meaning of the terms and the arguments.
+
+    Reference:
+        Schulman, Heess, Weber, Abbeel (2015), *Gradient Estimation Using Stochastic Computation
+        Graphs*, arXiv:1506.05254.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(y):
+        ...     k = pyro.sample("k", dist.Bernoulli(0.5))
+        ...     pyro.sample("y", dist.Normal(k, 1.0), obs=y)
+        >>> def guide(y):
+        ...     p = pyro.param("p", torch.tensor(0.5), dist.constraints.unit_interval)
+        ...     baseline = {"use_decaying_avg_baseline": True}
+        ...     pyro.sample("k", dist.Bernoulli(p), infer={"baseline": baseline})
+        >>> loss = TraceGraphExpectedLogLikelihood()
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.SGD({"lr": 0.1}), loss)
+        >>> loss = svi.step(torch.tensor(2.0))
+    """
+
+    _graph_type = "dense"
+
+    def _weighted_traces(self, *args: Any) -> tuple[Trace, Trace]:
+        with TrackNonReparam():
+            return super()._weighted_traces(*args)
+
+
+class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
+    r"""Expected log-likelihood with discrete sites summed out, as `TraceEnum_ELBO` has it.
+
+    A site that the model enumerates is not a latent variable of the guide but a part of the
+    likelihood: with w the guide's latents and k the enumerated sites,
+
+    .. math::  L = -E_{q(w)}\Big[\log \sum_k p(k \mid w) \, p(y \mid k, w)\Big],
+
+    so its prior is always kept. A site that the guide enumerates is averaged over exactly, with
+    its own prior and entropy dropped. A latent of the guide whose prior depends on an enumerated
+    site has that prior inside of the sum, raised to the power ``kl_weight``. See
+    `TraceExpectedLogLikelihood` for the arguments.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(y):
+        ...     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     with pyro.plate("data", len(y)):
+        ...         enum = {"enumerate": "parallel"}
+        ...         k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2), infer=enum)
+        ...         pyro.sample("y", dist.Normal(loc[k], 1.0), obs=y)
+        >>> guide = AutoNormal(pyro.poutine.block(model, hide=["k"]))
+        >>> loss = TraceEnumExpectedLogLikelihood()
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.SGD({"lr": 0.1}), loss)
+        >>> loss = svi.step(torch.tensor([-1.0, 1.0]))
+    """
+
+    _keeps_structure = True  # Dice reads the dimensions of every site of the guide
+    strict_enumeration_warning: bool
+
+    def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
+        if is_validation_enabled():
+            check_traceenum_requirements(model_trace, guide_trace)
+            _check_tmc_elbo_constraint(model_trace, guide_trace)
+            if self.strict_enumeration_warning:
+                _warn_if_nothing_is_enumerated(model_trace, guide_trace)
+        guide_trace.pack_tensors()
+        model_trace.pack_tensors(guide_trace.plate_to_symbol)
+
+
+def _warn_if_nothing_is_enumerated(*traces: Trace) -> None:
+    sites = [site for trace in traces for _, site in sample_sites(trace)]
+    if not any(site["infer"].get("enumerate") for site in sites):
+        warnings.warn(
+            "TraceEnumExpectedLogLikelihood found no sample sites configured for enumeration. "
+            'Mark them with infer={"enumerate": "parallel"} or config_enumerate, or use '
+            "TraceExpectedLogLikelihood.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+class TraceMeanFieldExpectedLogLikelihood(ExpectedLogLikelihood, TraceMeanField_ELBO):
+    """Expected log-likelihood whose kept divergences are analytic where Pyro knows them.
+
+    It differs from `TraceExpectedLogLikelihood` only where a KL is kept (``kl_weight`` above 0, or
+    ``keep_kl``): the KL of each such site is computed in closed form, so its gradient is free of
+    noise. The guide must be mean-field and reparametrized, as for `TraceMeanField_ELBO`. See
+    `TraceExpectedLogLikelihood` for the arguments.
+
+    Example:
+        >>> loss = TraceMeanFieldExpectedLogLikelihood(kl_weight=0.1, reduction="mean")
+    """
+
+    def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
+        for name, site in sample_sites(guide_trace):
+            if not is_reparametrized(site["fn"]):
+                raise NotImplementedError(
+                    f"Guide site {name!r} of type {type(site['fn']).__name__} is not "
+                    "reparametrized, as the mean-field objective needs: use "
+                    "TraceExpectedLogLikelihood or TraceGraphExpectedLogLikelihood."
+                )
+        super()._prepare(model_trace, guide_trace)
+        if is_validation_enabled():
+            _check_mean_field_requirement(model_trace, guide_trace)

@@ -1,0 +1,19 @@
+"""Predictions as mixtures over draws of the weights, and their scores."""
+
+from pyro_ibvi.prediction.predictive import (
+    Prediction,
+    predict,
+)
+from pyro_ibvi.prediction.scores import (
+    Reliability,
+    reliability,
+    score,
+)
+
+__all__ = [
+    "Prediction",
+    "Reliability",
+    "predict",
+    "reliability",
+    "score",
+]

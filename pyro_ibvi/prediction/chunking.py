@@ -1,0 +1,83 @@
+"""How many draws of the weights to make at once, and how many of them to run at once."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ibvi.models.random_module import RandomModule, runs_batched
+
+#: Number of weights among the draws that are made at once.
+_MAX_WEIGHTS = 3 * 10**6
+
+#: The same where all draws share the layers in front, which then run less often.
+_MAX_WEIGHTS_SHARED = 10**7
+
+#: Numbers that the draws which run at once may have in the output of a layer. More would leave the
+#: caches of a CPU, where running together only pays for small layers; a GPU wants more work at
+#: once. Measured on MLPs and LeNet-5.
+_MAX_OUTPUTS = {"cpu": 4 * 10**5, "other": 5 * 10**7}
+
+
+def draws_to_make(net: RandomModule) -> int:
+    """Number of draws of a network's weights to make at once.
+
+    Args:
+        net: The network.
+
+    Returns:
+        The number of draws, at least 1.
+    """
+    roles = {net.roles[name].layer_role for name in net.stochastic}
+    limit = _MAX_WEIGHTS if "input" in roles else _MAX_WEIGHTS_SHARED
+    sizes = [net.network.get_parameter(name).numel() for name in net.stochastic]
+    return max(1, limit // max(1, sum(sizes)))
+
+
+def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
+    """Number of draws to run at once, from their weights and the largest output of a layer.
+
+    Layers in front of the first random one run once for all draws, so their outputs do not count.
+
+    Args:
+        net: The network, in evaluation mode.
+        one_row: Positional and keyword arguments of the network for one datum.
+        num_rows: Number of data that run at once.
+
+    Returns:
+        The number of draws, at least 1.
+    """
+    network = net.network
+    num_draws = draws_to_make(net)
+    if runs_batched(network):  # the others run draw by draw
+        device = network.get_parameter(net.stochastic[0]).device
+        limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
+        num_draws = min(num_draws, limit // max(1, num_rows * _largest_output(net, one_row)))
+    return max(1, num_draws)
+
+
+def _largest_output(net: RandomModule, one_row: Any) -> int:
+    """Largest size of a layer's output from the first random layer on, for one datum."""
+    random_layers = {net.network.get_submodule(name.rpartition(".")[0]) for name in net.stochastic}
+    largest = 0
+
+    def compare(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal largest
+        if largest or module in random_layers:
+            leaves = torch.utils._pytree.tree_leaves(output)
+            sizes = [leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)]
+            largest = max(largest, *sizes, 0)
+
+    layers = [m for m in net.network.modules() if m in random_layers or not list(m.children())]
+    handles = [layer.register_forward_hook(compare) for layer in layers]
+    args, kwargs = one_row
+    # A network that refuses a single datum is not worse off than without a guess; whatever else
+    # is wrong shows when it runs on the data.
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+        net.network(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    return largest

@@ -1,0 +1,252 @@
+r"""Prediction: a mixture over draws of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi.guides.normal import AutoMuPNormal
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.supervised import SupervisedModel, as_call, first_tensor
+from pyro_ibvi.prediction.chunking import draws_to_make, draws_to_run
+
+
+class Prediction:
+    r"""The predictive distribution, :math:`p(y \mid x) = \frac1S \sum_s p(y \mid f_{w_s}(x))`.
+
+    For a :class:`~pyro_ibvi.Categorical` likelihood moments are those of the one-hot label, so
+    that the mean is the vector of class probabilities.
+
+    Attributes:
+        outputs: The network's outputs, shape ``(num_samples, batch, *event)``.
+        likelihood: The distribution of a target given an output.
+    """
+
+    def __init__(self, outputs: Tensor, likelihood: Likelihood) -> None:
+        self.outputs = outputs
+        self.likelihood = likelihood
+        with torch.no_grad():
+            means, variances = likelihood.moments(outputs)
+            self._mean = means.mean(0)
+            self._aleatoric = variances.mean(0)
+            self._epistemic = means.var(0, correction=0)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of draws of the weights."""
+        return self.outputs.shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the target, in its units; class probabilities for labels."""
+        return self._mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the target, noise included: ``epistemic + aleatoric``."""
+        return self._epistemic + self._aleatoric
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation of the target, noise included."""
+        return self.variance.sqrt()
+
+    @property
+    def epistemic(self) -> Tensor:
+        """Variance over draws of the conditional mean: what more data could reduce."""
+        return self._epistemic
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """Mean over draws of the conditional variance: the noise of the target."""
+        return self._aleatoric
+
+    @torch.no_grad()
+    def log_prob(self, y: Tensor) -> Tensor:
+        r"""Log predictive density of targets, :math:`\log \frac1S \sum_s p(y \mid f_s)`.
+
+        Args:
+            y: Targets, shape as the likelihood expects.
+
+        Returns:
+            One number per datum, in nats, shape ``(batch,)``.
+
+        Raises:
+            TypeError: If the target has the wrong type.
+            ValueError: If it has the wrong shape or impossible values.
+        """
+        y = y.to(self.outputs.device)
+        self.likelihood.check_target(y, self.outputs[0])
+        y = self.likelihood.convert_target(y, self.outputs)
+        log_probs = self.likelihood(self.outputs, 2).log_prob(y)
+        return log_probs.logsumexp(0) - math.log(self.num_samples)
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        """Draws targets, one for each draw of the weights.
+
+        Returns:
+            Targets, shape ``(num_samples, batch, *event)``.
+        """
+        return self.likelihood(self.outputs, 2).sample()
+
+    def __repr__(self) -> str:
+        shape = tuple(self.mean.shape)
+        return f"Prediction(num_samples={self.num_samples}, mean of shape {shape})"
+
+
+@torch.no_grad()
+def predict(
+    model: SupervisedModel,
+    guide: Callable[..., Any],
+    x: Any,
+    *,
+    num_samples: int = 100,
+    chunk_size: int | None = None,
+    batch_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Prediction:
+    """Predicts by averaging over draws of the weights.
+
+    The network runs in evaluation mode (no dropout, norm layers with their running statistics,
+    which stay as they are) and is given back in the mode it had.
+
+    Args:
+        model: The model.
+        guide: Its guide, of any kind that draws the model's sites.
+        x: Inputs, as for the model.
+        num_samples: Number of draws of the weights.
+        chunk_size: Number of draws that run at once; bounds the memory for weights and
+            activations. By default as many as a few million numbers allow.
+        batch_size: Number of inputs that run at once; bounds the memory for activations. The
+            draws are the same for all of them.
+        generator: Makes the draws reproducible, without touching the global random state.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        TypeError: If the model is not a :class:`~pyro_ibvi.SupervisedModel`.
+        ValueError: If a size is not positive.
+
+    Example:
+        >>> from pyro_ibvi import Normal, RandomModule
+        >>> from torch import nn
+        >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
+        >>> pred = predict(model, AutoMuPNormal(model), torch.zeros(5, 3), num_samples=20)
+        >>> pred.mean.shape, torch.equal(pred.variance, pred.epistemic + pred.aleatoric)
+        (torch.Size([5, 1]), True)
+    """
+    if not isinstance(model, SupervisedModel):
+        raise TypeError(
+            f"predict needs a SupervisedModel, got {type(model).__name__}; for other models "
+            f"use pyro.infer.Predictive(model, guide=guide, num_samples={num_samples})."
+        )
+    check_positive_int("num_samples", num_samples)
+    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
+        if size is not None:
+            check_positive_int(name, size)
+    device = next((p.device for p in model.parameters()), None)
+    x = torch.utils._pytree.tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, x
+    )
+    outputs = []
+    with module_mode(model, guide, training=False), _random_state(generator, device):
+        num_drawn, num_run = chunk_size, chunk_size
+        if num_drawn is None or num_run is None:
+            num_drawn, num_run = _default_chunk_sizes(model, x, batch_size)
+        for start in range(0, num_samples, num_drawn):
+            values = draw_parameters(model, guide, x, min(num_drawn, num_samples - start))
+            for chunk in _chunks(model, values, num_run):
+                parts = [model.run(chunk, part) for part in _batches(x, batch_size)]
+                outputs.append(torch.cat(parts, dim=1))
+    return Prediction(torch.cat(outputs), model.likelihood)
+
+
+def draw_parameters(
+    model: SupervisedModel, guide: Callable[..., Any], x: Any, num_samples: int
+) -> dict[str, Tensor]:
+    """Draws of the network's parameters from a guide.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        x: Inputs, for guides that look at them.
+        num_samples: Number of draws.
+
+    Returns:
+        Parameters by name; the random ones with the draws in front.
+    """
+    if isinstance(guide, AutoMuPNormal):
+        draws = guide.draw(num_samples)
+    else:
+        traces: list[Any] = []
+        for _ in range(num_samples):
+            with poutine.block(), poutine.trace() as tracer:
+                guide(x)
+            traces.append(tracer.trace)
+        names = [model.net.site_name(name) for name in model.net.stochastic]
+        draws = {
+            name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names
+        }
+    with poutine.block(), poutine.condition(data=draws):
+        # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
+        return model.sample_parameters()
+
+
+@contextmanager
+def _random_state(
+    generator: torch.Generator | None, device: torch.device | None
+) -> Iterator[None]:
+    """Draws from a generator's seed, and puts the global random state back after."""
+    if generator is None:
+        yield
+        return
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        torch.manual_seed(int(seed.item()))
+        yield
+
+
+def _default_chunk_sizes(
+    model: SupervisedModel, x: Any, batch_size: int | None
+) -> tuple[int, int]:
+    """How many draws are made at once, whatever the data, and how many of them run at once."""
+    num_rows = first_tensor(x).shape[0]
+    one_row = as_call(next(_batches(x, 1)) if num_rows else x)
+    num_run = draws_to_run(model.net, one_row, min(num_rows, batch_size or num_rows))
+    return draws_to_make(model.net), num_run
+
+
+def _chunks(
+    model: SupervisedModel, values: Mapping[str, Tensor], size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Some draws after the other, beside the parameters that are no draws."""
+    names = model.net.stochastic
+    for start in range(0, len(values[names[0]]), size):
+        yield {**values, **{name: values[name][start : start + size] for name in names}}
+
+
+def _batches(x: Any, batch_size: int | None) -> Iterator[Any]:
+    num_data = first_tensor(x).shape[0]
+    if batch_size is None or batch_size >= num_data:
+        yield x
+        return
+    for start in range(0, num_data, batch_size):
+        rows = slice(start, start + batch_size)
+        yield torch.utils._pytree.tree_map(partial(_rows, rows=rows, num_data=num_data), x)
+
+
+def _rows(leaf: Any, *, rows: slice, num_data: int) -> Any:
+    is_batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_data
+    return leaf[rows] if is_batch else leaf

@@ -1,0 +1,162 @@
+"""Learning-rate transfer: best rates, resumption, and a case where they must move."""
+
+import json
+import math
+
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import nn
+
+import pyro_ibvi as ibvi
+
+RATES = (0.01, 0.1, 1.0)
+
+
+def build(width):
+    net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal())
+    return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
+
+
+def loader(**kwargs):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(24, 2, generator=generator)
+    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    return torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, **kwargs)
+
+
+def make_result(losses, widths=(8, 32)):
+    return ibvi.diagnostics.RateTransfer(
+        widths,
+        RATES,
+        {(w, r): tuple(v) for w, row in zip(widths, losses, strict=True)
+         for r, v in zip(RATES, row, strict=True)},
+    )  # fmt: skip
+
+
+def test_best_rates_and_slope():
+    result = make_result([[[3.0], [2.0], [1.0]], [[1.0, 1.0], [0.0, 3.0], [math.inf, 0.0]]])
+    assert result.mean(32) == [1.0, 1.5, math.inf]
+    assert (result.best_rate(8), result.best_rate(32)) == (1.0, 0.01)
+    assert result.slope() == pytest.approx(math.log(0.01) / math.log(4))
+    same = make_result([[[2.0], [1.0], [3.0]]] * 2)
+    assert same.slope() == pytest.approx(0)
+
+
+def test_where_everything_diverged():
+    result = make_result([[[math.inf]] * 3, [[1.0]] * 3])
+    assert math.isnan(result.best_rate(8))
+    assert math.isnan(result.slope())
+    assert result.to_dict()["best_rates"] == [None, 0.01]
+    with pytest.raises(KeyError, match=r"No network of width 7; the widths are \[8, 32\]"):
+        result.best_rate(7)
+
+
+def test_loss_is_the_expected_one_after_training():
+    """A cell against the same training by hand, and the average over draws against many."""
+    num_draws = 100
+    result = ibvi.rate_transfer(build, [8, 16], [0.01, 0.02], loader(), 2, num_draws=num_draws)
+    torch.manual_seed(0)
+    model, guide = build(8)
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.02}, guide)
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean")
+    ibvi.fit(SVI(model, guide, optim, loss), loader(), 2, progress=False)
+    x, y = loader().dataset.tensors
+    outputs = ibvi.predict(model, guide, x, num_samples=20_000).outputs
+    losses = 0.5 * (outputs - y).square().mean((1, 2)) + 0.5 * math.log(2 * math.pi)
+    error = 4 * losses.std().item() / math.sqrt(num_draws)
+    assert result.losses[8, 0.02][0] == pytest.approx(losses.mean().item(), abs=error)
+    assert error < 0.5 * losses.mean()
+
+
+def test_runs_do_not_depend_on_each_other():
+    before = torch.random.get_rng_state()
+    both = ibvi.rate_transfer(build, [8, 16], RATES, loader(), 1, num_draws=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    part = ibvi.rate_transfer(build, [16, 12], RATES[1:], loader(), 1, num_draws=2)
+    assert part.losses[16, 0.1] == both.losses[16, 0.1]
+
+
+def test_resumes_from_its_file(tmp_path):
+    path, calls = tmp_path / "runs.json", []
+
+    def counting(width):
+        calls.append(width)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return build(width)
+
+    arguments = (RATES, loader(), 1)
+    with pytest.raises(KeyboardInterrupt):
+        ibvi.rate_transfer(counting, [8, 16], *arguments, num_draws=2, path=path)
+    assert len(json.loads(path.read_text())["runs"]) == 3
+    resumed = ibvi.rate_transfer(counting, [8, 16], *arguments, num_draws=2, path=path)
+    assert calls == [8, 8, 8, 16, 16, 16, 16]
+    assert resumed.losses == ibvi.rate_transfer(build, [8, 16], *arguments, num_draws=2).losses
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(ValueError, match=r"holds runs with the settings .*choose another file"):
+        ibvi.rate_transfer(build, [8, 16], RATES, loader(), 2, num_draws=2, path=path)
+    nowhere = tmp_path / "nowhere" / "runs.json"
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
+        ibvi.rate_transfer(build, [8, 16], *arguments, path=nowhere)
+
+
+def test_divergence_is_a_result(tmp_path):
+    path = tmp_path / "runs.json"
+    rates = [0.01, 1e6]
+    result = ibvi.rate_transfer(build, [8, 16], rates, loader(), 8, num_draws=2, path=path)
+    assert result.losses[16, 1e6] == (math.inf,)
+    assert result.best_rate(16) == 0.01
+    assert json.loads(path.read_text())["runs"][-1]["loss"] is None
+    again = ibvi.rate_transfer(build, [8, 16], rates, loader(), 8, num_draws=2, path=path)
+    assert again.losses == result.losses
+
+
+def test_standard_rates_do_not_transfer():
+    """The negative control: with one rate for all, the best rate falls with the width."""
+
+    def slope(parametrization):
+        def build_deep(width):
+            net = nn.Sequential(
+                nn.Linear(2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+                nn.Linear(width, 1),
+            )  # fmt: skip
+            random = ibvi.RandomModule(net, parametrization=parametrization, stochastic="last")
+            model = ibvi.SupervisedModel(random, ibvi.Normal())
+            return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(4), init_scale=0.1)
+
+        rates = [2.0**k for k in range(-11, -4)]
+        result = ibvi.rate_transfer(
+            build_deep, [64, 512], rates, loader(), 3, optimizer=torch.optim.Adam, num_draws=4
+        )
+        return result.slope()
+
+    assert abs(slope(ibvi.MaximalUpdate(base=64))) < 0.35
+    assert slope(ibvi.Standard()) < -0.65
+
+
+def test_table_and_picture():
+    result = make_result([[[3.0], [2.0], [math.inf]], [[2.0], [1.0], [3.0]]])
+    assert "inf" in str(result)
+    plt = pytest.importorskip("matplotlib.pyplot")
+    ax = result.plot()
+    assert len(ax.lines) == 4
+    plt.close(ax.figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rates": [0.1]}, r"rates must be at least two different positive numbers, got \[0\.1\]"),
+        ({"rates": [0.1, -1]}, "rates must be at least two different positive numbers"),
+        ({"widths": [8]}, "widths must be at least 2 different positive whole numbers"),
+        ({"optim_args": {"lr": 0.1}}, "optim_args must not name lr"),
+        ({"num_seeds": 0}, "num_seeds must be a positive whole number, got 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    widths = arguments.pop("widths", [8, 16])
+    rates = arguments.pop("rates", RATES)
+    with pytest.raises(ValueError, match=message):
+        ibvi.rate_transfer(build, widths, rates, loader(), 1, **arguments)
