@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_ibvi.guides import sites as _guide_sites
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.distributions import FactorNormal, SharedNoise
+from pyro_ibvi.guides.rates import guide_rates, model_rates
 from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site
 from pyro_ibvi.models.parameters import full_name, read_parameter
 from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization
@@ -304,27 +305,8 @@ class AutoMuPNormal(AutoGuide):
                 "This guide was unpickled, without its model, whose parameters need their rates "
                 "too: make a new guide of the model and load this one's state_dict into it."
             )
-        for layer in layers:
-            for site in layer.sites:
-                weight = site.weight
-                name = self._full_name("locs", site.name)
-                rate = 1.0 if weight is None else weight.rate(family)
-                yield name, self._parameter("locs", site), rate
-                if layer.covariance is not None:
-                    factor = self._parameter("factors", site)
-                    rank = layer.covariance.noise_rank(factor)
-                    rate = _factor_rate(layer, weight, rank, family)
-                    yield self._full_name("factors", site.name), factor, rate
-            yield from self._layer_factor_rate(layer, family)
-        seen = set()
-        for name, (parameter, weight) in self._model_weights.items():
-            if parameter not in seen:
-                seen.add(parameter)
-                yield name, parameter, 1.0 if weight is None else weight.rate(family)
-        if isinstance(self.model, nn.Module):
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad and parameter not in seen:
-                    yield name, parameter, 1.0
+        yield from guide_rates(layers, self._named_parameter, family)
+        yield from model_rates(self.model, self._model_weights, family)
 
     def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The guide's parameters in the order in which it reads them.
@@ -334,12 +316,10 @@ class AutoMuPNormal(AutoGuide):
         """
         for layer in self._made_layers():
             if layer.has_factor:
-                first = layer.sites[0]
-                kind = "layer_factors"
-                yield self._full_name(kind, first.name), self._parameter(kind, first)
+                yield self._named_parameter("layer_factors", layer.sites[0])
             for site in layer.sites:
                 for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
-                    yield self._full_name(kind, site.name), self._parameter(kind, site)
+                    yield self._named_parameter(kind, site)
 
     def is_guide_of(self, model: Any) -> bool:
         """Whether a model is the one of this guide, all of whose sites the guide draws.
@@ -351,17 +331,6 @@ class AutoMuPNormal(AutoGuide):
             Whether it is, and the guide is no part of an ``AutoGuideList``.
         """
         return self._model is not None and self.model is model and self.master is None
-
-    def _layer_factor_rate(
-        self, layer: Layer, family: Family
-    ) -> Iterator[tuple[str, nn.Parameter, float]]:
-        factor = self._layer_factor(layer)
-        if factor is not None:
-            weights = [site.weight for site in layer.sites if site.weight is not None]
-            rank = factor.shape[-1]
-            # The factor acts on every site of the layer: the slowest is stable for all.
-            rates = [w.kronecker_rate(family, rank=rank, first=True) for w in weights]
-            yield self._full_name("layer_factors", layer.name), factor, min(rates, default=1.0)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -481,6 +450,9 @@ class AutoMuPNormal(AutoGuide):
             module = module._modules[part]  # type: ignore[union-attr]
         return module._parameters[last]  # type: ignore[union-attr, return-value]
 
+    def _named_parameter(self, kind: str, site: Site) -> tuple[str, nn.Parameter]:
+        return self._full_name(kind, site.name), self._parameter(kind, site)
+
     def _layer_factor(self, layer: Layer) -> nn.Parameter | None:
         return self._parameter("layer_factors", layer.sites[0]) if layer.has_factor else None
 
@@ -552,17 +524,6 @@ def _unconstrained(value: Any) -> nn.Parameter:
     """The leaf behind a parameter's value; parameters local to their module are their own."""
     reference = getattr(value, "unconstrained", None)
     return cast("nn.Parameter", value if reference is None else reference())
-
-
-def _factor_rate(
-    layer: Layer, weight: NetworkWeight | None, rank: int | None, family: Family
-) -> float:
-    """Factor on the global learning rate for a site's covariance factor."""
-    if weight is None:
-        return 1.0
-    if rank is None or not layer.has_factor:
-        return weight.factor_rate(family, rank=rank)
-    return weight.kronecker_rate(family, rank=rank, first=False)
 
 
 def _constrain(site: Site, value: Tensor) -> Tensor:
