@@ -30,14 +30,6 @@ from pyro_ibvi.arviz.sites import kept, pointwise_log_prob, subsamples
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = [
-    "LogPredictiveDensity",
-    "compare_predictive",
-    "log_predictive_density",
-    "loo_approximate_posterior",
-    "pareto_k",
-]
-
 
 @dataclass(frozen=True)
 class LogPredictiveDensity:
@@ -142,7 +134,7 @@ def log_predictive_density(
     num_bad = int((total.isnan() & kept(sampler.model_trace.nodes[site])).sum())
     if num_bad:
         raise ValueError(
-            f"the log-density of {num_bad} observations at {site!r} is NaN: the fit or the data "
+            f"The log-density of {num_bad} observations at {site!r} is NaN: the fit or the data "
             f"hold values that are not finite; mask such data by poutine.mask."
         )
     return LogPredictiveDensity((total - np.log(num_samples)).numpy(), num_samples)
@@ -158,7 +150,7 @@ def _observed_site(sampler: Sampler, site: str | None) -> str:
         return observed[0]
     if site not in observed:
         raise ValueError(
-            f"the observed sites are {observed}: "
+            f"The observed sites are {observed}: "
             + ("pass the targets to the model." if not observed else "name one by site=.")
         )
     return site
@@ -182,7 +174,7 @@ def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:
 
     shapes = {name: fit.pointwise.shape for name, fit in fits.items()}
     if len(set(shapes.values())) != 1:
-        raise ValueError(f"fits compare on the same held-out data only; the shapes are {shapes}.")
+        raise ValueError(f"Fits compare on the same held-out data only; the shapes are {shapes}.")
     best = max(fits.values(), key=lambda fit: fit.total)
     rows = {
         name: {
@@ -240,7 +232,7 @@ def pareto_k(
     parts = sorted(subsamples(sampler.model_trace))
     if parts:
         raise ValueError(
-            f"the plates {parts} hold a part of their data only: Pareto k needs the joint density "
+            f"The plates {parts} hold a part of their data only: Pareto k needs the joint density "
             f"of all data; pass the whole training set."
         )
     log_ratios = np.empty(num_samples)
@@ -293,7 +285,7 @@ def loo_approximate_posterior(data: Any, var_name: str | None = None) -> Any:
     missing = [n for n in ("log_p", "log_q") if n not in stats]
     if missing:
         reasons = [stats.attrs.get(f"{n}_omitted", f"{n} was not exported") for n in missing]
-        raise ValueError(f"the correction needs both densities, but {'; '.join(reasons)}.")
+        raise ValueError(f"The correction needs both densities, but {'; '.join(reasons)}.")
     function = import_module("arviz_stats").loo_approximate_posterior
     return function(
         data, log_p=stats["log_p"], log_q=stats["log_q"], var_name=var_name, pointwise=True

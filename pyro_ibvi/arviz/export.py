@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
     from xarray import Dataset
 
-__all__ = ["to_arviz", "write_arviz"]
 
 Callables = Callable[..., Any]
 
@@ -184,7 +183,7 @@ def write_arviz(
     """
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"cannot tell the format of {str(path)!r}: end the path in .nc or .zarr.")
+        raise ValueError(f"Cannot tell the format of {str(path)!r}: end the path in .nc or .zarr.")
     if path.exists():
         raise FileExistsError(f"{str(path)!r} exists: remove it or choose another path.")
     _check_samples(num_samples)

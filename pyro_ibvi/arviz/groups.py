@@ -58,7 +58,7 @@ def choose_groups(groups: Sequence[str] | None) -> set[str]:
     groups = [groups] if isinstance(groups, str) else list(groups or ())
     unknown = {g.removeprefix("~") for g in groups} - set(GROUPS)
     if unknown:
-        raise ValueError(f"unknown groups {sorted(unknown)}; the groups are {list(GROUPS)}.")
+        raise ValueError(f"Unknown groups {sorted(unknown)}; the groups are {list(GROUPS)}.")
     wanted = {g for g in groups if not g.startswith("~")} or set(GROUPS)
     return wanted - {g.removeprefix("~") for g in groups if g.startswith("~")}
 
@@ -182,7 +182,7 @@ class Export:
                 self.sampler.probe_prior()
         except NotImplementedError as error:
             raise ValueError(
-                f"the model cannot be drawn from its prior ({error or 'improper prior'}): leave "
+                f"The model cannot be drawn from its prior ({error or 'improper prior'}): leave "
                 f"it out with groups=['~prior', '~prior_predictive']."
             ) from error
 
@@ -354,7 +354,7 @@ class Export:
                 value = to_numpy(draw[group][n])
                 if value.shape != array.shape[2:]:
                     raise ValueError(
-                        f"site {n!r} has shape {value.shape} in one draw and {array.shape[2:]} "
+                        f"Site {n!r} has shape {value.shape} in one draw and {array.shape[2:]} "
                         f"in another: ArviZ needs sites of fixed shape; leave it out by "
                         f"var_names=['~{n}']."
                     )
@@ -378,7 +378,7 @@ def _values(trace: Trace, names: Iterable[str]) -> dict[str, Any]:
     missing = [n for n in names if n not in trace.nodes]
     if missing:
         raise ValueError(
-            f"the sites {missing} are missing from a draw: ArviZ needs the same sites in every "
+            f"The sites {missing} are missing from a draw: ArviZ needs the same sites in every "
             f"draw; leave them out by var_names={[f'~{n}' for n in missing]}."
         )
     return {n: trace.nodes[n]["value"] for n in names}

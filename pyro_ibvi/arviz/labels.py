@@ -143,7 +143,7 @@ class Labels:
             for dim, length in zip(v.dims, v.shape, strict=True):
                 if lengths.setdefault(dim, length) != length:
                     raise ValueError(
-                        f"dimension {dim!r} has length {lengths[dim]} in one variable and "
+                        f"Dimension {dim!r} has length {lengths[dim]} in one variable and "
                         f"{length} in {v.name!r}: give them different names by dims=."
                     )
         return {d: self._labels(d, n, *plates.get(d, (n, None))) for d, n in lengths.items()}

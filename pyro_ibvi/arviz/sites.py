@@ -134,7 +134,7 @@ def full_value(site: Mapping[str, Any]) -> torch.Tensor:
         return torch.as_tensor(value).expand(shape)
     except RuntimeError:
         raise ValueError(
-            f"the observation at site {site['name']!r} has shape {tuple(value.shape)}, but its "
+            f"The observation at site {site['name']!r} has shape {tuple(value.shape)}, but its "
             f"distribution has shape {tuple(shape)}: reshape the data to the latter, or give the "
             f"distribution an event dimension with `.to_event(1)`."
         ) from None
@@ -159,7 +159,7 @@ def describe(trace: Trace, guide_names: Iterable[str]) -> dict[str, Variable]:
     names = {site: site.replace("/", ".") for site in sites}
     if len(set(names.values())) < len(names) or {"chain", "draw"} & set(names.values()):
         raise ValueError(
-            f"the site names {sorted(sites)} give no distinct ArviZ names: '/' becomes '.', and "
+            f"The site names {sorted(sites)} give no distinct ArviZ names: '/' becomes '.', and "
             f"'chain' and 'draw' are taken. Rename the sites."
         )
     return {name: _variable(site, names, guide_names) for name, site in sites.items()}

@@ -28,8 +28,6 @@ from pyro_ibvi.objectives.terms import (
 )
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
-__all__ = ["ObjectiveReport", "SiteReport", "explain"]
-
 
 @dataclass(frozen=True)
 class SiteReport:
@@ -86,7 +84,7 @@ def explain(
     *args: Any,
     **kwargs: Any,
 ) -> ObjectiveReport:
-    """Say what an objective does with each site, and what it cannot move.
+    """Says what an objective does with each site, and what it cannot move.
 
     The model and the guide are run once, as a training step would, and torch's random state is
     put back afterwards; a guide that makes its parameters at its first call makes them here.
@@ -152,7 +150,7 @@ def _run_aside(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Trace, Trace]:
-    """Return the traces of a model and a guide, and put the random state back."""
+    """Returns the traces of a model and a guide, and puts the random state back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices), torch.enable_grad():
         if isinstance(loss, TraceEnum_ELBO):
@@ -168,7 +166,7 @@ def _enumerated(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return model and guide as `TraceEnum_ELBO` runs them."""
+    """Returns model and guide as `TraceEnum_ELBO` runs them."""
     loss = copy.copy(loss)
     if loss.max_plate_nesting == math.inf:
         loss._guess_max_plate_nesting(model, guide, args, kwargs)
@@ -179,7 +177,7 @@ def _enumerated(
 def _errors(
     loss: ExpectedLogLikelihood, kept: set[str], model_trace: Trace, guide_trace: Trace
 ) -> list[str]:
-    """Return the sentences with which a step of the objective would refuse the pair."""
+    """Returns the sentences with which a step of the objective would refuse the pair."""
     tests: list[Callable[[], None]] = [
         lambda: checks.reject_observed_guide_sites(model_trace, guide_trace),
         lambda: checks.reject_unknown_patterns(loss.keep_kl, model_trace, guide_trace),
@@ -205,7 +203,7 @@ def _guide_row(site: Site, kind: Kind, weight: float, kept: bool) -> SiteReport:
 
 
 def _why_dropped(site: Site, in_guide: bool, unmoved: Sequence[str], local: Sequence[str]) -> str:
-    """Return what becomes of a latent of the model whose prior is dropped."""
+    """Returns what becomes of a latent of the model whose prior is dropped."""
     name, frame = site["name"], subsampled_plate(site)
     if not in_guide:
         return "not in the guide: drawn from the prior"

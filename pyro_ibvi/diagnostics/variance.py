@@ -24,8 +24,6 @@ from pyro_ibvi.theory.divergences import wasserstein2_squared
 from pyro_ibvi.theory.kronecker_divergences import kronecker_wasserstein2_squared
 from pyro_ibvi.theory.limits import null_space_projection
 
-__all__ = ["LayerChange", "SiteChange", "VarianceMonitor", "VarianceReport"]
-
 # Mean, factor and layer factor by site.
 SiteState = tuple[Tensor, Tensor | None, Tensor | None]
 State = Mapping[str, SiteState]

@@ -116,4 +116,4 @@ def _base_head_size(name: str, module: nn.MultiheadAttention, base: BaseShapes) 
     if isinstance(base, nn.Module):
         return int(base.get_submodule(name).head_dim)  # type: ignore[arg-type]
     width = base if isinstance(base, int) else base[parameter_path(name, "out_proj.weight")][0]
-    return max(width // module.num_heads, 1)
+    return max(width // int(module.num_heads), 1)

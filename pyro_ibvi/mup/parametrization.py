@@ -336,7 +336,7 @@ class MaximalUpdate:
         """Standard deviation at the start."""
         if role != "output":
             return _fan_in_std(role, fans)
-        return (fans.fan_in * self._growth_in(role, fans)) ** -0.5
+        return 1.0 / math.sqrt(fans.fan_in * self._growth_in(role, fans))
 
     def rate(self, role: Role, fans: Fans, family: Family) -> float:
         """Factor on the global learning rate."""
@@ -352,7 +352,7 @@ class MaximalUpdate:
             return rate * self._rank_factor(rank)
         if self.diagonal == "reference":
             return rate
-        return rate * self._growth_in(role, fans) ** 0.5
+        return rate * math.sqrt(self._growth_in(role, fans))
 
     def _rank_factor(self, rank: int) -> float:
         """Factor for a covariance factor that shares ``rank`` noise variables."""
@@ -364,7 +364,7 @@ class MaximalUpdate:
         """Factor on the queries of attention that divides its logits by ``sqrt(head_size)``."""
         if self.attention != "1/d":
             return 1.0
-        return ((base_head_size or 1) / head_size) ** 0.5
+        return math.sqrt((base_head_size or 1) / head_size)
 
     def kronecker_rate(
         self, role: Role, fans: Fans, family: Family, *, rank: int, side: Side

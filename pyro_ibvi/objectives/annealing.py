@@ -8,8 +8,6 @@ from typing import Literal
 
 from pyro_ibvi.objectives.terms import as_weight
 
-__all__ = ["KLAnnealing"]
-
 
 @dataclass(frozen=True)
 class KLAnnealing:

@@ -40,8 +40,6 @@ from pyro_ibvi.theory.expectations import (
     linear_spread,
 )
 
-__all__ = ["TraceClosedFormHead"]
-
 _EXACT = (Normal, Poisson, Bernoulli)
 
 

@@ -35,8 +35,6 @@ from pyro_ibvi.objectives.direct import DirectRoute
 from pyro_ibvi.objectives.terms import sample_sites
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
-__all__ = ["TraceExpectedLogLikelihood"]
-
 
 def _compute_log_r(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
     """Return the terms that a score function multiplies, by the plates that they live in."""

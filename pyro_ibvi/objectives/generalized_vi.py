@@ -34,8 +34,6 @@ from pyro_ibvi.theory.kronecker_divergences import (
     separate_scales,
 )
 
-__all__ = ["TraceGeneralizedVI"]
-
 Divergence = Literal["wasserstein2", "kl"]
 _DIVERGENCES = {"wasserstein2": wasserstein2_squared, "kl": gaussian_kl}
 _KRONECKER_DIVERGENCES = {

@@ -22,12 +22,6 @@ from pyro.util import check_traceenum_requirements
 from pyro_ibvi.objectives.terms import is_reparametrized, sample_sites
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
-__all__ = [
-    "TraceEnumExpectedLogLikelihood",
-    "TraceGraphExpectedLogLikelihood",
-    "TraceMeanFieldExpectedLogLikelihood",
-]
-
 
 class TraceGraphExpectedLogLikelihood(ExpectedLogLikelihood, TraceGraph_ELBO):
     """Expected log-likelihood with the variance reduction of `TraceGraph_ELBO`.

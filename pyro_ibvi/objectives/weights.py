@@ -32,8 +32,6 @@ from pyro_ibvi.objectives.terms import (
     zero_terms,
 )
 
-__all__ = ["ExpectedLogLikelihood"]
-
 
 class ExpectedLogLikelihood:
     """Mixin that turns an ELBO of Pyro into its KL-free form.

@@ -87,7 +87,7 @@ class Prediction:
         y = y.to(self.outputs.device)
         self.likelihood.check_target(y, self.outputs[0])
         y = self.likelihood.convert_target(y, self.outputs)
-        log_probs = self.likelihood(self.outputs, 2).log_prob(y)
+        log_probs: Tensor = self.likelihood(self.outputs, 2).log_prob(y)
         return log_probs.logsumexp(0) - math.log(self.num_samples)
 
     @torch.no_grad()
@@ -97,7 +97,8 @@ class Prediction:
         Returns:
             Targets, shape ``(num_samples, batch, *event)``.
         """
-        return self.likelihood(self.outputs, 2).sample()
+        targets: Tensor = self.likelihood(self.outputs, 2).sample()
+        return targets
 
     def __repr__(self) -> str:
         shape = tuple(self.mean.shape)

@@ -59,7 +59,7 @@ def check_prior(X: Tensor, loc: Tensor, S: Tensor, *, diagonal: bool = False) ->
     size = X.shape[1]
     if loc.shape != (size,):
         raise ValueError(
-            f"the mean has the shape {tuple(loc.shape)}, and ({size},) was expected, one entry "
+            f"The mean has the shape {tuple(loc.shape)}, and ({size},) was expected, one entry "
             "for each column of X."
         )
     if diagonal and S.shape == (size,):
@@ -71,7 +71,7 @@ def check_prior(X: Tensor, loc: Tensor, S: Tensor, *, diagonal: bool = False) ->
             else f"({size}, R) was expected. A free matrix that starts out diagonal is written "
             "S0.diag(); for a diagonal that stays one, use mean_field_limit."
         )
-        raise ValueError(f"the factor has the shape {tuple(S.shape)}, and {remedy}")
+        raise ValueError(f"The factor has the shape {tuple(S.shape)}, and {remedy}")
 
 
 def check_labels(y: Tensor) -> None:
@@ -112,7 +112,7 @@ def check_noise(noise_scale: float | Tensor | None, y: Tensor) -> Tensor:
         )
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError(
-            f"the smallest noise_scale is {scale.min().item():.3g} and the largest "
+            f"The smallest noise_scale is {scale.min().item():.3g} and the largest "
             f"{scale.max().item():.3g}, and positive finite standard deviations were expected. "
             "Leave out a datum that is to have no weight."
         )
@@ -139,7 +139,7 @@ def check_rates(rates: Tensor, X: Tensor) -> Tensor:
         )
     if not ((rates > 0) & rates.isfinite()).all():
         raise ValueError(
-            f"the smallest of rates is {rates.min().item():.3g} and the largest "
+            f"The smallest of rates is {rates.min().item():.3g} and the largest "
             f"{rates.max().item():.3g}, and positive finite numbers were expected. A feature that "
             "is not trained is taken out of X, and its part of X @ loc0 out of y."
         )

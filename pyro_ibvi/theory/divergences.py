@@ -15,13 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "covariance_factor",
-    "gaussian_kl",
-    "wasserstein2_squared",
-    "wasserstein2_squared_commuting",
-]
-
 _CHUNK_NUMBERS = 2**22  # numbers in one temporary: 16 MiB in float32
 
 
@@ -41,7 +34,7 @@ def wasserstein2_squared(
     Two diagonal factors need neither: the sum of :math:`(|s_a| - |s_b|)^2`.
 
     The first derivative is exact. It exists wherever :math:`S_a^\top S_b` has full rank, and
-    elsewhere is that of one of the minimising :math:`Q`. A second derivative
+    elsewhere is that of one of the minimizing :math:`Q`. A second derivative
     (``create_graph=True``, or ``torch.func``) is refused.
 
     Args:
@@ -105,7 +98,7 @@ def wasserstein2_squared_commuting(
     commutator = torch.linalg.matrix_norm(product - product.mT)
     if commutator > math.sqrt(torch.finfo(product.dtype).eps) * scale:
         raise ValueError(
-            "the covariances do not commute: the Frobenius norm of their commutator is "
+            "The covariances do not commute: the Frobenius norm of their commutator is "
             f"{commutator.item():.3g}. Use wasserstein2_squared with "
             "covariance_factor(covariance) for each."
         )
@@ -200,13 +193,14 @@ def triangular_root(factor: Tensor) -> Tensor:
         Lower triangular :math:`L` with :math:`L L^\top = S S^\top`, shape ``(P, P)``. Its diagonal
         may have either sign.
     """
-    return torch.linalg.qr(factor.mT).R.mT
+    root: Tensor = torch.linalg.qr(factor.mT).R.mT
+    return root
 
 
 class _ProcrustesDistance(torch.autograd.Function):
     r"""Minimum over Q of :math:`|A Q - B|_F^2`, A ``(P, R_a)``, B ``(P, R_b)``, R_a <= R_b.
 
-    The minimiser is the polar factor of :math:`A^\top B`. At a minimum the derivative with
+    The minimizer is the polar factor of :math:`A^\top B`. At a minimum the derivative with
     respect to Q vanishes, so the gradient holds Q fixed and never divides by differences of
     singular values, which repeat at the usual start. The residual is summed in chunks.
     """
@@ -253,13 +247,13 @@ def _factor_distance(factor_a: Tensor, factor_b: Tensor) -> Tensor:
         factor_b = factor_b.diag()
     if factor_a.shape[1] > factor_b.shape[1]:
         factor_a, factor_b = factor_b, factor_a
-    value: Tensor = _ProcrustesDistance.apply(factor_a, factor_b)
+    value: Tensor = _ProcrustesDistance.apply(factor_a, factor_b)  # type: ignore[no-untyped-call]
     return value
 
 
 def _mixed_distance(diagonal: Tensor, factor: Tensor) -> Tensor:
-    # Diagonal against low rank, where the minimising Q of the other route would be (R, P).
-    nuclear = torch.linalg.svdvals(diagonal.unsqueeze(-1) * factor).sum()
+    # Diagonal against low rank, where the minimizing Q of the other route would be (R, P).
+    nuclear: Tensor = torch.linalg.svdvals(diagonal.unsqueeze(-1) * factor).sum()
     squares = diagonal.square().sum() + factor.square().sum()
     return (squares - 2 * nuclear).clamp_min(0)  # zero at the least, up to rounding
 
@@ -272,14 +266,14 @@ def _fourth_root(covariance: Tensor) -> Tensor:
 def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(
-            f"a covariance has the shape (P, P), and this one {tuple(covariance.shape)}. "
+            f"A covariance has the shape (P, P), and this one {tuple(covariance.shape)}. "
             "A diagonal one is written variances.diag()."
         )
     values, vectors = torch.linalg.eigh(covariance)
     tolerance = 10 * len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     if (covariance - covariance.mT).abs().max() > tolerance or values.min() < -tolerance:
         raise ValueError(
-            "a covariance is symmetric and positive semi-definite, and this one is not: its "
+            "A covariance is symmetric and positive semi-definite, and this one is not: its "
             f"asymmetry is {(covariance - covariance.mT).abs().max().item():.3g} and its "
             f"smallest eigenvalue {values.min().item():.3g}. If you hold a factor S, pass "
             "S @ S.mT."
@@ -296,7 +290,7 @@ def _check_pair(loc_a: Tensor, factor_a: Tensor, loc_b: Tensor, factor_b: Tensor
     _check_gaussian("second", loc_b, factor_b)
     if loc_a.shape != loc_b.shape:
         raise ValueError(
-            f"the first Gaussian has {len(loc_a)} dimensions and the second {len(loc_b)}; a "
+            f"The first Gaussian has {len(loc_a)} dimensions and the second {len(loc_b)}; a "
             "distance needs the same number. Flatten both in the same order."
         )
 
@@ -304,12 +298,12 @@ def _check_pair(loc_a: Tensor, factor_a: Tensor, loc_b: Tensor, factor_b: Tensor
 def _check_gaussian(which: str, loc: Tensor, factor: Tensor) -> None:
     if loc.ndim != 1:
         raise ValueError(
-            f"the mean of the {which} Gaussian has the shape {tuple(loc.shape)}, and (P,) was "
+            f"The mean of the {which} Gaussian has the shape {tuple(loc.shape)}, and (P,) was "
             "expected. Flatten it: loc.flatten()."
         )
     if factor.ndim not in {1, 2} or factor.shape[0] != loc.shape[0]:
         raise ValueError(
-            f"the factor of the {which} Gaussian has the shape {tuple(factor.shape)}, and "
+            f"The factor of the {which} Gaussian has the shape {tuple(factor.shape)}, and "
             f"({len(loc)},) or ({len(loc)}, R) was expected, as its mean has {len(loc)} entries. "
             "Flatten all dimensions but the rank: factor.reshape(-1, R)."
         )
@@ -319,7 +313,7 @@ def _check_density(which: str, factor: Tensor) -> None:
     if factor.ndim == 2 and factor.shape[1] < factor.shape[0]:
         size, rank = factor.shape
         raise ValueError(
-            f"the covariance of the {which} Gaussian has rank at most {rank} in {size} "
+            f"The covariance of the {which} Gaussian has rank at most {rank} in {size} "
             "dimensions, so it has no density and no Kullback-Leibler divergence. Use "
             "wasserstein2_squared, which is finite, or a factor with at least "
             f"{size} columns."

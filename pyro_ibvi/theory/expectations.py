@@ -17,17 +17,6 @@ from torch import Tensor
 
 from pyro_ibvi.theory.linear_losses import expected_softplus
 
-__all__ = [
-    "CategoricalBound",
-    "Spread",
-    "categorical_log_prob_bound",
-    "expected_bernoulli_log_prob",
-    "expected_normal_log_prob",
-    "expected_poisson_log_prob",
-    "kronecker_spread",
-    "linear_spread",
-]
-
 CategoricalBound: TypeAlias = Literal["tilted", "jensen"]
 
 _NUM_TILTS = 10

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from pyro_ibvi.theory.divergences import triangular_root, wasserstein2_squared
 
-__all__ = ["kronecker_gaussian_kl", "kronecker_wasserstein2_squared"]
-
 Factors: TypeAlias = tuple[Tensor, Tensor]
 
 
@@ -128,7 +126,8 @@ def _whitened(columns: Tensor, factor: Tensor) -> Tensor:
     """Columns of the inverse root of a covariance with a matrix."""
     if factor.ndim == 1:
         return columns / factor.abs().unsqueeze(-1)
-    return torch.linalg.solve_triangular(triangular_root(factor), columns, upper=False)
+    whitened: Tensor = torch.linalg.solve_triangular(triangular_root(factor), columns, upper=False)
+    return whitened
 
 
 def _check_pair(loc_a: Tensor, factors_a: Factors, loc_b: Tensor, factors_b: Factors) -> None:
@@ -136,7 +135,7 @@ def _check_pair(loc_a: Tensor, factors_a: Factors, loc_b: Tensor, factors_b: Fac
         sizes = tuple(len(factor) for factor in factors)
         if loc.ndim != 2 or loc.shape != sizes or loc.shape != loc_a.shape:
             raise ValueError(
-                f"the mean of the {which} Gaussian has the shape {tuple(loc.shape)} and its "
+                f"The mean of the {which} Gaussian has the shape {tuple(loc.shape)} and its "
                 f"factors have {sizes} rows: a matrix (n, p), of the same shape for both, and "
                 f"factors with n and p rows were expected."
             )
@@ -146,7 +145,7 @@ def _check_density(which: str, factors: Factors) -> None:
     if any(factor.ndim == 2 and factor.shape[1] < factor.shape[0] for factor in factors):
         shapes = [tuple(factor.shape) for factor in factors]
         raise ValueError(
-            f"the factors of the {which} Gaussian have the shapes {shapes}, so its covariance is "
+            f"The factors of the {which} Gaussian have the shapes {shapes}, so its covariance is "
             f"degenerate and it has no density and no Kullback-Leibler divergence. Use "
             f"kronecker_wasserstein2_squared, which is finite, or factors with at least as many "
             f"columns as rows."

@@ -81,7 +81,7 @@ class NullSpaceProjection:
         """
         if vectors.ndim not in {1, 2} or len(vectors) != len(self.basis):
             raise ValueError(
-                f"the vectors to project have the shape {tuple(vectors.shape)}, and "
+                f"The vectors to project have the shape {tuple(vectors.shape)}, and "
                 f"({len(self.basis)},) or ({len(self.basis)}, R) was expected, as the data have "
                 f"{len(self.basis)} features."
             )
@@ -127,7 +127,7 @@ def regression_limit(
         m_* = m_0 + (W X)^+ W (y - X m_0), \qquad S_* = (I - X^+ X)\, S_0,
         \qquad W = \mathrm{diag}(1 / \sigma)
 
-    It is the minimiser of the expected loss that is nearest to the prior in 2-Wasserstein
+    It is the minimizer of the expected loss that is nearest to the prior in 2-Wasserstein
     distance. Where ``X m = y`` has a solution, the noise does not matter, and stochastic
     gradients and momentum lead to the same limit. Where it has none, :math:`m_*` is the weighted
     least-squares solution nearest to :math:`m_0`, and only full-batch gradients converge to it.
@@ -205,7 +205,7 @@ def mean_field_limit(X: Tensor, scale0: Tensor) -> Tensor:
     check_data(X)
     if scale0.shape != X.shape[1:]:
         raise ValueError(
-            f"the diagonal has the shape {tuple(scale0.shape)}, and ({X.shape[1]},) was expected, "
+            f"The diagonal has the shape {tuple(scale0.shape)}, and ({X.shape[1]},) was expected, "
             "one scale for each feature. For a factor (P, R) use regression_limit."
         )
     return torch.where((X == 0).all(0), scale0, torch.zeros_like(scale0))
@@ -294,7 +294,7 @@ def classification_limit(
     spans = int(torch.linalg.matrix_rank(seen, rtol=_rank_tolerance(X))) == rank
     if require_span and not spans:
         raise ValueError(
-            f"the {int(support.sum())} support vectors do not span the data of rank {rank}, "
+            f"The {int(support.sum())} support vectors do not span the data of rank {rank}, "
             "so Theorem 2 does not hold and S stalls on the way to its limit. Pass "
             "require_span=False to have the other results nonetheless."
         )
@@ -326,7 +326,7 @@ def _max_margin(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     margins = rows @ direction
     if not (margins.min() > 1 - 1e-6):
         raise ValueError(
-            "no vector through the origin separates the data. If a bias would, append a column "
+            "No vector through the origin separates the data. If a bias would, append a column "
             "of ones to X; if classes overlap, Theorem 2 does not apply."
         )
     support = margins < 1 + 1e-6
@@ -339,7 +339,7 @@ def _multipliers(rows: Tensor) -> Tensor:
         from scipy.optimize import nnls
     except ImportError as error:
         raise ImportError(
-            "the max-margin vector is found by scipy.optimize.nnls, and SciPy is not installed. "
+            "The max-margin vector is found by scipy.optimize.nnls, and SciPy is not installed. "
             "Install it: pip install scipy."
         ) from error
     size = rows.norm(dim=-1).max()
@@ -347,9 +347,9 @@ def _multipliers(rows: Tensor) -> Tensor:
     system = torch.cat([unit, unit.new_ones(len(unit), 1)], -1).mT.cpu().numpy()
     target = torch.zeros(len(system), dtype=torch.float64)
     target[-1] = 1
-    weights = torch.as_tensor(nnls(system, target.numpy())[0]).to(rows)
+    weights: Tensor = torch.as_tensor(nnls(system, target.numpy())[0]).to(rows)
     # The part of the target that is not reached is 1 / (1 + |w|^2): nothing if data overlap.
-    rough = weights / (1 - weights.sum()).clamp_min(1e-300) / size**2
+    rough: Tensor = weights / (1 - weights.sum()).clamp_min(1e-300) / size**2
     active = weights > 0
     if not 0 < active.sum() <= rows.shape[1]:
         return rough

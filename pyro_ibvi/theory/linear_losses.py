@@ -12,14 +12,6 @@ from torch import Tensor
 
 from pyro_ibvi.theory.checks import check_data, check_labels, check_noise, check_prior
 
-__all__ = [
-    "expected_exponential_loss",
-    "expected_logistic_loss",
-    "expected_softplus",
-    "expected_squared_loss",
-    "predictor_moments",
-]
-
 
 def predictor_moments(X: Tensor, loc: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     r"""Mean and variance of the linear predictor :math:`f_n = x_n^\top (m + S z)`.
@@ -180,7 +172,7 @@ def _wide_softplus_mean(center: Tensor, scale: Tensor) -> Tensor:
     # The same for scale >= 2, by a rule in the logistic variable L.
     logistic = torch.linspace(-40, 40, 160, dtype=center.dtype, device=center.device)
     weights = torch.sigmoid(logistic) * torch.sigmoid(-logistic)
-    u = (center + logistic) / scale
+    u: Tensor = (center + logistic) / scale
     density = torch.exp(-u.square() / 2) / math.sqrt(2 * math.pi)
-    values = scale * (u * torch.special.ndtr(u) + density)
+    values: Tensor = scale * (u * torch.special.ndtr(u) + density)
     return (values * weights).sum(-1) / weights.sum()

@@ -4,10 +4,8 @@ from pyro_ibvi.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from pyro_ibvi.training.loop import (
-    History,
-    fit,
-)
+from pyro_ibvi.training.history import History
+from pyro_ibvi.training.loop import fit
 from pyro_ibvi.training.optim import (
     MuPOptim,
     mup_param_groups,

@@ -149,7 +149,8 @@ def load_checkpoint(
     set_optimizer_state(svi.optim, trained, content["optimizer"])
     _set_loss(svi, content["loss"])
     set_random_state(content["random"])
-    return content["extra"]
+    extra: dict[str, Any] = content["extra"]
+    return extra
 
 
 def _check_svi(svi: object) -> None:

@@ -212,13 +212,13 @@ def test_dims_and_coords_of_the_user(data):
         ({"coords": {"group": [1, 2]}}, r"2 labels for a dimension of length 3; labels of new"),
         ({"coords": {"data": pd.MultiIndex.from_product([range(N), [1]])}}, "index.map"),
         ({"var_names": ["gamma*"]}, r"'gamma\*' matches no site; the sites are 'tau', 'one'"),
-        ({"groups": ["posteriors"]}, r"unknown groups \['posteriors'\]"),
+        ({"groups": ["posteriors"]}, r"Unknown groups \['posteriors'\]"),
         ({"dims": {"gamma": ["a"]}}, r"dims speaks of \['gamma'\]; there are \['beta'"),
         ({"coords": {"feature": [1, 2]}}, r"coords speaks of \['feature'\]; there are"),
         ({"dtype": "int8"}, "floating-point type such as 'float32', got 'int8'"),
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"max_bytes": 100}, r"need \d+ bytes, more than max_bytes=100; the largest .*var_names="),
-        ({"dims": {"mean": ["group"]}}, "dimension 'group' has length 3 in one variable and 7"),
+        ({"dims": {"mean": ["group"]}}, "Dimension 'group' has length 3 in one variable and 7"),
     ],
 )
 def test_wrong_options_are_sentences(options, message, data):

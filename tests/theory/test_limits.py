@@ -426,7 +426,7 @@ def test_rank_is_decided_at_the_precision_of_the_data():
 
 def test_data_that_no_vector_separates_are_refused():
     X = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
-    with pytest.raises(ValueError, match="no vector through the origin separates"):
+    with pytest.raises(ValueError, match="No vector through the origin separates"):
         max_margin_direction(X, torch.tensor([1.0, -1.0]))
     with pytest.raises(ValueError, match="append a column of ones"):
         max_margin_direction(torch.zeros(2, 2), torch.tensor([1.0, -1.0]))
