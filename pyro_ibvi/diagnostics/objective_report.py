@@ -14,18 +14,16 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 
 from pyro_ibvi.objectives import checks
-from pyro_ibvi.objectives.terms import (
+from pyro_ibvi.objectives.sites import (
     Kind,
     Site,
     guide_kind,
-    is_reparametrized,
-    kept_names,
     model_kind,
     own_sites,
-    run_traces,
     sample_sites,
     subsampled_plate,
 )
+from pyro_ibvi.objectives.terms import is_reparametrized, kept_names, run_traces
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 
@@ -116,9 +114,9 @@ def explain(
     errors = _errors(loss, kept, model_trace, guide_trace)
     model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
     weights = loss.site_weights(model_trace, guide_trace, kept)
-    kinds = {name: model_kind(site, guide_trace) for name, site in model_sites.items()}
+    kinds = {name: model_kind(site, guide_trace.nodes) for name, site in model_sites.items()}
     rows = [
-        _guide_row(site, guide_kind(site, model_trace), weights[1][name], name in kept)
+        _guide_row(site, guide_kind(site, model_trace.nodes), weights[1][name], name in kept)
         for name, site in guide_sites.items()
     ]
     with torch.enable_grad():  # from here on the traces hold only what counts

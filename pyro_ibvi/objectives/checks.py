@@ -15,15 +15,14 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_ibvi.objectives.terms import (
-    KeepKL,
+from pyro_ibvi.objectives.sites import (
     Site,
     is_delta,
-    is_kept,
     model_kind,
     sample_sites,
     subsampled_plate,
 )
+from pyro_ibvi.objectives.terms import KeepKL, is_kept
 
 Sites: TypeAlias = dict[str, Site]
 PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
@@ -60,7 +59,9 @@ def reject_unknown_patterns(keep_kl: KeepKL, model_trace: Trace, guide_trace: Tr
     if callable(keep_kl):
         return
     sites = [
-        site for _, site in sample_sites(model_trace) if model_kind(site, guide_trace) == "latent"
+        site
+        for _, site in sample_sites(model_trace)
+        if model_kind(site, guide_trace.nodes) in {"latent", "predicted"}
     ]
     sites += [site for _, site in sample_sites(guide_trace) if not site["is_observed"]]
     for pattern in keep_kl:
@@ -106,7 +107,7 @@ def reject_local_latents(kept: set[str], model_trace: Trace, guide_trace: Trace)
         if name in kept or name not in guide_trace.nodes:
             continue
         frame = subsampled_plate(site)
-        if frame is not None and model_kind(site, guide_trace) == "latent":
+        if frame is not None and model_kind(site, guide_trace.nodes) == "latent":
             raise ValueError(
                 f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
                 f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "

@@ -23,7 +23,7 @@ from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.parameters import announce_parameter
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.supervised import SupervisedModel
-from pyro_ibvi.objectives.terms import sample_sites
+from pyro_ibvi.objectives.sites import sample_sites
 
 #: What the classes do themselves; a subclass that does otherwise takes the long way.
 _OWN_METHODS: dict[type, tuple[str, ...]] = {

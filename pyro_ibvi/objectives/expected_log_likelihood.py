@@ -32,7 +32,7 @@ from torch import Tensor
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.objectives.direct import DirectRoute
-from pyro_ibvi.objectives.terms import sample_sites
+from pyro_ibvi.objectives.sites import sample_sites
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 

@@ -26,7 +26,8 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
-from pyro_ibvi.objectives.terms import Site, as_weight, is_delta, model_kind, sample_sites
+from pyro_ibvi.objectives.sites import Site, is_delta, model_kind, sample_sites
+from pyro_ibvi.objectives.terms import as_weight
 from pyro_ibvi.theory.divergences import gaussian_kl, wasserstein2_squared
 from pyro_ibvi.theory.kronecker_divergences import (
     kronecker_gaussian_kl,
@@ -222,7 +223,7 @@ def _layers(model_trace: Trace, guide_trace: Trace) -> list[list[str]]:
     """Return the names of the latents, those together that share noise."""
     layers: dict[object, list[str]] = {}
     for name, site in sample_sites(model_trace):
-        if model_kind(site, guide_trace) == "latent" and name in guide_trace.nodes:
+        if model_kind(site, guide_trace.nodes) == "latent":
             fn = _unwrapped(guide_trace.nodes[name]["fn"])
             shared = fn.shared if isinstance(fn, FactoredGaussian) else None
             layers.setdefault(name if shared is None else id(shared), []).append(name)

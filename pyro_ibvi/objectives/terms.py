@@ -19,21 +19,19 @@ from typing import Any, Literal, TypeAlias
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta, Distribution, ExpandedDistribution, MaskedDistribution
+from pyro.distributions import Distribution, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.util import prune_subsample_sites, site_is_factor
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-Site: TypeAlias = Any  # Pyro's Message, to which the estimators add fields
+from pyro_ibvi.objectives.sites import Site, model_kind, sample_sites
+
 KeepKL: TypeAlias = str | Iterable[str] | Callable[[Site], bool]
-Kind: TypeAlias = Literal[
-    "observed", "factor", "deterministic", "enumerated", "latent", "auxiliary"
-]
 
 
 def as_patterns(keep_kl: str | Iterable[str]) -> tuple[str, ...]:
@@ -107,44 +105,6 @@ def run_traces(
     return poutine.trace(replayed, graph_type=graph_type).get_trace(*args, **kwargs), guide_trace
 
 
-def own_sites(trace: Trace) -> Trace:
-    """Return a copy of a trace without subsample sites, whose sites may be written to."""
-    trace = prune_subsample_sites(trace)
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample":
-            trace.nodes[name] = site.copy()
-    return trace
-
-
-def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Return an iterator over the names and sites of a trace's sample statements."""
-    return (item for item in trace.nodes.items() if item[1]["type"] == "sample")
-
-
-def model_kind(site: Site, guide_trace: Trace) -> Kind:
-    """Return what a sample site of the model is.
-
-    A latent that the model enumerates (and the guide does not have) is summed out exactly, so its
-    prior is a part of the likelihood and is called ``"enumerated"``.
-    """
-    if site["infer"].get("_deterministic"):
-        return "deterministic"
-    if site["is_observed"]:
-        return "factor" if site_is_factor(site) else "observed"
-    if site["infer"].get("_enumerate_dim") is not None and site["name"] not in guide_trace.nodes:
-        return "enumerated"
-    return "latent"
-
-
-def guide_kind(site: Site, model_trace: Trace) -> Kind:
-    """Return what a sample site of the guide is; all of them belong to the latent terms."""
-    if site_is_factor(site):
-        return "factor"
-    if site["infer"].get("_deterministic"):
-        return "deterministic"
-    return "latent" if site["name"] in model_trace.nodes else "auxiliary"
-
-
 def kept_names(keep_kl: KeepKL, model_trace: Trace, guide_trace: Trace) -> set[str]:
     """Return the names of the sites, in model and guide, whose latent terms stay in full.
 
@@ -158,7 +118,7 @@ def kept_names(keep_kl: KeepKL, model_trace: Trace, guide_trace: Trace) -> set[s
     candidates |= {
         name: site
         for name, site in sample_sites(model_trace)
-        if model_kind(site, guide_trace) == "latent"
+        if model_kind(site, guide_trace.nodes) in {"latent", "predicted"}
     }
     kept = {name for name, site in candidates.items() if is_kept(keep_kl, site)}
     return kept | {f"{name}_unconstrained" for name in kept}
@@ -348,18 +308,3 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
 
 def _real_dtype(value: Tensor) -> torch.dtype:
     return value.dtype if value.is_floating_point() else torch.get_default_dtype()
-
-
-def subsampled_plate(site: Site) -> Any:
-    """Return the frame of a subsampled plate around a site, or None if there is none."""
-    for frame in site["cond_indep_stack"]:
-        if frame.full_size is not None and frame.full_size != frame.size:
-            return frame
-    return None
-
-
-def is_delta(fn: Any) -> bool:
-    """Return whether a distribution, below its wrappers, is a point mass."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)

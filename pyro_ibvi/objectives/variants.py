@@ -19,7 +19,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.util import check_traceenum_requirements
 
-from pyro_ibvi.objectives.terms import is_reparametrized, sample_sites
+from pyro_ibvi.objectives.sites import sample_sites
+from pyro_ibvi.objectives.terms import is_reparametrized
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 

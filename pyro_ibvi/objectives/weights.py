@@ -14,21 +14,17 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 
 from pyro_ibvi.objectives import checks
+from pyro_ibvi.objectives.sites import Kind, guide_kind, model_kind, own_sites, sample_sites
 from pyro_ibvi.objectives.terms import (
     KeepKL,
-    Kind,
     as_patterns,
     as_weight,
     count_observations,
     evaluate_guide_site,
     evaluate_model_site,
-    guide_kind,
     is_reparametrized,
     kept_names,
-    model_kind,
-    own_sites,
     run_traces,
-    sample_sites,
     zero_terms,
 )
 
@@ -142,10 +138,10 @@ class ExpectedLogLikelihood:
 
         model_weights = {}
         for name, site in sample_sites(model_trace):
-            kind = model_kind(site, guide_trace)
+            kind = model_kind(site, guide_trace.nodes)
             model_weights[name] = of_factors if kind == "factor" else weight(name, kind)
         guide_weights = {
-            name: weight(name, guide_kind(site, model_trace))
+            name: weight(name, guide_kind(site, model_trace.nodes))
             for name, site in sample_sites(guide_trace)
         }
         return model_weights, guide_weights

@@ -1,0 +1,181 @@
+"""What kind each site of a model and of its guide is.
+
+Told apart here once, for the objective, for its report and for whatever exports a posterior. A
+site is, by itself or by its neighbors:
+
+- ``"observed"``: data, the likelihood's terms;
+- ``"factor"``: a term of the density alone (``pyro.factor``);
+- ``"deterministic"``: a value computed from latent variables. ``pyro.deterministic`` marks such a
+  site; Pyro's reparametrizers leave an *observed* ``Delta`` in the place of the site that they
+  take apart, whose ``log_density`` may hold the prior: no data, but a latent term;
+- ``"enumerated"``: a latent that the model sums out, and the guide does not have;
+- ``"latent"``: a latent that the guide draws;
+- ``"predicted"``: a site that neither the data nor the guide fixes: it is drawn from the model;
+- ``"auxiliary"``: a site of the guide alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.infer.inspect import site_is_deterministic
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_subsample
+from torch import Tensor
+
+from pyro_ibvi._util.buffers import buffers_kept
+
+Site: TypeAlias = Any  # Pyro's Message, to which the estimators add fields
+Kind: TypeAlias = Literal[
+    "observed", "factor", "deterministic", "enumerated", "latent", "predicted", "auxiliary"
+]
+
+
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    """Return an iterator over the names and sites of a trace's sample statements."""
+    return (item for item in trace.nodes.items() if item[1]["type"] == "sample")
+
+
+def own_sites(trace: Trace) -> Trace:
+    """Return a copy of a trace without subsample sites, whose sites may be written to."""
+    trace = prune_subsample_sites(trace)
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            trace.nodes[name] = site.copy()
+    return trace
+
+
+def model_kind(
+    site: Site,
+    guide_names: Collection[str],
+    computed: Collection[str] = (),
+    *,
+    marks_count: bool = False,
+) -> Kind:
+    """Return what a sample site of the model is.
+
+    A latent that the model enumerates (and the guide does not have) is summed out exactly, so its
+    prior is a part of the likelihood and is called ``"enumerated"``.
+
+    Args:
+        site: The site, no subsample site.
+        guide_names: Names of the guide's sites.
+        computed: Names of the sites that `computed_sites` found.
+        marks_count: Whether ``infer={"enumerate": ...}`` says that a site is enumerated, for a
+            trace that was made without enumeration.
+    """
+    if site_is_deterministic(site) or site["name"] in computed:
+        return "deterministic"
+    if site["is_observed"]:
+        return "factor" if site_is_factor(site) else "observed"
+    if site["name"] in guide_names:
+        return "latent"
+    enumerated = site["infer"].get("_enumerate_dim") is not None
+    marked = marks_count and bool(site["infer"].get("enumerate"))
+    return "enumerated" if enumerated or marked else "predicted"
+
+
+def guide_kind(site: Site, model_names: Collection[str]) -> Kind:
+    """Return what a sample site of the guide is; all of them belong to the latent terms.
+
+    Args:
+        site: The site, no subsample site.
+        model_names: Names of the model's sites.
+    """
+    if site_is_factor(site):
+        return "factor"
+    if site_is_deterministic(site):
+        return "deterministic"
+    return "latent" if site["name"] in model_names else "auxiliary"
+
+
+def computed_sites(
+    model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> frozenset[str]:
+    """Find observed sites whose value is computed from latent variables or parameters.
+
+    These are point masses, which observe nothing: mostly what Pyro's reparametrizers leave. Where
+    the trace itself does not show what such a value depends on, the model is run once more
+    against the same draws; random states and buffers are those of before.
+
+    Args:
+        model: The model that was traced.
+        trace: Its trace, with the subsample sites still in it.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+
+    Returns:
+        Names of the sites. Those of ``pyro.deterministic`` are marked, and not among them.
+    """
+    masses = {
+        name: site["value"]
+        for name, site in sample_sites(trace)
+        if site["is_observed"] and is_delta(site["fn"]) and not site_is_deterministic(site)
+    }
+    found = {name for name, value in masses.items() if _has_source(value)}
+    if len(found) < len(masses):
+        again = _run_on_trail(model, trace, args, kwargs)
+        found |= {name for name in masses if _has_source(again.nodes[name]["value"])}
+    return frozenset(found)
+
+
+def _has_source(value: Any) -> bool:
+    """Whether a value is known to depend on latent variables or parameters."""
+    return isinstance(value, Tensor) and (value.requires_grad or bool(get_provenance(value)))
+
+
+def _run_on_trail(
+    model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Trace:
+    """Return a trace of a model whose values know which draws and parameters they come from."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with poutine.block(), torch.random.fork_rng(devices), buffers_kept(model):
+        try:
+            with torch.no_grad(), _Provenance():
+                return poutine.trace(poutine.replay(model, trace)).get_trace(*args, **kwargs)
+        except Exception:  # a subclass of tensors does not go through everything
+            with torch.enable_grad(), _Gradient():
+                return poutine.trace(poutine.replay(model, trace)).get_trace(*args, **kwargs)
+
+
+class _Provenance(Messenger):
+    """Lets what is computed from draws and parameters know it by Pyro's tracking."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            self._pyro_post_param(msg)
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor):
+            value = detach_provenance(msg["value"])
+            msg["value"] = ProvenanceTensor(value, frozenset({msg["name"]}))
+
+
+class _Gradient(Messenger):
+    """Lets what is computed differentiably from draws know it by autograd."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] and isinstance(value, Tensor) and value.is_floating_point():
+            msg["value"] = value.detach().requires_grad_()
+
+
+def subsampled_plate(site: Site) -> Any:
+    """Return the frame of a subsampled plate around a site, or None if there is none."""
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            return frame
+    return None
+
+
+def is_delta(fn: Any) -> bool:
+    """Return whether a distribution, below its wrappers, is a point mass."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
