@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi.guides import sites as _guide_sites
 from pyro_ibvi.guides.buffers import BufferPool
+from pyro_ibvi.guides.direct import DirectRoute, find_route
 from pyro_ibvi.guides.distributions import FactorNormal, SharedNoise
 from pyro_ibvi.guides.rates import guide_rates, model_rates
 from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site
@@ -106,6 +107,7 @@ class AutoMuPNormal(AutoGuide):
         self._layers: list[Layer] | None = None
         self._pending_state: dict[str, Any] | None = None
         self._pool = BufferPool()
+        self._route: DirectRoute | None = None
         self._model_weights: dict[str, tuple[nn.Parameter, NetworkWeight | None]] = {}
         has_prior = _guide_sites.data_free_prior(model) is not None
         if has_prior or _guide_sites.takes_no_arguments(model):
@@ -321,16 +323,22 @@ class AutoMuPNormal(AutoGuide):
                 for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
                     yield self._named_parameter(kind, site)
 
-    def is_guide_of(self, model: Any) -> bool:
-        """Whether a model is the one of this guide, all of whose sites the guide draws.
+    def direct_route(self, model: Any) -> DirectRoute | None:
+        """The way to evaluate the likelihood of a model and this guide without Pyro's traces.
 
         Args:
             model: A model.
 
         Returns:
-            Whether it is, and the guide is no part of an ``AutoGuideList``.
+            The route, the same at every call; None if the model is not this guide's, has other
+            sites than the guide, or the guide is a part of an ``AutoGuideList``.
         """
-        return self._model is not None and self.model is model and self.master is None
+        is_own = self._model is not None and self.model is model and self.master is None
+        if not is_own or self._layers is None:
+            return None
+        if self._route is None or self._route.model() is not model:
+            self._route = find_route(self, AutoMuPNormal, model)
+        return self._route
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -503,7 +511,7 @@ class AutoMuPNormal(AutoGuide):
     def __getstate__(self) -> dict[str, Any]:
         # The base class clears the live guide's model here; a copy leaves it as it is.
         state = self.__dict__.copy()
-        state.update(_model=None, master=None, plates={}, _model_weights={})
+        state.update(_model=None, master=None, plates={}, _model_weights={}, _route=None)
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoMuPNormal:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero
@@ -29,9 +29,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 
-from pyro_ibvi.guides.normal import AutoMuPNormal
-from pyro_ibvi.models.supervised import SupervisedModel
-from pyro_ibvi.objectives.direct import DirectRoute
+from pyro_ibvi.objectives.routes import KnownRoutes, direct_route
 from pyro_ibvi.objectives.sites import sample_sites
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
@@ -81,8 +79,9 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
     auxiliary site ``<name>_unconstrained`` of Pyro's `AutoNormal` goes with its latent; guides
     that draw many latents from one auxiliary site (`AutoDiagonalNormal`) need that site named too.
 
-    After its first step a `SupervisedModel` with an `AutoMuPNormal` guide is evaluated without
-    Pyro's traces, unless a handler or hook takes part: faster, and the same numbers.
+    After its first step a pair whose guide offers a ``direct_route(model)``, as `AutoMuPNormal`
+    does for a `SupervisedModel`, is evaluated without Pyro's traces, unless a handler or hook
+    takes part: faster, and the same numbers.
 
     A step costs one synchronization with the device, at the end, unless ``kl_weight=1``, where it
     *is* `Trace_ELBO`: the same loss and gradients to the last digit.
@@ -131,7 +130,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._direct = DirectRoute()
+        self._routes = KnownRoutes()
 
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -213,19 +212,18 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         kwargs: dict[str, Any],
     ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]:
         """Yield loss, surrogate and each site's term of every particle."""
-        if self._may_go_direct and self._direct.is_open(model, guide, args, kwargs):
+        route = direct_route(model, guide) if self._may_go_direct else None
+        if route is not None and route in self._routes and route.is_open(args, kwargs):
             for _ in range(self.num_particles):
-                log_probs, scale = self._direct.log_likelihood(
-                    cast("SupervisedModel", model), cast("AutoMuPNormal", guide), *args, **kwargs
-                )
+                log_probs, scale = route.log_likelihood(*args, **kwargs)
                 if self.reduction == "mean":  # in the traces' order, equal to the last digit
                     scale = scale * (1.0 / (len(log_probs) * scale))
                 elbo = (log_probs if scale == 1.0 else log_probs * scale).sum()
-                yield -elbo.detach(), -elbo, [("obs", elbo.detach())]
+                yield -elbo.detach(), -elbo, [(route.observed, elbo.detach())]
             return
         for traces in self._get_traces(model, guide, args, kwargs):
-            if self._reported and self._may_go_direct:
-                self._direct.learn(model, guide, *traces)
+            if self._reported:
+                self._routes.learn(route, *traces)
             yield *self._differentiable_loss_particle(*traces), _site_sums(*traces)
 
     @property

@@ -1,0 +1,101 @@
+"""What an objective asks of a guide that can evaluate the likelihood without Pyro's traces.
+
+The objective takes the long way for the first step with a pair of model and guide, with all its
+checks, and whenever some handler, hook or option asks for more. What it sees there tells whether
+the short way gives the same terms.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+from pyro.distributions import MaskedDistribution
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_ibvi.objectives.sites import sample_sites
+
+__all__ = ["DirectRoute", "HasDirectRoute", "KnownRoutes", "direct_route"]
+
+
+class DirectRoute(Protocol):
+    """The way from data to the likelihood of one pair of model and guide, without traces."""
+
+    @property
+    def observed(self) -> str:
+        """Name of the one site whose log-density the route evaluates."""
+        ...
+
+    def is_open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a step with these arguments may go without traces, handlers and hooks."""
+        ...
+
+    def log_likelihood(self, *args: Any, **kwargs: Any) -> tuple[Tensor, float]:
+        """Log-likelihoods ``(batch,)`` for one draw of the guide, and the scale of each."""
+        ...
+
+
+class HasDirectRoute(Protocol):
+    """A guide that may have a direct route; other guides need none."""
+
+    def direct_route(self, model: Any) -> DirectRoute | None:
+        """The route for a model, the same object as long as the pair lives, or None."""
+        ...
+
+
+def direct_route(model: Any, guide: Any) -> DirectRoute | None:
+    """The direct route of a pair, if its guide offers one.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Returns:
+        The route or None.
+    """
+    # Of the class: what wraps a guide and hands its attributes on does not act as the guide does.
+    find = getattr(type(guide), "direct_route", None)
+    return None if find is None else find(guide, model)
+
+
+class KnownRoutes:
+    """The routes that an objective has seen to give the same terms as the traces.
+
+    It holds no route, model or guide alive, and copies and pickles are empty.
+    """
+
+    def __init__(self) -> None:
+        self._routes: weakref.WeakSet[DirectRoute] = weakref.WeakSet()
+
+    def learn(self, route: DirectRoute | None, model_trace: Trace, guide_trace: Trace) -> None:
+        """Remembers a route if a pair of traces has its terms and no others.
+
+        Args:
+            route: The pair's route, if there is one.
+            model_trace: The model's trace, without the sites that the objective drops.
+            guide_trace: The guide's trace, without the sites that the objective drops.
+        """
+        if route is None:
+            return
+        sites = dict(sample_sites(model_trace))
+        is_all = list(sites) == [route.observed] and not list(sample_sites(guide_trace))
+        if is_all and not _is_masked(sites[route.observed]):
+            self._routes.add(route)
+        else:
+            self._routes.discard(route)
+
+    def __contains__(self, route: object) -> bool:
+        return route in self._routes
+
+    def __reduce__(self) -> tuple[type[KnownRoutes], tuple[()]]:
+        return KnownRoutes, ()
+
+
+def _is_masked(site: Any) -> bool:
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return site["mask"] is not None
