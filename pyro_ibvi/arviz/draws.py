@@ -28,6 +28,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi.arviz.sites import (
     DATA,
     full_value,
@@ -169,9 +170,7 @@ class Inputs:
         """Return a tuple as positional, a mapping as keyword, all else as one argument."""
         if isinstance(value, Inputs):
             return value
-        if isinstance(value, Mapping):
-            return cls(kwargs=value)
-        return cls(args=tuple(value) if isinstance(value, tuple | list) else (value,))
+        return cls(*as_call(value))
 
     def named(self, model: Callable[..., Any]) -> dict[str, Any]:
         """Return the arguments by the names that the model's signature gives them."""

@@ -41,8 +41,9 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.inputs import cuda_devices
 from pyro_ibvi._util.modes import module_mode
-from pyro_ibvi.diagnostics.probe import KINDS, Key, Probe, cuda_devices
+from pyro_ibvi.diagnostics.probe import KINDS, Key, Probe
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.mup.parametrization import Family

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyro_ibvi._util.inputs import cuda_devices
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
@@ -182,16 +183,3 @@ def _tensor_of(output: Any) -> Tensor:
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output
-
-
-def cuda_devices(data: Any) -> list[torch.device]:
-    """The CUDA devices that tensors are on, whose random states a fork must keep.
-
-    Args:
-        data: Any structure of tensors.
-
-    Returns:
-        The devices.
-    """
-    leaves = torch.utils._pytree.tree_leaves(data)
-    return list({t.device for t in leaves if isinstance(t, Tensor) and t.device.type == "cuda"})

@@ -12,6 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.random_module import RandomModule
 
@@ -103,7 +104,7 @@ class SupervisedModel(PyroModule):
         Returns:
             The targets.
         """
-        batch_size = first_tensor(x).shape[0]
+        batch_size = batch_of(x).shape[0]
         values = self.sample_parameters()
         num_draw_dims = self.net.num_draw_dims(values)
         num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
@@ -131,7 +132,7 @@ class SupervisedModel(PyroModule):
             The log-likelihood of each datum in nats, shape ``(batch,)``, and the scale from the
             batch to the whole data set.
         """
-        batch_size = first_tensor(x).shape[0]
+        batch_size = batch_of(x).shape[0]
         output = self.run(values, x)
         self._check(x, y, output, 1)
         y = self.likelihood.convert_target(y, output)
@@ -164,23 +165,7 @@ class SupervisedModel(PyroModule):
         check_finite("target", y)
 
 
-def as_call(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as positional and keyword arguments of a network.
-
-    Args:
-        x: A tensor, a tuple or list of arguments, or a mapping of keyword arguments.
-
-    Returns:
-        The arguments.
-    """
-    if isinstance(x, Mapping):
-        return (), dict(x)
-    if isinstance(x, (tuple, list)):
-        return tuple(x), {}
-    return (x,), {}
-
-
-def first_tensor(x: Any) -> Tensor:
+def batch_of(x: Any) -> Tensor:
     """The first tensor among the inputs, whose first dimension is the batch.
 
     Args:
@@ -192,14 +177,13 @@ def first_tensor(x: Any) -> Tensor:
     Raises:
         TypeError: If there is none, or it has no dimension.
     """
-    args, kwargs = as_call(x)
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return value
-    raise TypeError(
-        f"Inputs must be a tensor whose first dimension is the batch, or a tuple or mapping of "
-        f"such; got {type(x).__name__}. NumPy arrays go through torch.as_tensor."
-    )
+    tensor = first_tensor(x)
+    if tensor is None:
+        raise TypeError(
+            f"Inputs must be a tensor whose first dimension is the batch, or a tuple or mapping "
+            f"of such; got {type(x).__name__}. NumPy arrays go through torch.as_tensor."
+        )
+    return tensor
 
 
 def check_finite(what: str, x: Any) -> None:
@@ -214,9 +198,8 @@ def check_finite(what: str, x: Any) -> None:
     Raises:
         ValueError: If some number is not finite.
     """
-    args, kwargs = as_call(x)
-    for value in (*args, *kwargs.values()):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+    for value in tensors_of(x):
+        if not value.is_floating_point():
             continue
         if value.device.type == "cpu" and not _is_finite(value):
             bad = (~value.isfinite()).nonzero()[0].tolist()
@@ -242,10 +225,9 @@ def raise_dtype_mismatch(error: RuntimeError, x: Any, values: Mapping[str, Tenso
     Raises:
         TypeError: If the types differ.
     """
-    args, kwargs = as_call(x)
     dtypes = {v.dtype for v in values.values() if v.is_floating_point()}
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in dtypes:
+    for value in tensors_of(x):
+        if value.is_floating_point() and value.dtype not in dtypes:
             (dtype, *_) = dtypes or {torch.get_default_dtype()}
             raise TypeError(
                 f"The input has dtype {value.dtype} and the network's weights {dtype}: pass "

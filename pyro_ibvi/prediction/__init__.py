@@ -1,19 +1,7 @@
 """Predictions as mixtures over draws of the weights, and their scores."""
 
-from pyro_ibvi.prediction.predictive import (
-    Prediction,
-    predict,
-)
-from pyro_ibvi.prediction.scores import (
-    Reliability,
-    reliability,
-    score,
-)
+from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.predictive import predict
+from pyro_ibvi.prediction.scores import Reliability, reliability, score
 
-__all__ = [
-    "Prediction",
-    "Reliability",
-    "predict",
-    "reliability",
-    "score",
-]
+__all__ = ["Prediction", "Reliability", "predict", "reliability", "score"]

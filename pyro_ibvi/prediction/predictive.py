@@ -1,8 +1,7 @@
-r"""Prediction: a mixture over draws of the weights."""
+"""Running a network with many draws of its weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,96 +12,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi.guides.normal import AutoMuPNormal
-from pyro_ibvi.models.likelihoods import Likelihood
-from pyro_ibvi.models.supervised import SupervisedModel, as_call, first_tensor
+from pyro_ibvi.models.supervised import SupervisedModel, batch_of
 from pyro_ibvi.prediction.chunking import draws_to_make, draws_to_run
-
-
-class Prediction:
-    r"""The predictive distribution, :math:`p(y \mid x) = \frac1S \sum_s p(y \mid f_{w_s}(x))`.
-
-    For a :class:`~pyro_ibvi.Categorical` likelihood moments are those of the one-hot label, so
-    that the mean is the vector of class probabilities.
-
-    Attributes:
-        outputs: The network's outputs, shape ``(num_samples, batch, *event)``.
-        likelihood: The distribution of a target given an output.
-    """
-
-    def __init__(self, outputs: Tensor, likelihood: Likelihood) -> None:
-        self.outputs = outputs
-        self.likelihood = likelihood
-        with torch.no_grad():
-            means, variances = likelihood.moments(outputs)
-            self._mean = means.mean(0)
-            self._aleatoric = variances.mean(0)
-            self._epistemic = means.var(0, correction=0)
-
-    @property
-    def num_samples(self) -> int:
-        """Number of draws of the weights."""
-        return self.outputs.shape[0]
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the target, in its units; class probabilities for labels."""
-        return self._mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of the target, noise included: ``epistemic + aleatoric``."""
-        return self._epistemic + self._aleatoric
-
-    @property
-    def stddev(self) -> Tensor:
-        """Standard deviation of the target, noise included."""
-        return self.variance.sqrt()
-
-    @property
-    def epistemic(self) -> Tensor:
-        """Variance over draws of the conditional mean: what more data could reduce."""
-        return self._epistemic
-
-    @property
-    def aleatoric(self) -> Tensor:
-        """Mean over draws of the conditional variance: the noise of the target."""
-        return self._aleatoric
-
-    @torch.no_grad()
-    def log_prob(self, y: Tensor) -> Tensor:
-        r"""Log predictive density of targets, :math:`\log \frac1S \sum_s p(y \mid f_s)`.
-
-        Args:
-            y: Targets, shape as the likelihood expects.
-
-        Returns:
-            One number per datum, in nats, shape ``(batch,)``.
-
-        Raises:
-            TypeError: If the target has the wrong type.
-            ValueError: If it has the wrong shape or impossible values.
-        """
-        y = y.to(self.outputs.device)
-        self.likelihood.check_target(y, self.outputs[0])
-        y = self.likelihood.convert_target(y, self.outputs)
-        log_probs: Tensor = self.likelihood(self.outputs, 2).log_prob(y)
-        return log_probs.logsumexp(0) - math.log(self.num_samples)
-
-    @torch.no_grad()
-    def sample(self) -> Tensor:
-        """Draws targets, one for each draw of the weights.
-
-        Returns:
-            Targets, shape ``(num_samples, batch, *event)``.
-        """
-        targets: Tensor = self.likelihood(self.outputs, 2).sample()
-        return targets
-
-    def __repr__(self) -> str:
-        shape = tuple(self.mean.shape)
-        return f"Prediction(num_samples={self.num_samples}, mean of shape {shape})"
+from pyro_ibvi.prediction.mixture import Prediction
 
 
 @torch.no_grad()
@@ -157,9 +72,7 @@ def predict(
         if size is not None:
             check_positive_int(name, size)
     device = next((p.device for p in model.parameters()), None)
-    x = torch.utils._pytree.tree_map(
-        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, x
-    )
+    x = to_device(x, device)
     outputs = []
     with module_mode(model, guide, training=False), _random_state(generator, device):
         num_drawn, num_run = chunk_size, chunk_size
@@ -223,7 +136,7 @@ def _default_chunk_sizes(
     model: SupervisedModel, x: Any, batch_size: int | None
 ) -> tuple[int, int]:
     """How many draws are made at once, whatever the data, and how many of them run at once."""
-    num_rows = first_tensor(x).shape[0]
+    num_rows = batch_of(x).shape[0]
     one_row = as_call(next(_batches(x, 1)) if num_rows else x)
     num_run = draws_to_run(model.net, one_row, min(num_rows, batch_size or num_rows))
     return draws_to_make(model.net), num_run
@@ -239,15 +152,14 @@ def _chunks(
 
 
 def _batches(x: Any, batch_size: int | None) -> Iterator[Any]:
-    num_data = first_tensor(x).shape[0]
+    num_data = batch_of(x).shape[0]
     if batch_size is None or batch_size >= num_data:
         yield x
         return
     for start in range(0, num_data, batch_size):
         rows = slice(start, start + batch_size)
-        yield torch.utils._pytree.tree_map(partial(_rows, rows=rows, num_data=num_data), x)
+        yield map_tensors(partial(_rows, rows=rows, num_data=num_data), x)
 
 
-def _rows(leaf: Any, *, rows: slice, num_data: int) -> Any:
-    is_batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == num_data
-    return leaf[rows] if is_batch else leaf
+def _rows(leaf: Tensor, *, rows: slice, num_data: int) -> Tensor:
+    return leaf[rows] if leaf.dim() > 0 and leaf.shape[0] == num_data else leaf

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi.models.likelihoods import Bernoulli, Categorical
-from pyro_ibvi.prediction.predictive import Prediction
+from pyro_ibvi.prediction.mixture import Prediction
 
 
 @dataclass(frozen=True)

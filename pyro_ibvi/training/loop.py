@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi.training.course import Course
 from pyro_ibvi.training.history import History
@@ -129,7 +130,7 @@ def _resume(course: Course, loader: Iterable[Any], device: torch.device | str | 
     svi = course.svi
     with module_mode(svi.model, svi.guide, training=True):
         for batch in loader:
-            args, kwargs = _arguments(batch, device or _device_of(svi))
+            args, kwargs = as_call(to_device(batch, device or _device_of(svi)))
             course.resume(*args, **kwargs)
             return course.history.num_epochs
     raise ValueError(_EMPTY)
@@ -141,7 +142,7 @@ def _train_epoch(
     svi, epoch = course.svi, course.history.num_epochs
     with module_mode(svi.model, svi.guide, training=True):
         for batch in course.batches(loader):
-            args, kwargs = _arguments(batch, device or _device_of(svi))
+            args, kwargs = as_call(to_device(batch, device or _device_of(svi)))
             with _checked_loss(svi, f"step {course.num_steps} of epoch {epoch}"):
                 loss = svi.step(*args, **kwargs)
             course.add_step(loss)
@@ -154,8 +155,9 @@ def _evaluate(svi: SVI, loader: Iterable[Any], device: torch.device | str | None
     total, num_data = 0.0, 0
     with module_mode(svi.model, svi.guide, training=False):
         for batch in loader:
-            args, kwargs = _arguments(batch, device or _device_of(svi))
-            size = _batch_size(args, kwargs)
+            args, kwargs = as_call(to_device(batch, device or _device_of(svi)))
+            tensor = first_tensor((args, kwargs))
+            size = 1 if tensor is None else len(tensor)
             total += size * svi.evaluate_loss(*args, **kwargs)
             num_data += size
     if num_data == 0:
@@ -227,21 +229,3 @@ def _parameters(svi: SVI) -> Iterator[nn.Parameter]:
 def _device_of(svi: SVI) -> torch.device | None:
     parameter = next(_parameters(svi), None)
     return None if parameter is None else parameter.device
-
-
-def _arguments(
-    batch: Any, device: torch.device | str | None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    batch = torch.utils._pytree.tree_map(
-        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and device else leaf, batch
-    )
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
-
-
-def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return leaf.shape[0]
-    return 1

@@ -1,0 +1,119 @@
+"""One way from a batch to a call: what of it are arguments, what tensors, and on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as positional and keyword arguments.
+
+    Args:
+        batch: One argument, a tuple or list of arguments, or a mapping of keyword arguments.
+
+    Returns:
+        The arguments.
+    """
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def map_tensors(function: Callable[[Tensor], Any], data: Any) -> Any:
+    """Applies a function to each tensor of nested tuples, lists and mappings.
+
+    Args:
+        function: The function.
+        data: The data; what is neither tensor nor container stays as it is, packed sequences
+            included.
+
+    Returns:
+        Data of the same structure; a mapping of an unknown kind becomes a dictionary.
+    """
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, Mapping):
+        return {key: map_tensors(function, value) for key, value in data.items()}
+    if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence):
+        return _rebuilt(data, [map_tensors(function, part) for part in data])
+    return data
+
+
+def tensors_of(data: Any) -> Iterator[Tensor]:
+    """The tensors of nested tuples, lists and mappings.
+
+    Args:
+        data: The data.
+
+    Yields:
+        The tensors, in their order.
+    """
+    if isinstance(data, Tensor):
+        yield data
+    elif isinstance(data, PackedSequence):
+        yield data.data
+    elif isinstance(data, Mapping):
+        for value in data.values():
+            yield from tensors_of(value)
+    elif isinstance(data, (tuple, list)):
+        for part in data:
+            yield from tensors_of(part)
+
+
+def first_tensor(data: Any) -> Tensor | None:
+    """The first tensor of data that has a dimension.
+
+    Args:
+        data: The data.
+
+    Returns:
+        The tensor, or None if there is none.
+    """
+    return next((tensor for tensor in tensors_of(data) if tensor.dim() > 0), None)
+
+
+def to_device(data: Any, device: torch.device | str | None) -> Any:
+    """Data on a device.
+
+    Args:
+        data: Nested tuples, lists and mappings of tensors, or of objects that can be moved
+            (packed sequences, batches of graphs).
+        device: The device; None leaves the data where they are.
+
+    Returns:
+        The data.
+    """
+    if device is None:
+        return data
+    if isinstance(data, Mapping):
+        return {key: to_device(value, device) for key, value in data.items()}
+    if isinstance(data, Tensor) or callable(getattr(data, "to", None)):
+        return data.to(device)
+    if isinstance(data, (tuple, list)):
+        return _rebuilt(data, [to_device(part, device) for part in data])
+    return data
+
+
+def _rebuilt(data: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
+    if hasattr(data, "_fields"):  # a named tuple takes its parts one by one
+        return type(data)(*parts)
+    return tuple(parts) if isinstance(data, tuple) else parts
+
+
+def cuda_devices(data: Any) -> list[torch.device]:
+    """The CUDA devices that tensors are on, whose random states a fork must keep.
+
+    Args:
+        data: The data.
+
+    Returns:
+        The devices.
+    """
+    return list({t.device for t in tensors_of(data) if t.device.type == "cuda"})
