@@ -16,8 +16,6 @@ from torch import Tensor
 
 from pyro_ibvi.objectives.sites import sample_sites
 
-__all__ = ["DirectRoute", "HasDirectRoute", "KnownRoutes", "direct_route"]
-
 
 class DirectRoute(Protocol):
     """The way from data to the likelihood of one pair of model and guide, without traces."""

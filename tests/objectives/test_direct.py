@@ -1,17 +1,13 @@
 """The route without traces gives what traces give, and steps aside for whatever needs them."""
 
 import copy
-import gc
 import pickle
-import weakref
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from torch import nn
 
 from pyro_ibvi import (
     AutoMuPNormal,
@@ -21,82 +17,24 @@ from pyro_ibvi import (
     HeteroscedasticNormal,
     Kronecker,
     LowRank,
-    MuPOptim,
     Normal,
     Poisson,
     RandomModule,
     SupervisedModel,
     TraceExpectedLogLikelihood,
 )
-from pyro_ibvi.objectives import weights as elbo_mixin
-
-X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-
-
-class ByTraces(TraceExpectedLogLikelihood):
-    """The same objective; the direct route is not for subclasses."""
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
-        self.second.weight = self.first.weight
-        self.last = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.last(self.second(self.first(x).tanh()))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm, self.last = nn.LSTM(1, 5, batch_first=True), nn.Linear(5, 2)
-
-    def forward(self, x):
-        return self.last(self.lstm(x.unsqueeze(-1))[0][:, -1])
-
-
-def mlp(num_outputs=2):
-    return nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, num_outputs))
-
-
-def with_norm_and_dropout():
-    return nn.Sequential(
-        nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2)
-    )
-
-
-def large():
-    # Weights above the size from which memory is used again.
-    return nn.Sequential(nn.Linear(3, 300), nn.Tanh(), nn.Linear(300, 300), nn.Linear(300, 2))
-
-
-def make(make_net, likelihood=None, *, covariance=None, stochastic="all", loss, num_data=30):
-    torch.manual_seed(1)
-    likelihood = Normal(0.5, learn_scale=True) if likelihood is None else likelihood
-    model = SupervisedModel(RandomModule(make_net(), stochastic=stochastic), likelihood, num_data)
-    guide = AutoMuPNormal(model, covariance=covariance)
-    optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}, guide)
-    return SVI(model, guide, optim, loss)
-
-
-def targets(likelihood):
-    generator = torch.Generator().manual_seed(1)
-    if isinstance(likelihood, Categorical):
-        return torch.randint(0, 2, (12,), generator=generator)
-    if isinstance(likelihood, (Bernoulli, Poisson)):
-        return torch.randint(0, 2, (12, 2), generator=generator)
-    shape = (12, 1) if isinstance(likelihood, HeteroscedasticNormal) else (12, 2)
-    return torch.randn(shape, generator=generator)
-
-
-def train(svi, y, num_steps=4):
-    torch.manual_seed(2)
-    losses = [svi.step(X, y) for _ in range(num_steps)]
-    losses.append(svi.evaluate_loss(X, y))
-    state = {**svi.model.state_dict(), **svi.guide.state_dict()}
-    return losses, state
+from tests.objectives.supervised import (
+    ByTraces,
+    Recurrent,
+    Tied,
+    X,
+    large,
+    make,
+    mlp,
+    targets,
+    train,
+    with_norm_and_dropout,
+)
 
 
 def assert_same_run(make_svi, y):
@@ -106,17 +44,6 @@ def assert_same_run(make_svi, y):
     assert state.keys() == expected.keys()
     for name, value in state.items():
         assert torch.equal(value, expected[name]), name
-
-
-@pytest.fixture
-def count_traces(monkeypatch):
-    """Number of times that an objective traced a model."""
-    calls = []
-    run_traces = elbo_mixin.run_traces
-    monkeypatch.setattr(
-        elbo_mixin, "run_traces", lambda *args: calls.append(1) or run_traces(*args)
-    )
-    return calls
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -322,165 +249,3 @@ def test_the_objective_can_be_copied_and_pickled():
     loss.loss_and_grads(svi.model, svi.guide, X, targets(None))
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert other.loss(svi.model, svi.guide, X, targets(None)) > 0
-
-
-@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2)], ids=str)
-def test_memory_is_used_again_only_when_nobody_has_it(covariance):
-    torch.manual_seed(0)
-    model = SupervisedModel(RandomModule(nn.Linear(300, 300)), Normal(), 12)
-    guide = AutoMuPNormal(model, covariance=covariance)
-    loss_fn = TraceExpectedLogLikelihood()(model, guide)
-    x, y = torch.randn(12, 300), torch.randn(12, 300)
-    loss_fn(x, y).backward()
-    kept = guide.rsample()["net.weight"]
-    copied = kept.detach().clone()
-    alias = guide.rsample()["net.weight"].detach()
-    values = alias.clone()
-    # Gradients of two losses add up, though the first graph lives on beside the second.
-    parameters = list(guide.parameters())
-    seeds = (1, 2)
-    single = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        single.append(torch.autograd.grad(loss_fn(x, y), parameters))
-    losses = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        losses.append(loss_fn(x, y))
-    both = torch.autograd.grad(sum(losses), parameters)
-    for a, b, ab in zip(*single, both, strict=True):
-        torch.testing.assert_close(a + b, ab)
-    assert torch.equal(kept, copied)
-    assert torch.equal(alias, values)
-
-
-@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2), Kronecker(2, 2)], ids=str)
-def test_large_weights_are_drawn_for_many_particles_at_once(covariance):
-    loss = TraceExpectedLogLikelihood(num_particles=3, vectorize_particles=True)
-    svi = make(large, covariance=covariance, loss=loss)
-    traced = poutine.trace(svi.guide)
-    with pyro.plate("num_particles_vectorized", 3, dim=-2):
-        site = traced.get_trace(X, targets(None)).nodes["net.2.weight"]
-    draws = site["value"].reshape(3, 300, 300)
-    assert not torch.equal(draws[0], draws[1])
-    for _ in range(2):
-        assert svi.step(X, targets(None)) > 0
-    # The pathwise gradient of a sum over draws of w = loc + S z is the number of draws.
-    loc = svi.guide.loc("net.2.weight")
-    (gradient,) = torch.autograd.grad(draws.sum(), loc)
-    assert torch.equal(gradient, torch.full_like(loc, 3.0))
-
-
-@pytest.mark.parametrize("covariance", [Diagonal(), LowRank(2)], ids=str)
-def test_large_weights_have_second_derivatives(covariance):
-    torch.manual_seed(0)
-    model = SupervisedModel(RandomModule(nn.Linear(300, 300)), Normal(), 12)
-    guide = AutoMuPNormal(model, covariance=covariance)
-    loss_fn = TraceExpectedLogLikelihood(reduction="mean")(model, guide)
-    x, y = torch.randn(12, 300), torch.randn(12, 300)
-    factor = guide.factor("net.weight")
-    direction = torch.randn_like(factor)
-
-    def gradient(create_graph):
-        torch.manual_seed(3)
-        loss = loss_fn(x, y)
-        return torch.autograd.grad(loss, factor, create_graph=create_graph, retain_graph=True)[0]
-
-    product = torch.autograd.grad(gradient(create_graph=True), factor, direction)[0]
-    # The loss is quadratic in the factor, so one difference of gradients is exact.
-    before = gradient(create_graph=False).clone()
-    with torch.no_grad():
-        factor += direction
-    difference = gradient(create_graph=False) - before
-    torch.testing.assert_close(product, difference, rtol=2e-3, atol=2e-3)
-
-
-def test_one_objective_goes_directly_for_several_pairs(count_traces):
-    loss = TraceExpectedLogLikelihood()
-    pairs = [make(mlp, loss=None), make(mlp, covariance=Diagonal(), loss=None)]
-    for _ in range(3):
-        for svi in pairs:
-            loss.loss_and_grads(svi.model, svi.guide, X, targets(None))
-    assert len(count_traces) == len(pairs)
-
-
-def test_an_objective_keeps_no_parameters_of_a_deleted_guide():
-    loss = TraceExpectedLogLikelihood()
-    svi = make(mlp, stochastic="last", loss=loss)
-    for _ in range(3):
-        svi.step(X, targets(None))
-    parameters = [*svi.guide.parameters(), *svi.model.parameters()]
-    gone = [weakref.ref(parameter) for parameter in parameters]
-    del svi, parameters
-    gc.collect()
-    assert all(parameter() is None for parameter in gone)
-
-
-def test_what_hands_on_a_guides_attributes_is_not_taken_for_it(count_traces):
-    class Wrapped(nn.Module):
-        def __init__(self, guide):
-            super().__init__()
-            self.guide = guide
-
-        def __getattr__(self, name):
-            return (
-                getattr(super().__getattr__("guide"), name)
-                if name != "guide"
-                else super().__getattr__(name)
-            )
-
-        def forward(self, *args):
-            calls.append(1)
-            return self.guide(*args)
-
-    svi, calls, loss = make(mlp, loss=None), [], TraceExpectedLogLikelihood()
-    guide = Wrapped(svi.guide)
-    assert guide.direct_route(svi.model) is not None
-    for _ in range(3):
-        loss.loss_and_grads(svi.model, guide, X, targets(None))
-    assert len(calls) == len(count_traces) == 3
-
-
-def test_any_guide_may_offer_a_route():
-    class Known(nn.Module):
-        """A point estimate of a mean that knows its likelihood."""
-
-        def __init__(self):
-            super().__init__()
-            self.mean = nn.Parameter(torch.tensor(0.5))
-            self.route = Route(self)
-
-        def forward(self, y):
-            pyro.sample("mean", dist.Delta(self.mean))
-
-        def direct_route(self, model):
-            return self.route if model is of_mean else None
-
-    class Route:
-        observed = "y"
-
-        def __init__(self, guide):
-            self.guide, self.calls = weakref.ref(guide), 0
-
-        def is_open(self, args, kwargs):
-            return True
-
-        def log_likelihood(self, y):
-            self.calls += 1
-            return dist.Normal(self.guide().mean, 1.0).log_prob(y), 2.0
-
-    def of_mean(y):
-        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 2 * len(y), subsample_size=len(y)):
-            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-
-    guide, loss, y = Known(), TraceExpectedLogLikelihood(), torch.tensor([1.0, 2.0, 4.0])
-    losses, gradients = [], []
-    for _ in range(3):
-        guide.mean.grad = None
-        losses.append(loss.loss_and_grads(of_mean, guide, y))
-        gradients.append(guide.mean.grad.item())
-    assert guide.route.calls == 2
-    expected = -2 * dist.Normal(0.5, 1.0).log_prob(y).sum().item()
-    assert losses == pytest.approx([expected] * 3)
-    assert gradients == pytest.approx([2 * (0.5 - y).sum().item()] * 3)
