@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +22,12 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
+        TypeError: If it is no path.
         FileNotFoundError: If its folder does not exist.
         ValueError: If it is a folder itself.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f'Expected the path of a file, such as "run.pt", got {path!r}.')
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(
@@ -33,22 +40,66 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of another one once it is complete.
+    """A file or folder to write to, which takes the place of another one once it is complete.
 
     A reader, and whoever comes after a crash, finds the old file or the new one, never a part.
+    The path to write to is of this call alone, so that of two writers the last one wins and no
+    file is made of both. What a process that was killed left half written is removed.
 
     Args:
         path: The file to replace.
 
     Yields:
         A path in the same folder.
+
+    Raises:
+        OSError: If it cannot be written, with the path and the reason.
     """
-    part = path.with_name(path.name + ".part")
+    _remove_parts_of_the_dead(path)
+    part = path.with_name(f"{_part_prefix(path)}{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         yield part
-        with part.open("r+b") as file:
-            os.fsync(file.fileno())  # or a power failure could leave the new name without content
+        if part.is_file():
+            with part.open("r+b") as file:
+                os.fsync(file.fileno())  # or a power failure could leave a name without content
         part.replace(path)
+    except OSError as error:
+        _remove(part)
+        reason = error.strerror or str(error)
+        kept = " The file that was there is as it was." if path.exists() else ""
+        message = f"{path} could not be written: {reason}.{kept}"
+        raise OSError(*filter(None, (error.errno,)), message) from error
     except BaseException:
-        part.unlink(missing_ok=True)
+        _remove(part)
         raise
+
+
+def _part_prefix(path: Path) -> str:
+    return f".{path.name}.{platform.node()}-"
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    part.unlink(missing_ok=True)
+
+
+def _remove_parts_of_the_dead(path: Path) -> None:
+    if os.name != "posix":  # elsewhere the signal 0 is no question
+        return
+    prefix = _part_prefix(path)
+    for part in path.parent.glob("*.part"):
+        owner = part.name.removeprefix(prefix).partition("-")[0]
+        if part.name.startswith(prefix) and owner.isdigit() and not _is_alive(int(owner)):
+            with contextlib.suppress(OSError):
+                _remove(part)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

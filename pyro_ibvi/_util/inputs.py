@@ -105,15 +105,3 @@ def _rebuilt(data: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
     if hasattr(data, "_fields"):  # a named tuple takes its parts one by one
         return type(data)(*parts)
     return tuple(parts) if isinstance(data, tuple) else parts
-
-
-def cuda_devices(data: Any) -> list[torch.device]:
-    """The CUDA devices that tensors are on, whose random states a fork must keep.
-
-    Args:
-        data: The data.
-
-    Returns:
-        The devices.
-    """
-    return list({t.device for t in tensors_of(data) if t.device.type == "cuda"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,23 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+@contextmanager
+def own_random_numbers(seed: int | None = None) -> Iterator[None]:
+    """Gives torch's global generators, those of CUDA devices included, back as they were.
+
+    Args:
+        seed: A seed for them inside of the context; without one they go on from where they are.
+
+    Yields:
+        Nothing.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def find_generators(loaders: Mapping[str, Any]) -> dict[str, torch.Generator]:

@@ -9,12 +9,10 @@ stream is consumed exactly as by a loop over ``poutine.trace(guide).get_trace(*a
 from __future__ import annotations
 
 import inspect
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pyro.poutine as poutine
@@ -25,10 +23,11 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
-from pyro.util import get_rng_state, set_rng_seed, set_rng_state
-from torch.nn.modules.module import register_module_forward_pre_hook
+from pyro.util import set_rng_seed
 
 from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import get_random_state, set_random_state
 from pyro_ibvi.arviz.sites import (
     DATA,
     full_value,
@@ -60,73 +59,25 @@ class RandomStreams:
         if name == self._live:
             yield
             return
-        outer = _rng_state()
+        outer = get_random_state()
         try:
             if name in self._states:
-                _set_rng_state(self._states[name])
+                set_random_state(self._states[name])
             elif name == "posterior" and self._first is not None:
                 set_rng_seed(self._first)
             else:
                 set_rng_seed(zlib.crc32(name.encode(), self._entropy))
             yield
-            self._states[name] = _rng_state()
+            self._states[name] = get_random_state()
         finally:
-            _set_rng_state(outer)
-
-
-def _rng_state() -> tuple[dict[str, Any], list[torch.Tensor]]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return get_rng_state(), cuda
-
-
-def _set_rng_state(state: tuple[dict[str, Any], list[torch.Tensor]]) -> None:
-    set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+            set_random_state(outer)
 
 
 @contextmanager
 def evaluating(*callables: Callable[..., Any]) -> Iterator[None]:
-    """Run without gradients and with every module in ``eval`` mode; restore the modes after.
-
-    Modules that are found: the callables themselves, the owner of a bound method, and, for
-    plain functions, any module that is called while the context is open.
-    """
-    was_training: dict[torch.nn.Module, bool] = {}
-
-    def to_eval(module: torch.nn.Module) -> None:
-        for m in module.modules():
-            was_training.setdefault(m, m.training)
-        if any(m.training for m in module.modules()):
-            module.eval()
-
-    owners = [_owner(c) for c in callables]
-    thread = threading.get_ident()
-
-    def hook(module: torch.nn.Module, _: Any) -> None:
-        if module.training and threading.get_ident() == thread:
-            to_eval(module)
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        if any(owner is None for owner in owners):
-            # a closure hides its modules; they show themselves when they are called
-            stack.callback(register_module_forward_pre_hook(hook).remove)
-        try:
-            for owner in owners:
-                if owner is not None:
-                    to_eval(owner)
-            yield
-        finally:
-            for module, training in was_training.items():
-                module.training = training
-
-
-def _owner(fn: Callable[..., Any]) -> torch.nn.Module | None:
-    while isinstance(fn, partial):
-        fn = fn.func
-    owner = getattr(fn, "__self__", fn)
-    return owner if isinstance(owner, torch.nn.Module) else None
+    """Run without gradients and with every module in ``eval`` mode; restore the modes after."""
+    with torch.no_grad(), module_mode(*callables, training=False):
+        yield
 
 
 class Given(Messenger):

@@ -12,9 +12,7 @@ An array of a draw has exactly the shape that its site has in Pyro, behind the s
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -26,6 +24,7 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_ibvi._util.files import whole_file
 from pyro_ibvi._version import __version__
 from pyro_ibvi.arviz.draws import Inputs, Sampler
 from pyro_ibvi.arviz.groups import GROUPS, Export, Values, choose_groups
@@ -199,7 +198,7 @@ def write_arviz(
     chunk_size = min(chunk_size, num_samples)
     _check_size(export, chunk_size, max_bytes)
     append = _append_netcdf if path.suffix == ".nc" else _append_zarr
-    with _appearing(path) as partial_path:
+    with whole_file(path) as partial_path:
         for start, values in export.chunks(num_samples, chunk_size):
             stop = min(start + chunk_size, num_samples)
             datasets = _datasets(export, values, attrs, range(start, stop))
@@ -207,19 +206,6 @@ def write_arviz(
         if path.suffix == ".zarr":
             import_module("zarr").consolidate_metadata(str(partial_path))
     return path
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Give a path to write to that becomes ``path`` when, and only when, all is written."""
-    partial_path = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial_path
-        partial_path.rename(path)
-    finally:
-        if partial_path.is_dir():
-            shutil.rmtree(partial_path)
-        partial_path.unlink(missing_ok=True)
 
 
 def _plan(

@@ -41,8 +41,8 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.inputs import cuda_devices
 from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.diagnostics.probe import KINDS, Key, Probe
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
@@ -284,8 +284,7 @@ def coordinate_check(
     for width, count in zip(widths, seeds, strict=True):
         rows: dict[Key, list[float]] = {}
         for seed in range(count):
-            with torch.random.fork_rng(devices=cuda_devices(data)):
-                torch.manual_seed(seed)
+            with own_random_numbers(seed):
                 model, guide = checked_build(build, width)
                 optim = MuPOptim(optimizer, dict(optim_args or {"lr": 0.1}), guide, family=family)
                 svi = SVI(model, guide, optim, loss)

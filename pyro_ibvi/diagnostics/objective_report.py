@@ -13,6 +13,8 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.sites import (
     Kind,
@@ -65,7 +67,7 @@ class ObjectiveReport:
     def __str__(self) -> str:
         header = ("site", "in", "kind", "weight", "why")
         rows = [(s.name, s.where, s.kind, f"{s.weight:g}", s.why) for s in self.sites]
-        lines = _table([header, *rows])
+        lines = table_lines([header, *rows], rule=True)
         if self.unmoved:
             lines.append(f"Cannot be moved: {', '.join(self.unmoved)}.")
         if self.local:
@@ -149,8 +151,7 @@ def _run_aside(
     kwargs: dict[str, Any],
 ) -> tuple[Trace, Trace]:
     """Returns the traces of a model and a guide, and puts the random state back."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    with own_random_numbers(), torch.enable_grad():
         if isinstance(loss, TraceEnum_ELBO):
             model, guide = _enumerated(loss, model, guide, args, kwargs)
         model_trace, guide_trace = run_traces("flat", model, guide, args, kwargs)
@@ -236,12 +237,3 @@ def _row(
     else:
         why = "counts as latent term" if kind == "factor" else dropped_because
     return SiteReport(site["name"], where, kind, weight, why)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_ibvi._util.inputs import cuda_devices
 from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.predictive import draw_parameters
@@ -109,8 +109,7 @@ class Probe:
 
     def _draws(self) -> list[dict[str, Tensor]]:
         """The weights for the fixed noise, one dictionary per draw."""
-        with torch.random.fork_rng(devices=cuda_devices(self.x)):
-            torch.manual_seed(self.seed)
+        with own_random_numbers(self.seed):
             values = draw_parameters(self.model, self.guide, self.x, self.num_draws)
         own = {name: p.dim() for name, p in self.model.net.network.named_parameters()}
         return [

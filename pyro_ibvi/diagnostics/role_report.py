@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.mup.roles import NetworkWeight
 from pyro_ibvi.mup.tied import logit_divisor
@@ -45,12 +46,7 @@ class RoleReport(Mapping[str, NetworkWeight]):
             rates = [f"{weight.rate(family):.4g}" for family in ("sgd", "adam")]
             role = weight.weight.role + " (tied)" * weight.weight.tied
             rows.append((name, role, str(fans.fan_in), str(fans.width_out), std, *rates))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join(lines + self._notes())
+        return "\n".join(table_lines(rows) + self._notes())
 
     def _notes(self) -> list[str]:
         """What the forward pass must do for weights that are two things at once."""

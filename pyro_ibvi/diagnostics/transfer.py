@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.files import checked_path, whole_file
 from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.diagnostics.coordinates import Build, checked_build, checked_widths
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
@@ -216,8 +217,7 @@ def rate_transfer(
             continue
         width, rate, seed = cell
         start = time.perf_counter()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with own_random_numbers(seed):
             model, guide = checked_build(build, width)
             optim = MuPOptim(optimizer, {**(optim_args or {}), "lr": rate}, guide, family=family)
             svi = SVI(model, guide, optim, loss)

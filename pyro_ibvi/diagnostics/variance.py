@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.guides.covariance import Covariance
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.guides.sites import DEFAULT_RANK, Layer, Site
@@ -114,13 +115,13 @@ class VarianceReport:
         for layer in self.layers:
             shares = (layer.variance_left, layer.on_span, layer.off_span)
             rows.append((layer.name, layer.wasserstein2, layer.mean_shift, *map(_share, shares)))
-        lines = _table(rows)
+        lines = table_lines(rows)
         rows = [("site", "covariance", "std at start", "std", "ratio", "")]
         for site in self.sites:
             mark = "collapsed" if site.name in self.collapsed else ""
             numbers = (site.initial_std, site.std, _share(site.ratio), mark)
             rows.append((site.name, site.covariance, *numbers))
-        return "\n".join([*lines, "", *_table(rows), *(f"\n{note}" for note in self.notes)])
+        return "\n".join([*lines, "", *table_lines(rows), *(f"\n{note}" for note in self.notes)])
 
 
 class VarianceMonitor:
@@ -437,12 +438,3 @@ def _ratio(value: Tensor, start: Tensor, rounding: Tensor | float = 0.0) -> floa
 
 def _share(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.3g} %"
-
-
-def _table(rows: list[tuple[Any, ...]]) -> list[str]:
-    cells = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]

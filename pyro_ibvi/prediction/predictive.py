@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
 from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel, batch_of
 from pyro_ibvi.prediction.chunking import draws_to_make, draws_to_run
@@ -74,7 +75,7 @@ def predict(
     device = next((p.device for p in model.parameters()), None)
     x = to_device(x, device)
     outputs = []
-    with module_mode(model, guide, training=False), _random_state(generator, device):
+    with module_mode(model, guide, training=False), _random_state(generator):
         num_drawn, num_run = chunk_size, chunk_size
         if num_drawn is None or num_run is None:
             num_drawn, num_run = _default_chunk_sizes(model, x, batch_size)
@@ -118,17 +119,13 @@ def draw_parameters(
 
 
 @contextmanager
-def _random_state(
-    generator: torch.Generator | None, device: torch.device | None
-) -> Iterator[None]:
+def _random_state(generator: torch.Generator | None) -> Iterator[None]:
     """Draws from a generator's seed, and puts the global random state back after."""
     if generator is None:
         yield
         return
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-        torch.manual_seed(int(seed.item()))
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with own_random_numbers(int(seed.item())):
         yield
 
 

@@ -1,0 +1,82 @@
+"""Files that are replaced as a whole, whoever writes them and whatever stops it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyro_ibvi._util.files import whole_file
+
+
+def dead_process():
+    run = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(run.stdout)
+
+
+def test_two_writers_leave_the_file_of_one_of_them(tmp_path):
+    path = tmp_path / "run.pt"
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write_text("first half, ")
+        second.write_text("the second's")
+        with first.open("a") as file:
+            file.write("first end")
+    assert path.read_text() == "first half, first end"  # the outer one came last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_dead_process_left_is_removed_and_no_more(tmp_path):
+    path = tmp_path / "run.pt"
+    with whole_file(path) as part:
+        part.write_text("1")
+        dead = part.with_name(part.name.replace(f"-{os.getpid()}-", f"-{dead_process()}-"))
+    dead.write_text("half")
+    other = tmp_path / "run.pt.part"
+    other.write_text("someone's own")
+    with whole_file(path) as alive, whole_file(path) as part:
+        part.write_text("2")
+        assert not dead.exists()
+        alive.write_text("3")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt", "run.pt.part"]
+
+
+def test_a_failure_tells_path_and_reason_and_keeps_the_file(tmp_path):
+    path = tmp_path / "run.pt"
+    path.write_text("old")
+
+    def write():
+        with whole_file(path) as part:
+            part.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        OSError,
+        match=r"run\.pt could not be written: No space left on device\. "
+        r"The file that was there is as it was",
+    ) as caught:
+        write()
+    assert caught.value.errno == 28
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_as_a_whole(tmp_path):
+    path = tmp_path / "posterior.zarr"
+
+    def write(stop):
+        with whole_file(path) as part:
+            part.mkdir()
+            (part / "0").write_text("chunk")
+            if stop:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(stop=True)
+    assert list(tmp_path.iterdir()) == []
+    write(stop=False)
+    assert [p.name for p in path.iterdir()] == ["0"]
