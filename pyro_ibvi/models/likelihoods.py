@@ -29,7 +29,10 @@ class Likelihood(PyroModule):
         Returns:
             A distribution with that many batch dimensions.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no forward: write one that returns a Pyro distribution "
+            f"over targets, given the network's output."
+        )
 
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """Shape that a target must have for an output of a shape.

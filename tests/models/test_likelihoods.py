@@ -184,5 +184,5 @@ def test_a_users_own_likelihood():
     mean, variance = likelihood.moments(OUTPUT)
     torch.testing.assert_close(mean, OUTPUT)
     torch.testing.assert_close(variance, torch.full_like(OUTPUT, 2.0))
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="Likelihood has no forward: write"):
         Likelihood()(OUTPUT)

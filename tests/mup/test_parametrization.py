@@ -29,26 +29,41 @@ def linear(n_in, n_out, **base):
     return Fans(fan_in=n_in, width_in=n_in, width_out=n_out, **base)
 
 
+def entries(rule, role, fans):
+    return rule.std(role, fans), rule.rate(role, fans, "sgd"), rule.rate(role, fans, "adam")
+
+
 @pytest.mark.parametrize("role", ROLES)
 @given(n_in=widths, n_out=widths)
 def test_absolute_table(role, n_in, n_out):
-    mup, fans = MaximalUpdate(), linear(n_in, n_out)
-    std, sgd, adam = TABLE[role](n_in, n_out)
-    assert mup.std(role, fans) == pytest.approx(std)
-    assert mup.rate(role, fans, "sgd") == pytest.approx(sgd)
-    assert mup.rate(role, fans, "adam") == pytest.approx(adam)
+    found = entries(MaximalUpdate(), role, linear(n_in, n_out))
+    assert found == pytest.approx(TABLE[role](n_in, n_out))
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_a_wrong_exponent_fails_the_table(role):
-    # The negative control: a rate of the neighboring column or row is noticed.
-    std, sgd, adam = TABLE[role](64, 32)
+def test_other_rules_fail_the_table_where_they_differ():
+    # The negative control: the comparison above notices every entry that is another's.
     fans = linear(64, 32)
-    assert MaximalUpdate().rate(role, fans, "sgd") != pytest.approx(adam if sgd != adam else 1.0)
-    other = {"input": "hidden", "hidden": "output", "output": "input", "bias": "hidden"}
-    assert TABLE[other.get(role, "output")](64, 32) != pytest.approx((std, sgd, adam))
-    if role not in ("bias", "gain"):
-        assert NeuralTangent().rate(role, fans, "sgd") != pytest.approx(sgd) or role == "output"
+    wrong = {
+        (type(rule).__name__, role): [
+            column
+            for column, found, expected in zip(
+                ("std", "sgd", "adam"), entries(rule, role, fans), TABLE[role](64, 32), strict=True
+            )
+            if found != pytest.approx(expected)
+        ]
+        for rule in (Standard(), NeuralTangent())
+        for role in ("input", "hidden", "output", "bias")
+    }
+    assert wrong == {
+        ("Standard", "input"): ["sgd"],
+        ("Standard", "hidden"): ["adam"],
+        ("Standard", "output"): ["std", "sgd", "adam"],
+        ("Standard", "bias"): ["sgd"],
+        ("NeuralTangent", "input"): ["sgd", "adam"],
+        ("NeuralTangent", "hidden"): ["sgd", "adam"],
+        ("NeuralTangent", "output"): ["std", "adam"],
+        ("NeuralTangent", "bias"): ["sgd"],
+    }
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -87,15 +87,25 @@ class Transposed(Backwards):
         return self.head(F.linear(h, weight, self.hidden.bias).tanh())
 
 
-def test_order_is_that_of_the_data():
-    roles = roles_of(Backwards())
-    assert roles["stem.weight"] == "input"
-    assert roles["hidden.weight"] == "hidden"
-    assert roles["head.weight"] == "output"
-    assert roles_of(nn.Sequential(Backwards(), nn.ReLU())) == {
-        f"0.{name}": role for name, role in roles.items()
+@pytest.mark.parametrize(
+    ("net", "prefix"),
+    [
+        (Backwards(), ""),
+        (nn.Sequential(Backwards(), nn.ReLU()), "0."),
+        (Functional(), ""),
+        (Transposed(), ""),
+    ],
+    ids=["backwards", "nested", "functional", "transposed"],
+)
+def test_order_is_that_of_the_data(net, prefix):
+    assert roles_of(net) == {
+        f"{prefix}head.weight": "output",
+        f"{prefix}head.bias": "bias",
+        f"{prefix}hidden.weight": "hidden",
+        f"{prefix}hidden.bias": "bias",
+        f"{prefix}stem.weight": "input",
+        f"{prefix}stem.bias": "bias",
     }
-    assert roles_of(Functional()) == roles_of(Transposed()) == roles
 
 
 def test_where_the_flow_cannot_be_traced_order_is_that_of_registration():

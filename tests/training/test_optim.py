@@ -190,15 +190,23 @@ def test_one_step_is_the_gradient_times_the_rate():
     model, guide = make(learn_scale=True)
     modules = nn.ModuleList([model, guide])
     loss_fn = TraceExpectedLogLikelihood(reduction="mean")
-    names = {id(p): n for n, p in modules.named_parameters()}
     torch.manual_seed(1)
     loss_fn.loss_and_grads(model, guide, X, Y)
-    groups = mup_param_groups(guide, 0.01, optimizer=torch.optim.SGD)
+    # The rates by hand: the mean's of the table, a fourth of it for a factor of rank 4.
+    by_hand = {"0.likelihood.log_scale": 1.0}
+    for name, (sgd, _) in MEAN.items():
+        point_estimate = name.startswith("1.")
+        by_hand |= (
+            {f"0.net.net.{name}": sgd}
+            if point_estimate
+            else {f"1.locs.net.{name}": sgd, f"1.factors.net.{name}": sgd / 4}
+        )
     expected = {
-        names[id(p)]: (p - group["lr"] * p.grad).detach().clone()
-        for group in groups
-        for p in group["params"]
+        name: (p - 0.01 * by_hand[name] * p.grad).detach().clone()
+        for name, p in modules.named_parameters()
+        if p.grad is not None
     }
+    assert expected.keys() == by_hand.keys()
     modules.zero_grad()
     torch.manual_seed(1)
     SVI(model, guide, MuPOptim(torch.optim.SGD, {"lr": 0.01}, guide), loss_fn).step(X, Y)
