@@ -16,10 +16,8 @@ from pyro_ibvi.diagnostics.transfer import (
     RateTransfer,
     rate_transfer,
 )
-from pyro_ibvi.diagnostics.variance import (
-    VarianceMonitor,
-    VarianceReport,
-)
+from pyro_ibvi.diagnostics.variance import VarianceMonitor
+from pyro_ibvi.diagnostics.variance_report import VarianceReport
 
 __all__ = [
     "CoordinateCheck",
