@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_ibvi.arviz.draws import Inputs, Sampler, evaluating, log_density
+from pyro_ibvi.arviz.draws import Sampler, log_density
 from pyro_ibvi.arviz.groups import density_notes
+from pyro_ibvi.arviz.inputs import Inputs
+from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import kept, pointwise_log_prob, subsamples
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ def _observed_site(sampler: Sampler, site: str | None) -> str:
     observed = [
         n
         for n, s in sampler.model_trace.nodes.items()
-        if s["type"] == "sample" and s["is_observed"] and sampler.is_data(s)
+        if s["type"] == "sample" and s["is_observed"] and sampler.kinds.is_data(s)
     ]
     if site is None and len(observed) == 1:
         return observed[0]
@@ -157,7 +159,7 @@ def _observed_site(sampler: Sampler, site: str | None) -> str:
 
 
 def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:
-    """Compare fits by their log predictive density on the same held-out data.
+    """Compares fits by their log predictive density on the same held-out data.
 
     Args:
         fits: Results of :func:`log_predictive_density` by name.

@@ -12,27 +12,24 @@ An array of a draw has exactly the shape that its site has in Pyro, behind the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
-import torch
 
 from pyro_ibvi._util.files import whole_file
-from pyro_ibvi._version import __version__
-from pyro_ibvi.arviz.draws import Inputs, Sampler
-from pyro_ibvi.arviz.groups import GROUPS, Export, Values, choose_groups
+from pyro_ibvi.arviz.draws import Sampler
+from pyro_ibvi.arviz.files import append_netcdf, append_zarr
+from pyro_ibvi.arviz.groups import choose_groups
+from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.labels import Labels, index_values
+from pyro_ibvi.arviz.plan import Export, Options
+from pyro_ibvi.arviz.structure import attributes, backend, datasets, wrap
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
-    from xarray import Dataset
 
 
 Callables = Callable[..., Any]
@@ -57,7 +54,7 @@ def to_arviz(
     seed: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Draw from a guide and its model, and return the draws as ArviZ's data structure.
+    """Draws from a guide and its model, and returns the draws as ArviZ's data structure.
 
     The model and the guide are called as ``model(*args, **model_kwargs)``, targets included, in
     ``eval`` mode and without gradients; modes and BatchNorm statistics are as before afterwards.
@@ -127,13 +124,14 @@ def to_arviz(
         >>> data["posterior"]["slope"].shape
         (1, 10)
     """
-    _backend()  # fail before the work, not after it
+    backend()  # fail before the work, not after it
     inputs = Inputs(args, model_kwargs or {})
     export = _plan(
         Sampler(model, guide, inputs, seed),
         var_names=var_names,
         groups=groups,
-        labels=_labels(dims, coords),
+        dims=dims,
+        coords=coords,
         predictions=predictions,
         predictions_coords=predictions_coords,
         constant_data=constant_data,
@@ -142,9 +140,9 @@ def to_arviz(
     )
     _check_samples(num_samples)
     _check_size(export, num_samples, max_bytes)
-    attrs = _attributes(model, guide, objective)
-    ((_, values),) = export.chunks(num_samples, num_samples)
-    return _wrap(_datasets(export, values, attrs, range(num_samples)), attrs)
+    attrs = attributes(model, guide, objective)
+    ((_, arrays),) = export.chunks(num_samples, num_samples)
+    return wrap(datasets(export, arrays, attrs, range(num_samples)), attrs)
 
 
 def write_arviz(
@@ -156,7 +154,7 @@ def write_arviz(
     chunk_size: int | None = None,
     **options: Any,
 ) -> Path:
-    """Draw from a guide and write the draws to a file as they are made.
+    """Draws from a guide and writes the draws to a file as they are made.
 
     The file equals that of ``to_arviz(...).to_netcdf(path)`` with the same arguments, but never
     is more than one chunk of draws in memory: the way out for posteriors that do not fit.
@@ -188,21 +186,20 @@ def write_arviz(
     _check_samples(num_samples)
     inputs = Inputs(args, options.pop("model_kwargs", None) or {})
     max_bytes = options.pop("max_bytes", 4 * 2**30)
-    attrs = _attributes(model, guide, options.pop("objective", None))
+    attrs = attributes(model, guide, options.pop("objective", None))
     sampler = Sampler(model, guide, inputs, options.pop("seed", None))
-    labels = _labels(options.pop("dims", None), options.pop("coords", None))
-    export = _plan(sampler, labels=labels, **options)
+    export = _plan(sampler, **options)
     if chunk_size is None:
         per_draw = sum(export.nbytes(2).values()) - sum(export.nbytes(1).values())
         chunk_size = max(1, 256 * 2**20 // max(per_draw, 1))
     chunk_size = min(chunk_size, num_samples)
     _check_size(export, chunk_size, max_bytes)
-    append = _append_netcdf if path.suffix == ".nc" else _append_zarr
+    append = append_netcdf if path.suffix == ".nc" else append_zarr
     with whole_file(path) as partial_path:
-        for start, values in export.chunks(num_samples, chunk_size):
+        for start, arrays in export.chunks(num_samples, chunk_size):
             stop = min(start + chunk_size, num_samples)
-            datasets = _datasets(export, values, attrs, range(start, stop))
-            append(partial_path, datasets, attrs, start)
+            drawn = datasets(export, arrays, attrs, range(start, stop))
+            append(partial_path, drawn, attrs, start)
         if path.suffix == ".zarr":
             import_module("zarr").consolidate_metadata(str(partial_path))
     return path
@@ -211,37 +208,25 @@ def write_arviz(
 def _plan(
     sampler: Sampler,
     *,
-    labels: Labels,
-    var_names: Sequence[str] | None = None,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+    coords: Mapping[str, Any] | None = None,
     groups: Sequence[str] | None = None,
+    dtype: DTypeLike | None = None,
     predictions: Any = None,
     predictions_coords: Mapping[str, Any] | None = None,
-    constant_data: Mapping[str, Any] | None = None,
-    loss_history: Any = None,
-    dtype: DTypeLike | None = None,
+    **options: Any,
 ) -> Export:
     if dtype is not None and np.dtype(dtype).kind != "f":
         raise ValueError(f"dtype must be a floating-point type such as 'float32', got {dtype!r}.")
-    export = Export(
-        sampler,
-        choose_groups(groups),
-        labels,
-        var_names,
-        None if dtype is None else np.dtype(dtype),
-        None if predictions is None else Inputs.of(predictions),
-        _index(predictions_coords),
+    wanted = Options(
+        groups=choose_groups(groups),
+        labels=Labels(dims or {}, _index(coords)),
+        dtype=None if dtype is None else np.dtype(dtype),
+        predictions=None if predictions is None else Inputs.of(predictions),
+        predictions_coords=_index(predictions_coords),
+        **options,
     )
-    export.add_inputs(constant_data, sampler.model)
-    if loss_history is not None:
-        export.add_history(loss_history)
-    export.check_names()
-    return export
-
-
-def _labels(
-    dims: Mapping[str, Sequence[str | None]] | None, coords: Mapping[str, Any] | None
-) -> Labels:
-    return Labels(dims or {}, _index(coords))
+    return Export(sampler, wanted)
 
 
 def _index(coords: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -265,126 +250,3 @@ def _check_size(export: Export, num_samples: int, max_bytes: int) -> None:
             f"(var_names=, groups=), store them in a smaller dtype=, write them to a file in "
             f"chunks (write_arviz), or raise max_bytes=."
         )
-
-
-def _attributes(model: Callables, guide: Callables, objective: Any) -> dict[str, str]:
-    return {
-        "created_at": datetime.now(UTC).isoformat(),
-        "inference_library": "pyro",
-        "inference_library_version": pyro.__version__,
-        "pyro_ibvi_version": __version__,
-        "torch_version": str(torch.__version__),
-        "model": _name(model),
-        "guide": _name(guide),
-        # SVI holds the bound method of its objective
-        "objective": _name(getattr(objective, "__self__", objective) or "not stated"),
-    }
-
-
-def _name(thing: Any) -> str:
-    """Return what a function, a class or an instance is called."""
-    if isinstance(thing, str):
-        return thing
-    while isinstance(thing, partial):
-        thing = thing.args[1] if len(thing.args) > 1 and callable(thing.args[1]) else thing.func
-    name = str(getattr(thing, "__qualname__", type(thing).__name__))
-    kl_weight = getattr(thing, "kl_weight", None)
-    return name if kl_weight is None else f"{name}(kl_weight={kl_weight})"
-
-
-def _datasets(
-    export: Export, values: Values, attrs: Mapping[str, str], draws: range
-) -> dict[str, Dataset]:
-    """Return the groups as xarray data sets, in the order of ArviZ's schema."""
-    import xarray
-
-    datasets = {}
-    for group in (g for g in GROUPS if g in export.variables):
-        arrays = {**values[group], **export.constants.get(group, {})}
-        variables = export.variables[group]
-        samples = ("chain", "draw") if values[group] else ()
-        data = {
-            v.name: (
-                (*(samples if n in values[group] else ()), *v.dims),
-                arrays[n],
-            )
-            for n, v in variables.items()
-        }
-        coords: dict[str, Any] = {"chain": [0], "draw": np.asarray(draws)} if samples else {}
-        coords |= export.coordinates(group)
-        datasets[group] = xarray.Dataset(data, coords, {**attrs, **export.notes.get(group, {})})
-    return datasets
-
-
-def _backend() -> str:
-    """Return the data structure of the installed ArviZ, ``InferenceData`` or ``DataTree``.
-
-    Raises:
-        ImportError: If ArviZ is not installed.
-    """
-    found = next((name for name in ("arviz", "arviz_base") if find_spec(name)), None)
-    if found is None:
-        raise ImportError("to_arviz needs ArviZ: pip install arviz.")
-    # in ArviZ 1.x the attribute is a deprecated alias, outside of the module's variables
-    return "InferenceData" if "InferenceData" in vars(import_module(found)) else "DataTree"
-
-
-def _wrap(datasets: Mapping[str, Dataset], attrs: Mapping[str, str]) -> Any:
-    if _backend() == "InferenceData":
-        import arviz
-
-        structure: Any = arviz.InferenceData
-        return structure(attrs=dict(attrs), **datasets)
-    import xarray
-
-    nodes = {"/": xarray.Dataset(attrs=attrs), **datasets}
-    return xarray.DataTree.from_dict(nodes)
-
-
-def _split(dataset: Dataset) -> Iterator[str]:
-    return (str(n) for n, v in dataset.variables.items() if "draw" in v.dims)
-
-
-def _append_netcdf(
-    path: Path, datasets: Mapping[str, Dataset], attrs: Mapping[str, str], start: int
-) -> None:
-    import xarray
-
-    if start == 0:
-        xarray.Dataset(attrs=attrs).to_netcdf(path, mode="w", engine="h5netcdf")
-        for group, dataset in datasets.items():
-            unlimited = ["draw"] if "draw" in dataset.dims else []
-            dataset.to_netcdf(
-                path, mode="a", engine="h5netcdf", group=group, unlimited_dims=unlimited
-            )
-        return
-    import h5netcdf
-
-    with h5netcdf.File(path, "a") as file:
-        for group, dataset in datasets.items():
-            if "draw" not in dataset.dims:
-                continue
-            stop = start + dataset.sizes["draw"]
-            file[group].resize_dimension("draw", stop)
-            for name in _split(dataset):
-                axis = dataset[name].dims.index("draw")
-                at = (*[slice(None)] * axis, slice(start, stop))
-                file[group].variables[name][at] = dataset[name].values
-
-
-def _append_zarr(
-    path: Path, datasets: Mapping[str, Dataset], attrs: Mapping[str, str], start: int
-) -> None:
-    import xarray
-
-    if start == 0:
-        # format 2 is the one whose specification has the metadata in one place
-        options: Any = {"consolidated": False, "zarr_format": 2}
-        xarray.Dataset(attrs=attrs).to_zarr(path, mode="w", **options)
-        for group, dataset in datasets.items():
-            dataset.to_zarr(path, mode="a", group=group, **options)
-        return
-    for group, dataset in datasets.items():
-        if "draw" in dataset.dims:
-            draws = dataset[list(_split(dataset))]
-            draws.to_zarr(path, group=group, append_dim="draw", consolidated=False)

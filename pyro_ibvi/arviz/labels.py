@@ -40,7 +40,7 @@ def index_values(dim: str, values: Any) -> np.ndarray:
 
 
 def plate_indices(trace: Trace) -> dict[str, tuple[int, np.ndarray]]:
-    """Return size and indices of each plate, by the names that its dimension can have."""
+    """Size and indices of each plate, by the names that its dimension can have."""
     found: dict[str, tuple[int, np.ndarray]] = {}
     nodes: Mapping[str, Any] = trace.nodes
     for name, site in nodes.items():
@@ -65,7 +65,7 @@ class Labels:
     coords: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def rename(self, variable: Variable) -> Variable:
-        """Give a variable the dimension names that the user wants.
+        """Gives a variable the dimension names that the user wants.
 
         Args:
             variable: The variable.
@@ -97,7 +97,7 @@ class Labels:
     def inputs(
         self, arrays: Mapping[str, np.ndarray], data: Iterable[Variable]
     ) -> dict[str, Variable]:
-        """Describe model arguments as variables.
+        """Describes model arguments as variables.
 
         The leading dimension of an argument is that of the data if all observed sites agree on
         theirs, in a plate, and the lengths are equal.

@@ -8,10 +8,10 @@ array of a draw has exactly the shape that the site has in Pyro.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 
 from pyro_ibvi.mup.roles import WEIGHT_KEY
-
-Kind = Literal["latent", "deterministic", "observed", "predicted", "enumerated"]
+from pyro_ibvi.objectives import sites
+from pyro_ibvi.objectives.sites import Kind, is_delta, model_kind
 
 #: kinds of the sites that are data: given to the model, or predicted by it
 DATA: tuple[Kind, ...] = ("observed", "predicted")
@@ -43,6 +43,7 @@ class Variable:
         dtype: Type of the values.
         plates: Names of the plates around the site, in the order of their dimensions.
         is_weight: Whether the site is a weight of a neural network.
+        attrs: What is to be said of it in the export.
     """
 
     site: str
@@ -54,6 +55,7 @@ class Variable:
     dtype: np.dtype
     plates: frozenset[str] = frozenset()
     is_weight: bool = False
+    attrs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -61,13 +63,13 @@ class Variable:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def log_likelihood(self, dtype: np.dtype) -> Variable:
-        """Return the pointwise log-likelihood of this variable: its batch dimensions only."""
+        """The pointwise log-likelihood of this variable: its batch dimensions only."""
         k = self.num_batch
         return replace(self, shape=self.shape[:k], dims=self.dims[:k], dtype=dtype)
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """Return a NumPy copy of a tensor that shares no memory with it (bfloat16 as float32)."""
+    """A NumPy copy of a tensor that shares no memory with it (bfloat16 as float32)."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
         return np.array(
@@ -77,22 +79,21 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def dtype_of(value: torch.Tensor) -> np.dtype:
-    """Return the NumPy type of a tensor."""
+    """The NumPy type of a tensor."""
     return to_numpy(value.new_empty(0)).dtype
 
 
 def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
-    """Return the random and deterministic sites of a trace: no plates or factors."""
-    nodes: Mapping[str, Any] = trace.nodes
+    """The random and deterministic sites of a trace: no plates or factors."""
     return {
         name: site
-        for name, site in nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site_is_factor(site)
+        for name, site in sites.sample_sites(trace)
+        if not site_is_subsample(site) and not site_is_factor(site)
     }
 
 
 def subsamples(trace: Trace) -> dict[str, torch.Tensor]:
-    """Return the indices of every plate that holds a part of its data only."""
+    """The indices of every plate that holds a part of its data only."""
     nodes: Mapping[str, Any] = trace.nodes
     return {
         name: torch.as_tensor(site["value"])
@@ -102,32 +103,55 @@ def subsamples(trace: Trace) -> dict[str, torch.Tensor]:
 
 
 def plate_sizes(trace: Trace) -> dict[str, int]:
-    """Return the full size of every plate, by name."""
+    """The full size of every plate, by name."""
     nodes: Mapping[str, Any] = trace.nodes
     sites = {n: s for n, s in nodes.items() if site_is_subsample(s)}
     return {name: int(site["fn"].size) for name, site in sites.items()}
 
 
-def kind_of(site: Mapping[str, Any], guide_names: Iterable[str]) -> Kind:
-    """Return what a site of the model is, given the names of the guide's sites."""
-    if site_is_deterministic(site):  # type: ignore[arg-type]
-        return "deterministic"
-    if site["is_observed"]:
-        return "observed"
-    if site["name"] in guide_names:
-        return "latent"
-    return "enumerated" if site["infer"].get("enumerate") else "predicted"
+def plate_nesting(trace: Trace) -> int:
+    """How many dimensions the plates of a trace take."""
+    nodes: Mapping[str, Any] = trace.nodes
+    frames = [frame for site in nodes.values() for frame in site.get("cond_indep_stack", ())]
+    return max((-(frame.dim or 0) for frame in frames), default=0)
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Tells what each site of a model is, as the objectives do.
+
+    Args:
+        guide_names: Names of the guide's sites.
+        computed: Names of the sites that are computed and not marked as deterministic.
+    """
+
+    guide_names: Collection[str]
+    computed: Collection[str] = ()
+
+    def __call__(self, site: Mapping[str, Any]) -> Kind:
+        """The kind of a site; one that is marked for enumeration need not be enumerated."""
+        return model_kind(site, self.guide_names, self.computed, marks_count=True)
+
+    def is_data(self, site: Mapping[str, Any]) -> bool:
+        """Whether a site is part of what the model predicts."""
+        return self(site) in DATA
 
 
 def full_value(site: Mapping[str, Any]) -> torch.Tensor:
-    """Return the value of a site, an observation in the shape of its distribution.
+    """The value of a site, an observation in the shape of its distribution.
+
+    Args:
+        site: The site.
+
+    Returns:
+        The value.
 
     Raises:
         ValueError: If the observation does not fit the distribution: the case of ``(B, 1)``
             targets against ``(B,)`` means, which would give ``(B, B)`` log-likelihoods.
     """
     value = site["value"]
-    if not site["is_observed"] or site_is_deterministic(site):  # type: ignore[arg-type]
+    if not site["is_observed"] or is_delta(site["fn"]):
         return value
     shape = site["fn"].shape()
     try:
@@ -140,12 +164,12 @@ def full_value(site: Mapping[str, Any]) -> torch.Tensor:
         ) from None
 
 
-def describe(trace: Trace, guide_names: Iterable[str]) -> dict[str, Variable]:
+def describe(trace: Trace, kinds: Kinds) -> dict[str, Variable]:
     """Every exportable site of a model trace, in the order of the trace.
 
     Args:
         trace: A trace of the model.
-        guide_names: Names of the sites of the guide.
+        kinds: What its sites are.
 
     Returns:
         The variables by site name.
@@ -154,20 +178,17 @@ def describe(trace: Trace, guide_names: Iterable[str]) -> dict[str, Variable]:
         ValueError: If two sites would have the same ArviZ name, or one is named like the
             sample dimensions.
     """
-    sites = sample_sites(trace)
-    guide_names = set(guide_names)
-    names = {site: site.replace("/", ".") for site in sites}
+    found = sample_sites(trace)
+    names = {site: site.replace("/", ".") for site in found}
     if len(set(names.values())) < len(names) or {"chain", "draw"} & set(names.values()):
         raise ValueError(
-            f"The site names {sorted(sites)} give no distinct ArviZ names: '/' becomes '.', and "
+            f"The site names {sorted(found)} give no distinct ArviZ names: '/' becomes '.', and "
             f"'chain' and 'draw' are taken. Rename the sites."
         )
-    return {name: _variable(site, names, guide_names) for name, site in sites.items()}
+    return {name: _variable(site, names, kinds(site)) for name, site in found.items()}
 
 
-def _variable(
-    site: Mapping[str, Any], names: Mapping[str, str], guide_names: Iterable[str]
-) -> Variable:
+def _variable(site: Mapping[str, Any], names: Mapping[str, str], kind: Kind) -> Variable:
     value = full_value(site)
     shape = tuple(value.shape)
     num_batch = _num_batch(site, shape)
@@ -183,7 +204,7 @@ def _variable(
     return Variable(
         site=site["name"],
         name=names[site["name"]],
-        kind=kind_of(site, guide_names),
+        kind=kind,
         shape=shape,
         dims=tuple(dims),
         num_batch=num_batch,
@@ -194,10 +215,17 @@ def _variable(
 
 
 def _num_batch(site: Mapping[str, Any], shape: tuple[int, ...]) -> int:
-    """Return the number of batch dimensions of a value.
+    """The number of batch dimensions of a value.
 
     ``pyro.deterministic`` takes every dimension for an event dimension unless told. Inside of
     plates the dimensions are then those that fit the plates' sizes, the rightmost first.
+
+    Args:
+        site: The site.
+        shape: The shape of its value.
+
+    Returns:
+        The number.
     """
     event_dim = site["fn"].event_dim
     frames = [f for f in site["cond_indep_stack"] if f.vectorized]
@@ -223,7 +251,7 @@ def pointwise_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
 
 
 def kept(site: Mapping[str, Any]) -> torch.Tensor:
-    """Return which observations of a site no mask hides, broadcastable to its batch shape."""
+    """Which observations of a site no mask hides, broadcastable to its batch shape."""
     fn, masks = site["fn"], [site["mask"]]
     while isinstance(fn, MaskedDistribution):
         masks.append(fn._mask)
@@ -265,6 +293,6 @@ def _match(variables: Sequence[Variable], pattern: str) -> set[str]:
     exact = {v.site for v in variables if pattern in (v.site, v.name)}
     found = exact or {v.site for v in variables if fnmatchcase(v.site, pattern)}
     if not found:
-        sites = ", ".join(repr(v.site) for v in variables) or "none"
-        raise ValueError(f"var_names: {pattern!r} matches no site; the sites are {sites}.")
+        known = ", ".join(repr(v.site) for v in variables) or "none"
+        raise ValueError(f"var_names: {pattern!r} matches no site; the sites are {known}.")
     return found

@@ -11,7 +11,7 @@ import torch
 import xarray
 from pyro.infer.autoguide import AutoNormal
 
-import pyro_ibvi.arviz.export
+import pyro_ibvi.arviz.structure
 from pyro_ibvi.arviz.export import to_arviz, write_arviz
 
 
@@ -29,7 +29,7 @@ def arguments():
 
 def test_both_structures_hold_the_same_groups(arguments, monkeypatch, tmp_path):
     found = to_arviz(*arguments, num_samples=50, seed=0)
-    monkeypatch.setattr(pyro_ibvi.arviz.export, "_backend", lambda: "DataTree")
+    monkeypatch.setattr(pyro_ibvi.arviz.structure, "backend", lambda: "DataTree")
     tree = to_arviz(*arguments, num_samples=50, seed=0)
     assert isinstance(tree, xarray.DataTree)
     assert tree.attrs["guide"] == "AutoNormal"
@@ -48,7 +48,7 @@ def test_both_structures_hold_the_same_groups(arguments, monkeypatch, tmp_path):
 def test_arviz_base_and_arviz_stats_work_on_the_tree(arguments, monkeypatch):
     base = pytest.importorskip("arviz_base")
     stats = pytest.importorskip("arviz_stats")
-    monkeypatch.setattr(pyro_ibvi.arviz.export, "_backend", lambda: "DataTree")
+    monkeypatch.setattr(pyro_ibvi.arviz.structure, "backend", lambda: "DataTree")
     tree = to_arviz(*arguments, num_samples=400, seed=0)
     assert base.extract(tree).sizes["sample"] == 400
     assert list(stats.summary(tree).index) == ["loc"]
@@ -63,7 +63,7 @@ def test_the_structure_follows_the_installed_arviz(arguments):
 
 
 def test_without_arviz_the_remedy_is_told(arguments, monkeypatch):
-    monkeypatch.setattr(pyro_ibvi.arviz.export, "find_spec", lambda name: None)
+    monkeypatch.setattr(pyro_ibvi.arviz.structure, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install arviz"):
         to_arviz(*arguments)
 

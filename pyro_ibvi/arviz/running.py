@@ -1,0 +1,97 @@
+"""How a model and a guide are run: streams of random numbers, modes, fixed values."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.infer.inspect import site_is_deterministic
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.util import site_is_factor
+from pyro.util import set_rng_seed
+
+from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import get_random_state, set_random_state
+
+
+class RandomStreams:
+    """Independent, named streams of random numbers over the global generators.
+
+    Args:
+        seed: Start of every stream. With ``None`` the stream ``"posterior"`` is the global
+            generator itself, and the others are started from its state without advancing it.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._live = "posterior" if seed is None else None
+        self._first = None if seed is None else seed % 2**32
+        entropy = torch.get_rng_state().numpy().tobytes() if seed is None else b"%d" % seed
+        self._entropy = zlib.crc32(entropy)
+        self._states: dict[str, Any] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Draws from the stream ``name`` inside the context; leaves the global state alone."""
+        if name == self._live:
+            yield
+            return
+        outer = get_random_state()
+        try:
+            if name in self._states:
+                set_random_state(self._states[name])
+            elif name == "posterior" and self._first is not None:
+                set_rng_seed(self._first)
+            else:
+                set_rng_seed(zlib.crc32(name.encode(), self._entropy))
+            yield
+            self._states[name] = get_random_state()
+        finally:
+            set_random_state(outer)
+
+
+@contextmanager
+def evaluating(*callables: Callable[..., Any]) -> Iterator[None]:
+    """Runs without gradients and with every module in ``eval`` mode; restores the modes after."""
+    with torch.no_grad(), module_mode(*callables, training=False):
+        yield
+
+
+class Given(Messenger):
+    """Fixes the values of unobserved sites, plates' subsamples included.
+
+    Unlike :class:`pyro.poutine.replay` it leaves the site's ``infer`` dictionary, in which the
+    model marks its weights, as it is.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"] and msg["value"] is None:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
+class Redraw(UnconditionMessenger):
+    """Draws observed sites anew.
+
+    Computed sites keep their values: Pyro holds them as observations of a Delta, of which a plate
+    would make a draw of a larger shape.
+
+    Args:
+        computed: Names of the computed sites that are not marked as deterministic.
+    """
+
+    def __init__(self, computed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.computed = computed
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_deterministic(msg) or site_is_factor(msg) or msg["name"] in self.computed:
+            return
+        super()._pyro_sample(msg)
