@@ -4,6 +4,10 @@ import pyro
 import pytest
 import torch
 
+from tests.shapes import check_shapes
+
+check_shapes()
+
 
 @pytest.fixture(autouse=True)
 def _isolated():

@@ -9,18 +9,26 @@ The 2-Wasserstein distance is finite for every pair, degenerate ones included; t
 is not, and says so. Gradients flow to every argument.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _CHUNK_NUMBERS = 2**22  # numbers in one temporary: 16 MiB in float32
 
 
 def wasserstein2_squared(
-    loc_a: Tensor, factor_a: Tensor, loc_b: Tensor, factor_b: Tensor
-) -> Tensor:
+    loc_a: Float[Tensor, " P"],
+    factor_a: Float[Tensor, " P *R_a"],
+    loc_b: Float[Tensor, " P"],
+    factor_b: Float[Tensor, " P *R_b"],
+) -> Float[Tensor, ""]:
     r"""Squared 2-Wasserstein distance between two Gaussians.
 
     .. math::
@@ -64,8 +72,11 @@ def wasserstein2_squared(
 
 
 def wasserstein2_squared_commuting(
-    loc_a: Tensor, covariance_a: Tensor, loc_b: Tensor, covariance_b: Tensor
-) -> Tensor:
+    loc_a: Float[Tensor, " P"],
+    covariance_a: Float[Tensor, "P P"],
+    loc_b: Float[Tensor, " P"],
+    covariance_b: Float[Tensor, "P P"],
+) -> Float[Tensor, ""]:
     r"""Squared 2-Wasserstein distance between Gaussians whose covariances commute.
 
     .. math:: W_2^2 = |m_a - m_b|^2 + |\Sigma_a^{1/2} - \Sigma_b^{1/2}|_F^2
@@ -105,7 +116,12 @@ def wasserstein2_squared_commuting(
     return (loc_a - loc_b).square().sum() + (root_a - root_b).square().sum()
 
 
-def gaussian_kl(loc_a: Tensor, factor_a: Tensor, loc_b: Tensor, factor_b: Tensor) -> Tensor:
+def gaussian_kl(
+    loc_a: Float[Tensor, " P"],
+    factor_a: Float[Tensor, " P *R_a"],
+    loc_b: Float[Tensor, " P"],
+    factor_b: Float[Tensor, " P *R_b"],
+) -> Float[Tensor, ""]:
     r"""Kullback-Leibler divergence of the first Gaussian from the second.
 
     .. math::
@@ -162,7 +178,7 @@ def gaussian_kl(loc_a: Tensor, factor_a: Tensor, loc_b: Tensor, factor_b: Tensor
     return torch.where(singular, torch.full_like(value, math.inf), value)
 
 
-def covariance_factor(covariance: Tensor) -> Tensor:
+def covariance_factor(covariance: Float[Tensor, "P P"]) -> Float[Tensor, "P P"]:
     r"""A factor of a dense covariance, degenerate ones included.
 
     Args:
@@ -183,7 +199,7 @@ def covariance_factor(covariance: Tensor) -> Tensor:
     return vectors * values.sqrt()
 
 
-def triangular_root(factor: Tensor) -> Tensor:
+def triangular_root(factor: Float[Tensor, "P R"]) -> Float[Tensor, "P P"]:
     r"""A triangular factor of the same covariance, without squaring the condition number.
 
     Args:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_ibvi.theory.linear_losses import expected_softplus
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Num
 
 CategoricalBound: TypeAlias = Literal["tilted", "jensen"]
 
@@ -63,7 +66,11 @@ class Spread:
         return Spread(factor, self.diagonal.reshape(*shape))
 
 
-def linear_spread(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Spread:
+def linear_spread(
+    features: Float[Tensor, "*batch d"],
+    weight: Float[Tensor, "C d *R"],
+    bias: Float[Tensor, " C *R"] | None = None,
+) -> Spread:
     r"""Covariance of the outputs :math:`W h + b` of a Gaussian linear layer.
 
     Args:
@@ -95,7 +102,10 @@ def linear_spread(features: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 def kronecker_spread(
-    features: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None = None
+    features: Float[Tensor, "*batch d"],
+    outputs: Float[Tensor, " C *R_out"],
+    weight: Float[Tensor, " d *R_in"],
+    bias: Float[Tensor, "*R_in"] | None = None,
 ) -> Spread:
     r"""Covariance of the outputs of a layer whose weights are a Kronecker product.
 
@@ -121,7 +131,12 @@ def kronecker_spread(
     return Spread(factor, factor.new_zeros(factor.shape[:-1]))
 
 
-def expected_normal_log_prob(y: Tensor, scale: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def expected_normal_log_prob(
+    y: Float[Tensor, "*#batch"],
+    scale: Float[Tensor, "*#batch"],
+    mean: Float[Tensor, "*#batch"],
+    variance: Float[Tensor, "*#batch"],
+) -> Float[Tensor, "*#batch"]:
     r"""Expected log-density of Normal noise, exactly.
 
     .. math:: E[\log N(y; f, \sigma^2)] = \log N(y; m, \sigma^2) - \frac{v}{2 \sigma^2}
@@ -144,7 +159,9 @@ def expected_normal_log_prob(y: Tensor, scale: Tensor, mean: Tensor, variance: T
     return -quadratic - scale.log() - math.log(2 * math.pi) / 2
 
 
-def expected_poisson_log_prob(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def expected_poisson_log_prob(
+    y: Num[Tensor, "*#batch"], mean: Float[Tensor, "*#batch"], variance: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*#batch"]:
     r"""Expected log-probability of counts with the rate :math:`e^f`, exactly.
 
     .. math:: E[\log p(y \mid f)] = y m - e^{m + v / 2} - \log y!
@@ -164,7 +181,9 @@ def expected_poisson_log_prob(y: Tensor, mean: Tensor, variance: Tensor) -> Tens
     return y * mean - (mean + variance / 2).exp() - torch.lgamma(y + 1)
 
 
-def expected_bernoulli_log_prob(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def expected_bernoulli_log_prob(
+    y: Num[Tensor, "*#batch"], mean: Float[Tensor, "*#batch"], variance: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*#batch"]:
     r"""Expected log-probability of binary labels with the logit :math:`f`, by quadrature.
 
     .. math:: E[\log p(y \mid f)] = y m - E[\log(1 + e^f)]
@@ -186,8 +205,12 @@ def expected_bernoulli_log_prob(y: Tensor, mean: Tensor, variance: Tensor) -> Te
 
 
 def categorical_log_prob_bound(
-    y: Tensor, mean: Tensor, spread: Spread, *, bound: CategoricalBound = "tilted"
-) -> Tensor:
+    y: Int[Tensor, "*#batch"],
+    mean: Float[Tensor, "*#batch C"],
+    spread: Spread,
+    *,
+    bound: CategoricalBound = "tilted",
+) -> Float[Tensor, "*#batch"]:
     r"""Lower bound of the expected log-probability of class labels with Gaussian logits.
 
     .. math::

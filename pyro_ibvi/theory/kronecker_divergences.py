@@ -10,19 +10,25 @@ never formed.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_ibvi.theory.divergences import triangular_root, wasserstein2_squared
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Factors: TypeAlias = tuple[Tensor, Tensor]
 
 
 def kronecker_wasserstein2_squared(
-    loc_a: Tensor, factors_a: Factors, loc_b: Tensor, factors_b: Factors
-) -> Tensor:
+    loc_a: Float[Tensor, "n p"],
+    factors_a: Factors,
+    loc_b: Float[Tensor, "n p"],
+    factors_b: Factors,
+) -> Float[Tensor, ""]:
     r"""Squared 2-Wasserstein distance between two Gaussian matrices.
 
     .. math::
@@ -64,8 +70,11 @@ def kronecker_wasserstein2_squared(
 
 
 def kronecker_gaussian_kl(
-    loc_a: Tensor, factors_a: Factors, loc_b: Tensor, factors_b: Factors
-) -> Tensor:
+    loc_a: Float[Tensor, "n p"],
+    factors_a: Factors,
+    loc_b: Float[Tensor, "n p"],
+    factors_b: Factors,
+) -> Float[Tensor, ""]:
     r"""Kullback-Leibler divergence of the first Gaussian matrix from the second.
 
     .. math::
@@ -152,7 +161,9 @@ def _check_density(which: str, factors: Factors) -> None:
         )
 
 
-def separate_scales(scales: Tensor) -> tuple[Tensor, Tensor] | None:
+def separate_scales(
+    scales: Float[Tensor, "n p"],
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " p"]] | None:
     r"""Numbers :math:`a_i, b_j` whose products are the entries of a matrix.
 
     Args:

@@ -15,21 +15,26 @@ References:
     Regularization*, arXiv:2505.20235.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ibvi.theory.checks import check_data, check_labels, check_noise, check_prior, check_rates
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Num
+
 
 class RegressionLimit(NamedTuple):
     """Where training on the expected squared loss ends: the law of ``loc + S z``."""
 
-    loc: Tensor
+    loc: Float[Tensor, " P"]
     """Mean, shape ``(P,)``."""
-    S: Tensor
+    S: Float[Tensor, "P R"]
     """Factor of the covariance, ``(P, R)``."""
 
 
@@ -65,9 +70,9 @@ class NullSpaceProjection:
         basis: Orthonormal basis of the row space of the data, shape ``(P, rank)``.
     """
 
-    basis: Tensor
+    basis: Float[Tensor, "P rank"]
 
-    def __call__(self, vectors: Tensor) -> Tensor:
+    def __call__(self, vectors: Float[Tensor, " P *R"]) -> Float[Tensor, " P *R"]:
         r"""Projects, without forming a ``(P, P)`` matrix.
 
         Args:
@@ -90,7 +95,7 @@ class NullSpaceProjection:
         return vectors
 
 
-def null_space_projection(X: Tensor) -> NullSpaceProjection:
+def null_space_projection(X: Float[Tensor, "N P"]) -> NullSpaceProjection:
     r"""The projection :math:`I - X^+ X` onto the null space of the data.
 
     Args:
@@ -112,13 +117,13 @@ def null_space_projection(X: Tensor) -> NullSpaceProjection:
 
 
 def regression_limit(
-    X: Tensor,
-    y: Tensor,
-    loc0: Tensor,
-    S0: Tensor,
+    X: Float[Tensor, "N P"],
+    y: Float[Tensor, " N"],
+    loc0: Float[Tensor, " P"],
+    S0: Float[Tensor, "P R"],
     *,
-    noise_scale: float | Tensor | None = None,
-    rates: Tensor | None = None,
+    noise_scale: float | Float[Tensor, ""] | Float[Tensor, " N"] | None = None,
+    rates: Float[Tensor, " P"] | None = None,
 ) -> RegressionLimit:
     r"""Limit of gradient descent on the expected squared loss of a linear model (Theorem 1).
 
@@ -180,7 +185,7 @@ def regression_limit(
     return RegressionLimit(loc, NullSpaceProjection(basis)(S0))
 
 
-def mean_field_limit(X: Tensor, scale0: Tensor) -> Tensor:
+def mean_field_limit(X: Float[Tensor, "N P"], scale0: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     r"""Limit of a diagonal factor trained on the expected squared loss of a linear model.
 
     The loss adds :math:`\tfrac12 \sum_j s_j^2 \sum_n x_{nj}^2 / \sigma_n^2`, so each scale
@@ -211,7 +216,7 @@ def mean_field_limit(X: Tensor, scale0: Tensor) -> Tensor:
     return torch.where((X == 0).all(0), scale0, torch.zeros_like(scale0))
 
 
-def max_margin_direction(X: Tensor, y: Tensor) -> Tensor:
+def max_margin_direction(X: Float[Tensor, "N P"], y: Num[Tensor, " N"]) -> Float[Tensor, " P"]:
     r"""The hard-margin separating vector through the origin.
 
     .. math:: \min_w |w|^2 \quad \text{such that} \quad y_n\, x_n^\top w \ge 1
@@ -246,7 +251,12 @@ def max_margin_direction(X: Tensor, y: Tensor) -> Tensor:
 
 
 def classification_limit(
-    X: Tensor, y: Tensor, loc0: Tensor, S0: Tensor, *, require_span: bool = True
+    X: Float[Tensor, "N P"],
+    y: Num[Tensor, " N"],
+    loc0: Float[Tensor, " P"],
+    S0: Float[Tensor, "P R"],
+    *,
+    require_span: bool = True,
 ) -> ClassificationLimit:
     r"""Limit of gradient descent on the expected exponential loss of separable data (Theorem 2).
 

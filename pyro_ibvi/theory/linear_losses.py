@@ -5,15 +5,23 @@ with the moments of :func:`predictor_moments`, and an expected loss is an integr
 number for each datum. All functions are differentiable and return a value for each datum.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyro_ibvi.theory.checks import check_data, check_labels, check_noise, check_prior
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Num
 
-def predictor_moments(X: Tensor, loc: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+
+def predictor_moments(
+    X: Float[Tensor, "N P"], loc: Float[Tensor, " P"], S: Float[Tensor, " P *R"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     r"""Mean and variance of the linear predictor :math:`f_n = x_n^\top (m + S z)`.
 
     Args:
@@ -38,8 +46,13 @@ def predictor_moments(X: Tensor, loc: Tensor, S: Tensor) -> tuple[Tensor, Tensor
 
 
 def expected_squared_loss(
-    X: Tensor, y: Tensor, loc: Tensor, S: Tensor, *, noise_scale: float | Tensor = 1.0
-) -> Tensor:
+    X: Float[Tensor, "N P"],
+    y: Float[Tensor, " N"],
+    loc: Float[Tensor, " P"],
+    S: Float[Tensor, " P *R"],
+    *,
+    noise_scale: float | Float[Tensor, ""] | Float[Tensor, " N"] = 1.0,
+) -> Float[Tensor, " N"]:
     r"""Expected squared loss of a Gaussian linear predictor, exactly.
 
     .. math:: E\left[\frac{(y_n - f_n)^2}{2 \sigma_n^2}\right]
@@ -70,7 +83,12 @@ def expected_squared_loss(
     return ((y - mean).square() + variance) / (2 * check_noise(noise_scale, y).square())
 
 
-def expected_exponential_loss(X: Tensor, y: Tensor, loc: Tensor, S: Tensor) -> Tensor:
+def expected_exponential_loss(
+    X: Float[Tensor, "N P"],
+    y: Num[Tensor, " N"],
+    loc: Float[Tensor, " P"],
+    S: Float[Tensor, " P *R"],
+) -> Float[Tensor, " N"]:
     r"""Expected exponential loss of a Gaussian linear predictor, exactly.
 
     .. math:: E\left[e^{-y_n f_n}\right] = \exp(-y_n x_n^\top m + |S^\top x_n|^2 / 2)
@@ -97,7 +115,12 @@ def expected_exponential_loss(X: Tensor, y: Tensor, loc: Tensor, S: Tensor) -> T
     return (variance / 2 - y * mean).exp()
 
 
-def expected_logistic_loss(X: Tensor, y: Tensor, loc: Tensor, S: Tensor) -> Tensor:
+def expected_logistic_loss(
+    X: Float[Tensor, "N P"],
+    y: Num[Tensor, " N"],
+    loc: Float[Tensor, " P"],
+    S: Float[Tensor, " P *R"],
+) -> Float[Tensor, " N"]:
     r"""Expected logistic loss of a Gaussian linear predictor, by quadrature.
 
     .. math:: E\left[\log(1 + e^{-y_n f_n})\right]
@@ -131,7 +154,9 @@ def expected_logistic_loss(X: Tensor, y: Tensor, loc: Tensor, S: Tensor) -> Tens
     return expected_softplus(-y * mean, variance)
 
 
-def expected_softplus(mean: Tensor, variance: Tensor) -> Tensor:
+def expected_softplus(
+    mean: Float[Tensor, "*batch"], variance: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     r"""Expectation of :math:`\log(1 + e^f)` of a Gaussian number, by quadrature.
 
     Args:
