@@ -16,15 +16,8 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
-from pyro_ibvi.mup.layers import (
-    NORM_LAYERS,
-    TABLES,
-    Flow,
-    Part,
-    describe_parameter,
-    find_flow,
-    is_known,
-)
+from pyro_ibvi.mup.flow import Flow, find_flow
+from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, Part, describe_parameter, is_known
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")

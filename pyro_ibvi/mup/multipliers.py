@@ -1,13 +1,17 @@
-r"""Attention under the maximal update parametrization: what its logits are divided by.
+r"""Multipliers that the maximal update parametrization asks of a network beyond scales and rates.
 
-Once a network has learned, queries and keys are correlated, so that the product of two vectors of
-``d`` numbers grows like ``d``: the maximal parametrization divides logits by ``d``, torch's
-modules by :math:`\sqrt d`. A module's divisor cannot be set, but the factor
+*Attention.* Once a network has learned, queries and keys are correlated, so that the product of
+two vectors of ``d`` numbers grows like ``d``: the maximal parametrization divides logits by ``d``,
+torch's modules by :math:`\sqrt d`. A module's divisor cannot be set, but the factor
 :math:`\sqrt{d_\text{base} / d}` may just as well stand before the rows of the projection that make
-the queries.
+the queries (Definition 4.1).
+
+*Embeddings that are read-out matrices too.* Table 8 gives an embedding and a read-out the same
+initial scale and the same rates, and the read-out a multiplier ``1 / width``. It belongs to one of
+the tensor's two uses and is the network's to write.
 
 References:
-    Yang, Hu et al., Tensor Programs V, 2022, arXiv:2203.03466, Definition 4.1.
+    Yang, Hu et al., Tensor Programs V, 2022, arXiv:2203.03466.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pyro_ibvi.mup.layers import Flow, parameter_path
+from pyro_ibvi.mup.flow import Flow
+from pyro_ibvi.mup.layers import parameter_path
 from pyro_ibvi.mup.parametrization import BaseShapes, MaximalUpdate, Parametrization
+from pyro_ibvi.mup.roles import RoleOverrides, WeightRole, find_override
 
 #: By parameter name: how many of the first rows make queries, and their factor.
 QueryScales = dict[str, tuple[int, float]]
@@ -117,3 +123,42 @@ def _base_head_size(name: str, module: nn.MultiheadAttention, base: BaseShapes) 
         return int(base.get_submodule(name).head_dim)  # type: ignore[arg-type]
     width = base if isinstance(base, int) else base[parameter_path(name, "out_proj.weight")][0]
     return max(width // int(module.num_heads), 1)
+
+
+def logit_divisor(weight: WeightRole, parametrization: Parametrization) -> float:
+    """What a read-out's logits are to be divided by: a tied one's width over the base's."""
+    if not weight.tied or not isinstance(parametrization, MaximalUpdate):
+        return 1.0
+    return weight.fans.width_out / (weight.fans.base_width_out or 1)
+
+
+def tied_warning(
+    roles: Mapping[str, WeightRole],
+    overrides: RoleOverrides | None,
+    parametrization: Parametrization,
+) -> str | None:
+    """What to tell the user of embeddings that are read-outs too.
+
+    Args:
+        roles: The roles by parameter name.
+        overrides: Roles that the user has given.
+        parametrization: The parametrization.
+
+    Returns:
+        A sentence, or None if there are none or the user has said what they are.
+    """
+    tied = {
+        name: divisor
+        for name, weight in roles.items()
+        if (divisor := logit_divisor(weight, parametrization)) != 1
+        and find_override(name, overrides or {}) is None
+    }
+    if not tied:
+        return None
+    name, divisor = next(iter(tied.items()))
+    return (
+        f"The embeddings {list(tied)} are read-out matrices too, and their scales and rates are "
+        f"an embedding's, which suit a read-out only if the network divides its logits by the "
+        f"width over that of the base ({divisor:g} here): do so in its forward pass, and say so "
+        f'by roles={{"{name}": "input"}}.'
+    )
