@@ -10,8 +10,8 @@ from torch import nn
 
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.models.random_module import RandomModule
-from pyro_ibvi.mup.roles import NetworkWeight
 from pyro_ibvi.mup.multipliers import logit_divisor
+from pyro_ibvi.mup.roles import NetworkWeight
 
 
 @dataclass(frozen=True)

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
+from pyro_ibvi.models.admission import admit_network, admit_parametrization
+from pyro_ibvi.models.choices import Prior, Priors, Stochastic, choose, match_priors
 from pyro_ibvi.models.initialization import NETWORK_VALUE_KEY
 from pyro_ibvi.models.parameters import full_name, read_parameter
-from pyro_ibvi.mup.attention import attention_warning, find_query_scales, scale_queries
-from pyro_ibvi.mup.layers import find_flow
-from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
-from pyro_ibvi.mup.roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, WeightRole, find_roles
-from pyro_ibvi.mup.tied import tied_warning
+from pyro_ibvi.models.running import Runner
+from pyro_ibvi.mup.flow import find_flow
+from pyro_ibvi.mup.multipliers import attention_warning, find_query_scales, tied_warning
+from pyro_ibvi.mup.parametrization import Parametrization
+from pyro_ibvi.mup.roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, find_roles
 
-Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
-Prior = float | TorchDistributionMixin
-#: The path to a module and the name of one of its parameters.
-Place = tuple[tuple[str, ...], str]
-#: Layers whose fused kernels vmap cannot run.
-_UNBATCHED = (nn.modules.rnn.RNNBase, nn.MultiheadAttention)
 #: Plates that Pyro itself puts around a model, for draws.
 _PYROS_PLATES = ("num_particles_vectorized", "_num_predictive_samples")
-_LAYER_CHOICES: dict[str, tuple[str, ...]] = {
-    "all": ("input", "hidden", "output"),
-    "input+output": ("input", "output"),
-    "input": ("input",),
-    "last": ("output",),
-}
 
 
 class RandomModule(PyroModule):
@@ -101,34 +87,17 @@ class RandomModule(PyroModule):
         name: str = "",
     ) -> None:
         super().__init__(name)
-        if isinstance(net, type):
-            raise TypeError(
-                f"RandomModule needs an object, got the class {net.__name__}: write "
-                f"{net.__name__}(...)."
-            )
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"RandomModule needs a torch.nn.Module, got {type(net).__name__}.")
-        if isinstance(parametrization, type):
-            raise TypeError(
-                f"parametrization must be an object such as MaximalUpdate(), got the class "
-                f"{parametrization.__name__}."
-            )
-        net = copy.deepcopy(net)
+        net = admit_network(net)
         # Into the dictionary of modules, past PyroModule's own bookkeeping, which would announce
         # every parameter of the network at every access.
         self._modules["net"] = net
-        self.parametrization = MaximalUpdate() if parametrization is None else parametrization
+        self.parametrization = admit_parametrization(parametrization)
         flow = find_flow(net)
         self.roles = find_roles(net, base=self.parametrization.base, overrides=roles, flow=flow)
-        self._query_scales = find_query_scales(net, self.parametrization)
-        self._weight_cache: dict[str, NetworkWeight] = {}
-        self.stochastic = _choose(net, self.roles, stochastic)
-        given = _match_priors(prior, net, self.stochastic)
-        self._priors = {n: given.get(n, self._default_std(n)) for n in self.stochastic}
-        self._is_compiled = any(hasattr(module, "_orig_mod") for module in net.modules())
-        self._num_dims = {name: p.dim() for name, p in net.named_parameters()}
-        self._places = _find_places(net)
-        self._prior_cache: dict[str, TorchDistributionMixin] = {}
+        self.runner = Runner(net, find_query_scales(net, self.parametrization))
+        self._weights: dict[str, NetworkWeight] = {}
+        self.stochastic = choose(net, self.roles, stochastic)
+        self._priors = self._make_priors(prior)
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
         for warning in (
@@ -166,7 +135,9 @@ class RandomModule(PyroModule):
             infer: Any = {WEIGHT_KEY: self._weight(name)}
             if name in self._priors:
                 infer[NETWORK_VALUE_KEY] = parameter
-                values[name] = pyro.sample(site_name, self._prior(name, parameter), infer=infer)
+                values[name] = pyro.sample(
+                    site_name, self._priors.of(name, parameter), infer=infer
+                )
             elif parameter.requires_grad:
                 values[name] = read_parameter(site_name, parameter, infer=infer)
         return values
@@ -177,12 +148,9 @@ class RandomModule(PyroModule):
         Yields:
             The name of the parameter's statement, and the parameter.
         """
-        for name in self._num_dims:
-            if name not in self._priors:
-                module, key = _module_at(self.network, self._places[name][0])
-                parameter = module._parameters[key]
-                if parameter is not None and parameter.requires_grad:
-                    yield self.site_name(name), parameter
+        for name, parameter in self.runner.named_parameters():
+            if name not in self._priors and parameter.requires_grad:
+                yield self.site_name(name), parameter
 
     def run(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Runs the network with the given parameters.
@@ -198,13 +166,9 @@ class RandomModule(PyroModule):
             The network's output. With draws of shape ``(K, 1, ..., 1)`` an output of shape
             ``(batch, *event)`` becomes ``(K, 1, ..., batch, *event)``, aligned with plates.
         """
-        num_extra = self.num_draw_dims(values)
-        if num_extra == 0:
-            return self._call(values, args, kwargs)
-        output = self._run_draws(values, args, kwargs)
-        return torch.utils._pytree.tree_map(lambda t: _pad(t, num_extra - 2), output)
+        return self.runner.run(values, args, kwargs)
 
-    def network_values(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def network_values(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The parameters as the network gets them, see ``attention`` of ``MaximalUpdate``.
 
         Args:
@@ -213,7 +177,7 @@ class RandomModule(PyroModule):
         Returns:
             The parameters with the parametrization's multipliers.
         """
-        return scale_queries(values, self._query_scales, self.network)
+        return self.runner.network_values(values)
 
     def num_draw_dims(self, values: Mapping[str, Tensor]) -> int:
         """Number of dimensions of the values to the left of the parameters' own.
@@ -224,7 +188,7 @@ class RandomModule(PyroModule):
         Returns:
             The number of dimensions, 0 for a single draw.
         """
-        return max((v.dim() - self._num_dims[k] for k, v in values.items()), default=0)
+        return self.runner.num_draw_dims(values)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Draws the stochastic parameters and runs the network.
@@ -241,6 +205,17 @@ class RandomModule(PyroModule):
             _check_plates(args, kwargs)
         return self.run(values, *args, **kwargs)
 
+    def prior(self, parameter_name: str) -> TorchDistributionMixin:
+        """The prior of a stochastic parameter.
+
+        Args:
+            parameter_name: Name of the parameter in the network.
+
+        Returns:
+            The distribution, at the parameter's type and device.
+        """
+        return self._priors.of(parameter_name, self.network.get_parameter(parameter_name))
+
     def prior_std(self, parameter_name: str) -> float:
         """Standard deviation of a stochastic parameter's prior (its mean over entries).
 
@@ -252,115 +227,26 @@ class RandomModule(PyroModule):
         """
         if parameter_name not in self._priors:
             return float("nan")
-        prior = self._prior(parameter_name, self.network.get_parameter(parameter_name))
-        return float(prior.stddev.mean())
+        return float(self.prior(parameter_name).stddev.mean())
 
     def extra_repr(self) -> str:
         """The stochastic parameters."""
         return f"stochastic={self.stochastic}, parametrization={self.parametrization}"
 
-    def _default_std(self, name: str) -> float:
-        return self._weight(name).std()
+    def _make_priors(self, prior: Prior | Mapping[str, Prior] | None) -> Priors:
+        given = match_priors(prior, self.network, self.stochastic)
+        priors = {name: given.get(name, self._weight(name).std()) for name in self.stochastic}
+        gains = {name: 1.0 for name in priors if self.roles[name].role == "gain"}
+        return Priors(priors, means=gains)
 
     def _weight(self, name: str) -> NetworkWeight:
         site_name = self.site_name(name)  # changes when a module takes this one in
-        if site_name not in self._weight_cache:
+        if site_name not in self._weights:
             # Two networks of one model may have layers of the same name, which share no noise.
             weight = self.roles[name]
             layer = replace(weight, layer=self.site_name(weight.layer))
-            self._weight_cache[site_name] = NetworkWeight(layer, self.parametrization)
-        return self._weight_cache[site_name]
-
-    def _prior(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
-        prior = self._priors[name]
-        if not isinstance(prior, float):
-            return prior
-        cached = self._prior_cache.get(name)
-        if cached is not None:
-            scale = cached.base_dist.scale
-            if scale.device == parameter.device and scale.dtype == parameter.dtype:
-                return cached
-        mean = 1.0 if self.roles[name].role == "gain" else 0.0
-        # Expanded numbers: a cached prior must not hold a copy of the weights' memory.
-        options: Any = {"dtype": parameter.dtype, "device": parameter.device}
-        base = dist.Normal(
-            torch.full((), mean, **options).expand(parameter.shape),
-            torch.full((), prior, **options),
-            validate_args=False,
-        )
-        self._prior_cache[name] = base.to_event(parameter.dim())
-        return self._prior_cache[name]
-
-    def _call(
-        self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        values = self.network_values(values)
-        if not self._is_compiled:
-            return self._call_in_place(values, args, kwargs)
-        with warnings.catch_warnings():
-            # The compiler looks at the gradients of all tensors, which draws do not have.
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
-            return functional_call(self.network, values, args, kwargs)
-
-    def _call_in_place(
-        self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """What ``functional_call`` does, which looks for tied parameters at each call anew."""
-        net = self.network
-        before = []
-        try:
-            for name, value in values.items():
-                for place in self._places[name]:
-                    module, key = _module_at(net, place)
-                    before.append((module._parameters, key, module._parameters[key]))
-                    module._parameters[key] = value  # type: ignore[assignment]
-            return net(*args, **kwargs)
-        finally:
-            for parameters, key, parameter in before:
-                parameters[key] = parameter
-
-    def _run_draws(
-        self, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        net = self.network
-        shared, drawn = {}, {}
-        for name, value in values.items():
-            own = net.get_parameter(name).shape
-            num_draws = value.numel() // own.numel()
-            if value.dim() == len(own):
-                shared[name] = value
-            elif value.shape[0] == num_draws:
-                drawn[name] = value.reshape(num_draws, *own)
-            else:
-                raise ValueError(
-                    f"The draws of {name!r} have shape {tuple(value.shape)} for a parameter of "
-                    f"shape {tuple(own)}: only the leftmost plate may hold more than one draw."
-                )
-
-        def run_one(draw: dict[str, Tensor]) -> Any:
-            return self._call({**shared, **draw}, args, kwargs)
-
-        num_draws = next(iter(drawn.values())).shape[0]
-        if num_draws == 1 or not runs_batched(net):
-            outputs = [run_one({k: v[i] for k, v in drawn.items()}) for i in range(num_draws)]
-            return torch.utils._pytree.tree_map(lambda *ts: torch.stack(ts), *outputs)
-        return vmap(run_one, randomness="different")(drawn)
-
-
-def _find_places(net: nn.Module) -> dict[str, list[Place]]:
-    """Where each parameter is: in several modules if they share it."""
-    places: dict[Tensor, list[Place]] = {}
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        *path, key = name.split(".")
-        places.setdefault(parameter, []).append((tuple(path), key))
-    return {name: places[parameter] for name, parameter in net.named_parameters()}
-
-
-def _module_at(net: nn.Module, place: Place) -> tuple[nn.Module, str]:
-    module = net
-    for part in place[0]:
-        module = module._modules[part]  # type: ignore[assignment]
-    return module, place[1]
+            self._weights[site_name] = NetworkWeight(layer, self.parametrization)
+        return self._weights[site_name]
 
 
 def _check_plates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -376,121 +262,3 @@ def _check_plates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 f"{handler.subsample_size} data would draw weights of its own. Call it before "
                 f"`with pyro.plate(...)`."
             )
-
-
-def _choose(
-    net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stochastic
-) -> list[str]:
-    """Names of the parameters that ``stochastic`` chooses."""
-    ends = stochastic.removesuffix(" weights") if isinstance(stochastic, str) else None
-    if ends in _LAYER_CHOICES:
-        roles = _LAYER_CHOICES[ends]
-        left_out = ("gain",) if ends == stochastic else ("gain", "bias")
-        chosen = [
-            n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
-        ]
-    elif callable(stochastic) and not isinstance(stochastic, type):
-        chosen = [name for name in weights if stochastic(name)]
-    else:
-        chosen = []
-        for choice in _checked_choices(stochastic):
-            matched = [name for name in weights if _is_chosen(net, name, choice)]
-            if not matched:
-                raise ValueError(
-                    f"stochastic names {choice!r}, which matches no parameter; choose "
-                    f"{sorted(_LAYER_CHOICES)} or among the parameters {list(weights)}."
-                )
-            chosen += matched
-    if not chosen:
-        raise ValueError(
-            f"stochastic={stochastic!r} chooses none of the parameters {list(weights)}, so "
-            f"there is nothing to infer."
-        )
-    return [name for name in weights if name in set(chosen)]
-
-
-def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
-    choices = [stochastic] if isinstance(stochastic, (str, type)) else stochastic
-    if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
-        raise TypeError(
-            f"stochastic must be one of {sorted(_LAYER_CHOICES)}, names or types of layers, or a "
-            f"predicate on names; got {stochastic!r}."
-        )
-    return list(choices)
-
-
-def _is_chosen(net: nn.Module, name: str, choice: str | type[nn.Module]) -> bool:
-    layer = name.rpartition(".")[0]
-    if isinstance(choice, type):
-        return isinstance(net.get_submodule(layer), choice)
-    return fnmatch.fnmatchcase(name, choice) or fnmatch.fnmatchcase(layer, choice)
-
-
-def _match_priors(
-    prior: Prior | Mapping[str, Prior] | None, net: nn.Module, names: list[str]
-) -> dict[str, Prior]:
-    """The overriding prior of each site that has one, checked."""
-    if prior is None:
-        return {}
-    if not isinstance(prior, Mapping):
-        prior = {"*": prior}
-    matched: dict[str, Prior] = {}
-    for pattern, value in prior.items():
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f"prior goes from names or patterns to priors; got the key {pattern!r}."
-            )
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not hits:
-            raise ValueError(f"prior names {pattern!r}, which matches none of the sites {names}.")
-        for name in hits:
-            matched.setdefault(name, _check_prior(name, value, net.get_parameter(name).shape))
-    return matched
-
-
-def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
-    if isinstance(prior, (int, float)) and not isinstance(prior, bool):
-        if not 0 < prior < float("inf"):
-            raise ValueError(
-                f"The prior standard deviation of {name!r} must be positive and finite, "
-                f"got {prior}."
-            )
-        return float(prior)
-    if not isinstance(prior, TorchDistributionMixin):
-        raise ValueError(
-            f"The prior of {name!r} must be a standard deviation or a Pyro distribution, "
-            f"got {prior!r}."
-        )
-    if prior.batch_shape or prior.event_shape != shape:
-        raise ValueError(
-            f"The prior of {name!r} has batch shape {tuple(prior.batch_shape)} and event shape "
-            f"{tuple(prior.event_shape)}, expected () and {tuple(shape)}: write "
-            f"dist.Normal(0., 1.).expand({list(shape)}).to_event({len(shape)})."
-        )
-    return prior
-
-
-def runs_batched(net: nn.Module) -> bool:
-    """Whether vmap can run a network with many draws at once.
-
-    Args:
-        net: The network, in the mode in which it will run.
-
-    Returns:
-        Whether it can; otherwise the network runs draw by draw.
-    """
-    for module in net.modules():
-        if isinstance(module, _UNBATCHED) or hasattr(module, "_orig_mod"):
-            return False
-        # Running statistics are updated in place, draw after draw.
-        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
-        if is_norm and module.training and module.track_running_stats:
-            return False
-    return True
-
-
-def _pad(output: Any, num_inner: int) -> Any:
-    """Puts singleton dimensions for inner plates between the draws and the batch."""
-    if not isinstance(output, Tensor) or num_inner < 1:
-        return output
-    return output.reshape(output.shape[0], *(1,) * num_inner, *output.shape[1:])

@@ -1,36 +1,283 @@
 """A network's structure, copied for one run with weights of its own.
 
 ``torch.func.functional_call`` puts weights into the one module that everybody shares, and takes
-them out again when the call returns. Then two threads see one another's weights, and a block under
+them out again when the call returns. So two threads see one another's weights, and a block under
 ``torch.utils.checkpoint``, which runs again in the backward pass, finds them gone. Here each run
-gets a copy of the structure instead: new module objects with dictionaries of their own, which share
-parameters, buffers, hooks and everything else with the network. It lives as long as someone, such
-as the graph of a checkpointed block, refers to it.
+gets a copy of the structure instead: new module objects with dictionaries of their own, which
+share parameters, buffers, hooks and everything else with the network. It lives as long as someone
+refers to it, such as the graph of a checkpointed block, and takes its weights with it.
 
-What a forward pass writes on its modules (a recurrent state kept between batches, a counter) lands
-on the copy; :meth:`Replica.keep` brings it to the network, where the next run finds it.
+What a forward pass writes on its modules (a recurrent state kept between batches, a counter, an
+activation) lands on the copy; :meth:`Replica.keep` brings it to the network, where the next run
+finds it.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
-from pyro_ibvi.models.references import References, reaches_nothing
+from pyro_ibvi._util.references import CONTAINERS, PLAIN, rebind
 
 #: The path to a module and the name of one of its parameters.
 Place = tuple[tuple[str, ...], str]
 
+#: What a layer's input becomes.
+InputMap = Callable[[Tensor], Tensor]
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-#: What torch's own base class keeps on a module, and what recurrent layers derive from weights.
-_INTERNAL = frozenset(nn.Module().__dict__) - frozenset(_HOOKS) | {
+
+#: What torch's base class keeps on a module, and what recurrent layers derive from their weights.
+_INTERNAL = frozenset(nn.Module().__dict__) | {
     "_flat_weights",
     "_flat_weight_refs",
     "_flat_weights_names",
     "_all_weights",
 }
+
+_MISSING: Any = object()
+
+#: By module: its attributes' values, and the names of those that may lead to modules.
+Known = dict[int, tuple[dict[str, Any], list[str]]]
+
+
+def find_places(net: nn.Module) -> dict[str, list[Place]]:
+    """Where each parameter is: in several modules if they share it.
+
+    Args:
+        net: The network.
+
+    Returns:
+        The places by the parameter's name in ``net.named_parameters()``.
+    """
+    places: dict[Tensor, list[Place]] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        *path, key = name.split(".")
+        places.setdefault(parameter, []).append((tuple(path), key))
+    return {name: places[parameter] for name, parameter in net.named_parameters()}
+
+
+class Replica:
+    """A copy of a network's structure for one run.
+
+    Args:
+        net: The network, which is left as it is.
+        own_buffers: Whether the copy has buffers of its own, or updates the network's.
+        training: The mode to run in, if it is not to be the network's.
+        known: What earlier runs found out of the same network, to be handed from one to the next.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        own_buffers: bool = False,
+        training: bool | None = None,
+        known: Known | None = None,
+    ) -> None:
+        self._known = {} if known is None else known
+        self._pairs: dict[int, tuple[nn.Module, nn.Module]] = {}
+        self._containers: dict[int, tuple[Any, Any, Any]] = {}
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self.network = self._copy(net)
+        for original, new in self._pairs.values():
+            names = self._leading_names(original)
+            if names:
+                self._take_attributes(new.__dict__, names)
+        if own_buffers:
+            self._copy_buffers()
+        if training is not None:
+            self.network.train(training)
+        self._before = [new.__dict__.copy() for _, new in self._pairs.values()]
+
+    def put(self, values: Mapping[str, Tensor], places: Mapping[str, Iterable[Place]]) -> None:
+        """Puts weights in place of parameters.
+
+        Args:
+            values: The weights by name.
+            places: Where they go, see :func:`find_places`.
+        """
+        for name, value in values.items():
+            for path, key in places[name]:
+                module = self.network
+                for part in path:
+                    module = module._modules[part]  # type: ignore[assignment]
+                module._parameters[key] = value  # type: ignore[assignment]
+
+    def map_input(self, layer: str, function: InputMap) -> None:
+        """Lets a layer see a function of its first input.
+
+        Args:
+            layer: Name of the layer.
+            function: The function.
+        """
+        module = self.network.get_submodule(layer)
+        # The dictionary of hooks is the network's own.
+        module.__dict__["_forward_pre_hooks"] = module._forward_pre_hooks.copy()
+        module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+
+    def is_changed(self) -> bool:
+        """Whether the run wrote on its modules or buffers, so that the next may differ."""
+        return (
+            any(new._version for _, new in self._buffers)
+            or any(True for _ in self._changed_modules())
+            or any(True for _ in self._changed_containers())
+        )
+
+    def keep(self, *, attributes: bool = True) -> None:
+        """Brings what the run wrote to the network, numbers without their graph.
+
+        Args:
+            attributes: Whether to bring attributes too, or buffers alone.
+
+        Raises:
+            RuntimeError: If the run made parameters or layers, which nothing would train.
+        """
+        for buffer, own in self._buffers:
+            if own._version:
+                buffer.copy_(own)
+        modules, containers = list(self._changed_modules()), list(self._changed_containers())
+        if not modules and not containers:
+            return
+        originals: dict[int, Any] = {id(new): old for old, new in self._pairs.values()}
+        originals |= {id(new): old for old, new, _ in self._containers.values()}
+        for old, new, changed in modules:
+            _check_complete(old, new)
+            if not self._buffers:
+                old._buffers.update(_settle(new._buffers, originals))
+            for name in changed if attributes else ():
+                if name in new.__dict__:
+                    old.__dict__[name] = _settle(new.__dict__[name], originals)
+                else:
+                    old.__dict__.pop(name, None)
+        for old_container, new_container in containers if attributes else ():
+            _refill(old_container, _settle(new_container, originals))
+
+    def _copy(self, module: nn.Module) -> nn.Module:
+        known = self._pairs.get(id(module))
+        if known is not None:
+            return known[1]
+        new: nn.Module = object.__new__(type(module))
+        state = module.__dict__.copy()
+        object.__setattr__(new, "__dict__", state)
+        self._pairs[id(module)] = module, new
+        state["_parameters"] = state["_parameters"].copy()
+        if state["_buffers"]:
+            state["_buffers"] = state["_buffers"].copy()
+        if state["_modules"]:
+            state["_modules"] = {
+                name: child if child is None else self._copy(child)
+                for name, child in state["_modules"].items()
+            }
+        return new
+
+    def _leading_names(self, module: nn.Module) -> list[str]:
+        """Attributes that may lead to modules, or that a forward pass may change in place."""
+        state = module.__dict__
+        known = self._known.get(id(module))
+        if known is None or not _is_same(state, known[0]):
+            names = [
+                name
+                for name, value in state.items()
+                if type(value) not in PLAIN and name not in _INTERNAL
+            ]
+            self._known[id(module)] = known = state.copy(), names
+        if state["_forward_hooks"] or state["_forward_pre_hooks"]:
+            return [*known[1], *_HOOKS]
+        return known[1]
+
+    def _take_attributes(self, state: dict[str, Any], names: Iterable[str]) -> None:
+        """Gives a copy containers of its own, and the copies of what leads to modules."""
+        copies = {key: new for key, (_, new) in self._pairs.items()}
+        for name in names:
+            value = state[name]
+            if type(value) in CONTAINERS and name not in _HOOKS:
+                state[name] = self._copy_container(value, copies)
+            else:
+                state[name] = rebind(value, copies)
+
+    def _copy_container(self, value: Any, copies: dict[int, Any]) -> Any:
+        known = self._containers.get(id(value))
+        if known is None:
+            new = copy.copy(value)
+            known = self._containers[id(value)] = value, new, copy.copy(new)
+            rebound = rebind(value, copies)
+            if rebound is not value:
+                _refill(new, rebound)
+                known = self._containers[id(value)] = value, new, copy.copy(new)
+        return known[1]
+
+    def _copy_buffers(self) -> None:
+        own: dict[int, Tensor] = {}
+        for _, new in self._pairs.values():
+            for name, buffer in new._buffers.items():
+                if buffer is None:
+                    continue
+                if id(buffer) not in own:
+                    own[id(buffer)] = buffer.clone()
+                    self._buffers.append((buffer, own[id(buffer)]))
+                new._buffers[name] = own[id(buffer)]
+
+    def _changed_modules(self) -> Iterator[tuple[nn.Module, nn.Module, list[str]]]:
+        """Original, copy, and the names of attributes that the run set or took away."""
+        for (old, new), before in zip(self._pairs.values(), self._before, strict=True):
+            state = new.__dict__
+            is_buffered = bool(state["_buffers"]) and not self._buffers
+            if (
+                not _is_same(state, before)
+                or (is_buffered and not _is_same(state["_buffers"], old._buffers))
+                or len(state["_parameters"]) != len(old.__dict__["_parameters"])
+                or len(state["_modules"]) != len(old.__dict__["_modules"])
+            ):
+                names = dict.fromkeys((*state, *before))  # what was taken away is a change too
+                yield (
+                    old,
+                    new,
+                    [
+                        name
+                        for name in names
+                        if name not in _INTERNAL
+                        and state.get(name, _MISSING) is not before.get(name, _MISSING)
+                    ],
+                )
+
+    def _changed_containers(self) -> Iterator[tuple[Any, Any]]:
+        for original, new, before in self._containers.values():
+            if not _is_same(new, before):
+                yield original, new
+
+
+def _is_same(state: Any, other: Any) -> bool:
+    """Whether containers hold the same or equal things."""
+    try:
+        return bool(state == other)  # looks at what is not one object alone
+    except Exception:  # tensors that differ have no truth value
+        return False
+
+
+def _settle(value: Any, originals: dict[int, Any]) -> Any:
+    """A value as it is kept: without a graph, and with the network's modules for the copies."""
+
+    def detach(leaf: Any) -> Any:
+        return leaf.detach() if isinstance(leaf, Tensor) and leaf.grad_fn is not None else leaf
+
+    return torch.utils._pytree.tree_map(detach, rebind(value, originals))
+
+
+def _refill(container: Any, parts: Any) -> None:
+    container.clear()
+    (container.extend if hasattr(container, "extend") else container.update)(parts)
+
+
+def _check_complete(old: nn.Module, new: nn.Module) -> None:
+    for kind, what in (("_parameters", "parameters"), ("_modules", "layers")):
+        made = new.__dict__[kind].keys() - old.__dict__[kind].keys()
+        if made:
+            raise RuntimeError(
+                f"The {type(old).__name__} made the {what} {sorted(made)} while it ran, which "
+                f"nothing would train: run the network once, net(x), before RandomModule(net)."
+            )

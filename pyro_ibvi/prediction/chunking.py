@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ibvi.models.random_module import RandomModule, runs_batched
+from pyro_ibvi.models.random_module import RandomModule
 
 #: Number of weights among the draws that are made at once.
 _MAX_WEIGHTS = 3 * 10**6
@@ -52,7 +52,7 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     """
     network = net.network
     num_draws = draws_to_make(net)
-    if runs_batched(network):  # the others run draw by draw
+    if net.runner.runs_batched():  # the others run draw by draw
         device = network.get_parameter(net.stochastic[0]).device
         limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
         num_draws = min(num_draws, limit // max(1, num_rows * _largest_output(net, one_row)))

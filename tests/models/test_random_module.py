@@ -104,8 +104,11 @@ def test_frozen_parameters_stay_frozen():
     random_net = RandomModule(net, stochastic="last")
     trace = trace_of(random_net, torch.zeros(3, 2))
     assert set(params(trace)) == {"1.weight", "1.bias", "3.weight", "3.bias"}
-    # Made random although frozen, if the user says so.
-    assert RandomModule(net, stochastic="input").stochastic == ["0.weight", "0.bias"]
+    # Made random although frozen, if the user says so by name.
+    assert RandomModule(net, stochastic="0").stochastic == ["0.weight", "0.bias"]
+    with pytest.raises(ValueError, match=r"random by name alone, and \['0.weight', '0.bias'\]"):
+        RandomModule(net, stochastic="input")
+    assert "0.weight" not in RandomModule(net, stochastic=nn.Linear).stochastic
 
 
 def test_output_is_the_networks_with_the_drawn_weights():

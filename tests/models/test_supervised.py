@@ -41,7 +41,7 @@ def test_the_density_is_that_of_a_model_in_pyros_own_words():
 
     def by_hand(x, y):
         sites = {
-            name: pyro.sample(f"net.{name}", ours.net._prior(name, p))
+            name: pyro.sample(f"net.{name}", ours.net.prior(name))
             for name, p in ours.net.network.named_parameters()
         }
         output = torch.func.functional_call(ours.net.network, sites, (x,))

@@ -1,0 +1,81 @@
+"""What may become random: a network as it comes, checked, unwrapped and copied."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+from pyro_ibvi._util.network_copies import copy_network, is_parallel
+from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
+
+
+def admit_network(net: Any) -> nn.Module:
+    """A copy of a user's network that may become random.
+
+    Args:
+        net: What the user gave.
+
+    Returns:
+        The copy, without the wrapper of several devices.
+
+    Raises:
+        TypeError: If it is no network, a scripted one, or one that is random already.
+    """
+    if isinstance(net, type):
+        raise TypeError(
+            f"RandomModule needs an object, got the class {net.__name__}: write "
+            f"{net.__name__}(...)."
+        )
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"RandomModule needs a torch.nn.Module, got {type(net).__name__}.")
+    for name, module in net.named_modules():
+        where = f"its {name!r}" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"RandomModule cannot put weights into TorchScript, and {where} is scripted: "
+                f"pass the network from before torch.jit.script or torch.jit.trace."
+            )
+        if isinstance(module, PyroModule) and hasattr(module, "sample_parameters"):
+            raise TypeError(
+                f"RandomModule needs a network, got a {type(net).__name__} of which {where} is a "
+                f"{type(module).__name__} and random already: pass the plain network, once."
+            )
+    while is_parallel(net):
+        warnings.warn(
+            f"RandomModule runs the network inside of the {type(net).__name__} on one device, "
+            f"and averages no gradients between processes.",
+            UserWarning,
+            stacklevel=3,
+        )
+        net = net.module
+    return copy_network(net)
+
+
+def admit_parametrization(parametrization: Any) -> Parametrization:
+    """A user's parametrization, or the default.
+
+    Args:
+        parametrization: What the user gave, or None.
+
+    Returns:
+        The parametrization.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if parametrization is None:
+        return MaximalUpdate()
+    if isinstance(parametrization, type):
+        raise TypeError(
+            f"parametrization must be an object such as MaximalUpdate(), got the class "
+            f"{parametrization.__name__}."
+        )
+    if not all(callable(getattr(parametrization, rule, None)) for rule in ("std", "rate")):
+        raise TypeError(
+            f"parametrization must be an object such as MaximalUpdate(), got {parametrization!r}."
+        )
+    return parametrization

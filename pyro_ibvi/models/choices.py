@@ -1,0 +1,230 @@
+"""Which parameters of a network are random, and what their priors are."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from pyro_ibvi.mup.roles import WeightRole
+
+Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
+Prior = float | TorchDistributionMixin
+_LAYER_CHOICES: dict[str, tuple[str, ...]] = {
+    "all": ("input", "hidden", "output"),
+    "input+output": ("input", "output"),
+    "input": ("input",),
+    "last": ("output",),
+}
+
+
+class Priors:
+    """The priors of a network's random parameters, at the parameters' type and device.
+
+    Args:
+        priors: A standard deviation or a distribution by parameter name.
+        means: Means of the priors that are given by their standard deviation, if not 0.
+    """
+
+    def __init__(self, priors: Mapping[str, Prior], means: Mapping[str, float]) -> None:
+        self._priors = dict(priors)
+        self._means = dict(means)
+        self._cache: dict[str, tuple[torch.dtype, torch.device, TorchDistributionMixin]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._priors
+
+    def of(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
+        """The prior of a parameter.
+
+        Args:
+            name: Name of the parameter.
+            parameter: The parameter.
+
+        Returns:
+            The distribution.
+        """
+        cached = self._cache.get(name)
+        if cached is None or cached[0] is not parameter.dtype or cached[1] != parameter.device:
+            prior = self._make(name, parameter)
+            self._cache[name] = cached = (parameter.dtype, parameter.device, prior)
+        return cached[2]
+
+    def _make(self, name: str, parameter: Tensor) -> TorchDistributionMixin:
+        prior = self._priors[name]
+        options: Any = {"dtype": parameter.dtype, "device": parameter.device}
+        if not isinstance(prior, float):
+            return _move(prior, options)
+        # Expanded numbers: a cached prior must not hold a copy of the weights' memory.
+        base = dist.Normal(
+            torch.full((), self._means.get(name, 0.0), **options).expand(parameter.shape),
+            torch.full((), prior, **options),
+            validate_args=False,
+        )
+        return base.to_event(parameter.dim())
+
+
+def _move(value: Any, options: Mapping[str, Any]) -> Any:
+    """A distribution with its numbers at another type and device."""
+    if isinstance(value, Tensor):
+        return value.to(**options) if value.is_floating_point() else value.to(options["device"])
+    if isinstance(value, list):  # the transforms of a transformed distribution
+        parts = [_move(part, options) for part in value]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
+    if not isinstance(value, (Distribution, Transform)):
+        return value
+    moved = {name: _move(part, options) for name, part in value.__dict__.items()}
+    if all(moved[name] is value.__dict__[name] for name in moved):
+        return value
+    new = copy.copy(value)
+    new.__dict__.update(moved)
+    return new
+
+
+def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stochastic) -> list[str]:
+    """The parameters that a user's choice makes random.
+
+    A choice by role or by type of layer leaves out what requires no gradient; names, patterns and
+    predicates mean what they say.
+
+    Args:
+        net: The network.
+        weights: Roles by parameter name.
+        stochastic: The choice, see :class:`~pyro_ibvi.RandomModule`.
+
+    Returns:
+        Names of the parameters, in the network's order.
+
+    Raises:
+        TypeError: If the choice is of no known kind.
+        ValueError: If it matches nothing, or parameters that cannot be random.
+    """
+    frozen = [n for n in weights if not net.get_parameter(n).requires_grad]
+    ends = stochastic.removesuffix(" weights") if isinstance(stochastic, str) else None
+    chosen: set[str] = set()
+    if ends in _LAYER_CHOICES:
+        roles = _LAYER_CHOICES[ends]
+        left_out = ("gain",) if ends == stochastic else ("gain", "bias")
+        chosen.update(
+            n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
+        )
+        chosen -= set(frozen)
+    elif callable(stochastic) and not isinstance(stochastic, type):
+        chosen.update(name for name in weights if stochastic(name))
+    else:
+        for choice in _checked_choices(stochastic):
+            matched = {name for name in weights if _is_chosen(net, name, choice)}
+            if not matched:
+                raise ValueError(
+                    f"stochastic names {choice!r}, which matches no parameter; choose "
+                    f"{sorted(_LAYER_CHOICES)} or among the parameters {list(weights)}."
+                )
+            chosen |= matched - set(frozen) if isinstance(choice, type) else matched
+    if not chosen:
+        raise ValueError(_nothing_chosen(stochastic, list(weights), frozen))
+    for name in chosen:
+        _check_real(name, net.get_parameter(name))
+    return [name for name in weights if name in chosen]
+
+
+def _nothing_chosen(stochastic: Any, names: list[str], frozen: list[str]) -> str:
+    message = f"stochastic={stochastic!r} chooses none of the parameters {names}, so there is "
+    message += "nothing to infer."
+    if frozen:
+        message += (
+            f" What requires no gradient is random by name alone, and {frozen} do not: name "
+            f"those that are to be random, stochastic={frozen[-1:]}, or call "
+            f"net.requires_grad_() first."
+        )
+    return message
+
+
+def _check_real(name: str, parameter: Tensor) -> None:
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"The parameter {name!r} has dtype {parameter.dtype}, and random parameters are real "
+            f"floating-point numbers: leave it out of stochastic=, or let the network hold a "
+            f"complex number as two real ones, torch.view_as_complex(self.weight)."
+        )
+
+
+def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
+    choices = [stochastic] if isinstance(stochastic, (str, type)) else stochastic
+    if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
+        raise TypeError(
+            f"stochastic must be one of {sorted(_LAYER_CHOICES)}, names or types of layers, or a "
+            f"predicate on names; got {stochastic!r}."
+        )
+    return list(choices)
+
+
+def _is_chosen(net: nn.Module, name: str, choice: str | type[nn.Module]) -> bool:
+    layer = name.rpartition(".")[0]
+    if isinstance(choice, type):
+        return isinstance(net.get_submodule(layer), choice)
+    return fnmatch.fnmatchcase(name, choice) or fnmatch.fnmatchcase(layer, choice)
+
+
+def match_priors(
+    prior: Prior | Mapping[str, Prior] | None, net: nn.Module, names: list[str]
+) -> dict[str, Prior]:
+    """The priors that a user gives.
+
+    Args:
+        prior: One standard deviation for all, or a mapping from name or pattern to a standard
+            deviation or a distribution.
+        net: The network.
+        names: Names of the random parameters.
+
+    Returns:
+        The prior of each parameter that has one given.
+
+    Raises:
+        TypeError: If a key of the mapping is no name.
+        ValueError: If a name matches nothing, or a prior does not fit its parameter.
+    """
+    if prior is None:
+        return {}
+    if not isinstance(prior, Mapping):
+        prior = {"*": prior}
+    matched: dict[str, Prior] = {}
+    for pattern, value in prior.items():
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"prior goes from names or patterns to priors; got the key {pattern!r}."
+            )
+        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise ValueError(f"prior names {pattern!r}, which matches none of the sites {names}.")
+        for name in hits:
+            matched.setdefault(name, _check_prior(name, value, net.get_parameter(name).shape))
+    return matched
+
+
+def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
+    if isinstance(prior, (int, float)) and not isinstance(prior, bool):
+        if not 0 < prior < float("inf"):
+            raise ValueError(
+                f"The prior standard deviation of {name!r} must be positive and finite, "
+                f"got {prior}."
+            )
+        return float(prior)
+    if not isinstance(prior, TorchDistributionMixin):
+        raise ValueError(
+            f"The prior of {name!r} must be a standard deviation or a Pyro distribution, "
+            f"got {prior!r}."
+        )
+    if prior.batch_shape or prior.event_shape != shape:
+        raise ValueError(
+            f"The prior of {name!r} has batch shape {tuple(prior.batch_shape)} and event shape "
+            f"{tuple(prior.event_shape)}, expected () and {tuple(shape)}: write "
+            f"dist.Normal(0., 1.).expand({list(shape)}).to_event({len(shape)})."
+        )
+    return prior

@@ -1,0 +1,278 @@
+"""How a network is run with given weights: one draw of them, or many at once.
+
+Running never touches the network that is shared: see :mod:`pyro_ibvi.models.replicas`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from pyro_ibvi._util.network_copies import is_compiled
+from pyro_ibvi.models.replicas import InputMap, Known, Replica, find_places
+from pyro_ibvi.mup.multipliers import QueryScales, scale_queries
+
+#: Layers whose fused kernels vmap cannot run.
+_UNBATCHED = (nn.modules.rnn.RNNBase, nn.modules.rnn.RNNCellBase, nn.MultiheadAttention)
+
+#: Seconds of draws one after the other from which it is worth a word that they are.
+_SLOW = 2.0
+
+
+class Runner:
+    """Runs a network with given weights.
+
+    Safe to use from several threads. Dropout, norm layers and whatever else a network does follow
+    its mode. What a single run writes on its modules is kept, as torch would keep it. Of several
+    draws each starts at the network's state; in training mode the last one's is kept and every
+    draw updates the buffers, in evaluation mode nothing is kept.
+
+    Args:
+        net: The network.
+        query_scales: The parametrization's multipliers, see
+            :func:`~pyro_ibvi.mup.multipliers.find_query_scales`.
+    """
+
+    def __init__(self, net: nn.Module, query_scales: QueryScales | None = None) -> None:
+        self.network = net
+        self._query_scales = query_scales or {}
+        self._places = find_places(net)
+        self._num_dims = {name: p.dim() for name, p in net.named_parameters()}
+        self._known: Known = {}
+        self._refused: dict[bool, Exception] = {}  # by mode, why vmap cannot run the network
+        self._is_compiled = any(is_compiled(module) for module in net.modules())
+        self._has_warned = False
+
+    def run(
+        self,
+        values: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        training: bool | None = None,
+        input_maps: Mapping[str, InputMap] | None = None,
+        pick: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Runs the network.
+
+        Args:
+            values: Weights by name; the network's own stand in for those that are not there.
+                Dimensions to the left of a weight's own are draws, for each of which the network
+                is run.
+            args: Positional arguments of the network.
+            kwargs: Keyword arguments of the network.
+            training: The mode to run in; the network's own by default.
+            input_maps: For layers by name, a function that their first input goes through, such
+                as a multiplication by noise of each datum.
+            pick: What to make of the network's output, for each draw.
+
+        Returns:
+            The output. With draws of shape ``(K, 1, ..., 1)`` an output of shape
+            ``(batch, *event)`` becomes ``(K, 1, ..., batch, *event)``, aligned with plates.
+        """
+
+        def run_one(draw: Mapping[str, Tensor], **options: Any) -> tuple[Any, Replica]:
+            replica = Replica(self.network, training=training, known=self._known, **options)
+            replica.put(self.network_values(draw), self._places)
+            for layer, function in (input_maps or {}).items():
+                replica.map_input(layer, function)
+            if self._is_compiled:
+                output = _call_compiled(replica.network, args, kwargs)
+            else:
+                output = replica.network(*args, **kwargs)
+            return output if pick is None else pick(output), replica
+
+        num_extra = self.num_draw_dims(values)
+        if num_extra == 0:
+            output, replica = run_one(values)
+            if not torch._C._are_functorch_transforms_active():
+                replica.keep()
+            return output
+        output = self._run_draws(run_one, *self._split_draws(values), training)
+        return tree_map(lambda leaf: _pad(leaf, num_extra - 2), output)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The network's parameters, found faster than by ``nn.Module.named_parameters``.
+
+        Yields:
+            The name and the parameter.
+        """
+        for name, places in self._places.items():
+            module, (path, key) = self.network, places[0]
+            for part in path:
+                module = module._modules[part]  # type: ignore[assignment]
+            parameter = module._parameters[key]
+            if parameter is not None:
+                yield name, parameter
+
+    def network_values(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights as the network gets them, with the parametrization's multipliers.
+
+        Args:
+            values: One draw of the weights by name.
+
+        Returns:
+            The weights.
+        """
+        if not self._query_scales:
+            return values
+        return scale_queries(values, self._query_scales, self.network)
+
+    def num_draw_dims(self, values: Mapping[str, Tensor]) -> int:
+        """Number of dimensions of the values to the left of the parameters' own.
+
+        Args:
+            values: Weights by name.
+
+        Returns:
+            The number of dimensions, 0 for a single draw.
+        """
+        return max((v.dim() - self._num_dims[k] for k, v in values.items()), default=0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is known of this network's objects is not known of a copy's.
+        return {**self.__dict__, "_known": {}, "_refused": {}}
+
+    def runs_batched(self, *, training: bool | None = None) -> bool:
+        """Whether many draws run at once, as far as is known.
+
+        Args:
+            training: The mode in which the network will run; its own by default.
+
+        Returns:
+            Whether they do; otherwise the network runs draw by draw.
+        """
+        mode = self.network.training if training is None else training
+        return mode not in self._refused and _may_run_batched(self.network, training)
+
+    def _split_draws(
+        self, values: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The values that all draws share, and those that differ, the draws in front."""
+        shared, drawn = {}, {}
+        for name, value in values.items():
+            own = value.shape[value.dim() - self._num_dims[name] :]
+            num_draws = value.shape[: value.dim() - len(own)].numel()
+            if value.dim() == len(own):
+                shared[name] = value
+            elif value.shape[0] == num_draws:
+                drawn[name] = value.reshape(num_draws, *own)
+            else:
+                raise ValueError(
+                    f"The draws of {name!r} have shape {tuple(value.shape)} for a parameter of "
+                    f"shape {tuple(own)}: only the leftmost plate may hold more than one draw."
+                )
+        return shared, drawn
+
+    def _run_draws(
+        self,
+        run_one: Any,
+        shared: dict[str, Tensor],
+        drawn: dict[str, Tensor],
+        training: bool | None,
+    ) -> Any:
+        num_draws = len(next(iter(drawn.values())))
+        is_batched = num_draws > 1 and self.runs_batched(training=training)
+        training = self.network.training if training is None else training
+        if not is_batched:
+            return self._run_in_turn(run_one, shared, drawn, training)
+        random_state = torch.get_rng_state()
+        try:
+            return _run_together(run_one, shared, drawn, training)
+        except Exception as error:  # whatever the network's own code raises of draws in a batch
+            torch.set_rng_state(random_state)
+            start = time.monotonic()
+            # A network that is at fault itself says so here, in its own words.
+            output = self._run_in_turn(run_one, shared, drawn, training)
+            self._refused[training] = error
+            self._hint(error, num_draws, time.monotonic() - start)
+            return output
+
+    def _run_in_turn(
+        self, run_one: Any, shared: dict[str, Tensor], drawn: dict[str, Tensor], training: bool
+    ) -> Any:
+        outputs = []
+        num_draws = len(next(iter(drawn.values())))
+        for i in range(num_draws):
+            values = {**shared, **{name: value[i] for name, value in drawn.items()}}
+            output, replica = run_one(values, own_buffers=not training)
+            outputs.append(output)
+            if training:
+                replica.keep(attributes=i == num_draws - 1)
+        return tree_map(_stack, *outputs)
+
+    def _hint(self, error: Exception, num_draws: int, seconds: float) -> None:
+        if seconds > _SLOW and not self._has_warned:
+            self._has_warned = True
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            warnings.warn(
+                f"The {type(self.network).__name__} took {seconds:.1f} s for {num_draws} draws of "
+                f"its weights, one after the other: torch.vmap cannot run it on all at once "
+                f"({first_line}).",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _run_together(
+    run_one: Any, shared: dict[str, Tensor], drawn: dict[str, Tensor], training: bool
+) -> Any:
+    """All draws at once by vmap, which fails where a network's code does not allow it."""
+    replicas = []
+
+    def run_draw(draw: dict[str, Tensor]) -> Any:
+        # Buffers of its own: a run that fails has not changed the network's.
+        output, replica = run_one({**shared, **draw}, own_buffers=True)
+        replicas.append(replica)
+        return output
+
+    output = vmap(run_draw, randomness="different")(drawn)
+    if training and any(replica.is_changed() for replica in replicas):
+        raise RuntimeError("each draw leaves a state of its own")
+    return output
+
+
+def _call_compiled(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        # The compiler looks at the gradients of all tensors, which draws do not have.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        return net(*args, **kwargs)
+
+
+def _may_run_batched(net: nn.Module, training: bool | None) -> bool:
+    """Whether vmap can run a network, as far as its layers tell."""
+    for module in net.modules():
+        if isinstance(module, _UNBATCHED) or is_compiled(module):
+            return False
+        # Running statistics are updated in place, draw after draw.
+        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        trains = module.training if training is None else training
+        if is_norm and trains and module.track_running_stats:
+            return False
+    return True
+
+
+def _stack(*leaves: Any) -> Any:
+    first = leaves[0]
+    if isinstance(first, Tensor):
+        return torch.stack(leaves)
+    if isinstance(first, (type(None), bool, int, float, str)) and len(set(leaves)) == 1:
+        return first
+    raise TypeError(
+        f"The network's output holds a {type(first).__name__}, which cannot be put together for "
+        f"several draws of the weights: return tensors, or tuples, lists or dictionaries of them."
+    )
+
+
+def _pad(output: Any, num_inner: int) -> Any:
+    """Puts singleton dimensions for inner plates between the draws and the batch."""
+    if not isinstance(output, Tensor) or num_inner < 1:
+        return output
+    return output.reshape(output.shape[0], *(1,) * num_inner, *output.shape[1:])
