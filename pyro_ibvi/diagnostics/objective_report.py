@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pyro.infer import TraceEnum_ELBO
-from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 
+from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.objectives import checks
-from pyro_ibvi.objectives.sites import (
-    Kind,
-    Site,
-    guide_kind,
-    model_kind,
-    own_sites,
-    sample_sites,
-    subsampled_plate,
-)
-from pyro_ibvi.objectives.terms import is_reparametrized, kept_names, run_traces
+from pyro_ibvi.objectives.kept import kept_names
+from pyro_ibvi.objectives.sites import Kind, Site, Traces, subsampled_plate
+from pyro_ibvi.objectives.terms import is_reparametrized
+from pyro_ibvi.objectives.verdicts import Verdict, verdict_on
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 
@@ -86,8 +80,9 @@ def explain(
 ) -> ObjectiveReport:
     """Says what an objective does with each site, and what it cannot move.
 
-    The model and the guide are run once, as a training step would, and torch's random state is
-    put back afterwards; a guide that makes its parameters at its first call makes them here.
+    The model and the guide are run as in a training step; torch's random state and the modules'
+    buffers, such as BatchNorm's statistics, are put back afterwards. A guide that makes its
+    parameters at its first call makes them here.
 
     Args:
         loss: The objective.
@@ -98,6 +93,9 @@ def explain(
 
     Returns:
         A report that prints as a table.
+
+    Raises:
+        TypeError: If the objective is not one of this package.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -111,36 +109,40 @@ def explain(
         >>> explain(TraceExpectedLogLikelihood(), model, AutoNormal(model), torch.zeros(3)).unmoved
         ('tau', 'AutoNormal.locs.tau', 'AutoNormal.scales.tau')
     """
-    model_trace, guide_trace = _run_aside(loss, model, guide, args, kwargs)
-    kept = kept_names(loss.keep_kl, model_trace, guide_trace)
-    errors = _errors(loss, kept, model_trace, guide_trace)
-    model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
-    weights = loss.site_weights(model_trace, guide_trace, kept)
-    kinds = {name: model_kind(site, guide_trace.nodes) for name, site in model_sites.items()}
-    rows = [
-        _guide_row(site, guide_kind(site, model_trace.nodes), weights[1][name], name in kept)
-        for name, site in guide_sites.items()
-    ]
+    if not isinstance(loss, ExpectedLogLikelihood):
+        raise TypeError(
+            f"explain takes the objective first, explain(loss, model, guide, x, y), and one of "
+            f"this package: got {type(loss).__name__}."
+        )
+    traces = _run_aside(loss, model, guide, args, kwargs)
+    kept = kept_names(loss.keep_kl, traces)
+    weights = loss.site_weights(traces, kept)
+    errors = _errors(loss, kept, traces)
     with torch.enable_grad():  # from here on the traces hold only what counts
-        loss.apply_weights(model_trace, guide_trace, weights, 1.0)
-    latents, params = checks.unreached(guide_sites, model_trace, guide_trace)
-    local = [
-        name
-        for name in checks.local_latents(model_sites, guide_sites)
-        if weights[0][name] == 0.0 and name not in latents and not loss.allow_local
-    ]
+        loss.apply_weights(traces, weights, 1.0)
+    dropped = {name for name, weight in weights[0].items() if weight == 0.0}
+    verdict = verdict_on(traces, dropped, allow_local=loss.allow_local)
     model_rows = [
         _row(
             site,
             "model",
-            kinds[name],
+            traces.model_kinds[name],
             weights[0][name],
             kept=name in kept,
-            dropped_because=_why_dropped(site, name in guide_sites, latents, local),
+            dropped_because=_why_dropped(site, traces.model_kinds[name], verdict),
         )
-        for name, site in model_sites.items()
+        for name, site in traces.model_sites.items()
     ]
-    return ObjectiveReport((*model_rows, *rows), (*latents, *params), tuple(local), tuple(errors))
+    guide_rows = [
+        _guide_row(site, traces.guide_kinds[name], weights[1][name], name in kept)
+        for name, site in traces.guide_sites.items()
+    ]
+    return ObjectiveReport(
+        (*model_rows, *guide_rows),
+        (*verdict.latents, *verdict.params),
+        verdict.local,
+        tuple(errors),
+    )
 
 
 def _run_aside(
@@ -149,13 +151,12 @@ def _run_aside(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Trace, Trace]:
-    """Returns the traces of a model and a guide, and puts the random state back."""
-    with own_random_numbers(), torch.enable_grad():
+) -> Traces:
+    """The traces of a model and a guide; random state and buffers are as before."""
+    with own_random_numbers(), buffers_kept(model, guide), torch.enable_grad():
         if isinstance(loss, TraceEnum_ELBO):
             model, guide = _enumerated(loss, model, guide, args, kwargs)
-        model_trace, guide_trace = run_traces("flat", model, guide, args, kwargs)
-    return own_sites(model_trace), own_sites(guide_trace)
+        return loss.run(model, guide, args, kwargs)
 
 
 def _enumerated(
@@ -165,7 +166,7 @@ def _enumerated(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns model and guide as `TraceEnum_ELBO` runs them."""
+    """Model and guide as `TraceEnum_ELBO` runs them."""
     loss = copy.copy(loss)
     if loss.max_plate_nesting == math.inf:
         loss._guess_max_plate_nesting(model, guide, args, kwargs)
@@ -173,18 +174,13 @@ def _enumerated(
     return EnumMessenger()(model), first(guide)
 
 
-def _errors(
-    loss: ExpectedLogLikelihood, kept: set[str], model_trace: Trace, guide_trace: Trace
-) -> list[str]:
-    """Returns the sentences with which a step of the objective would refuse the pair."""
+def _errors(loss: ExpectedLogLikelihood, kept: set[str], traces: Traces) -> list[str]:
+    """The sentences with which a step of the objective would refuse the pair."""
     tests: list[Callable[[], None]] = [
-        lambda: checks.reject_observed_guide_sites(model_trace, guide_trace),
-        lambda: checks.reject_unknown_patterns(loss.keep_kl, model_trace, guide_trace),
-        lambda: checks.reject_half_kept(kept, guide_trace),
-        lambda: checks.reject_empty_objective(*loss.site_weights(model_trace, guide_trace, kept)),
+        lambda: checks.reject_observed_guide_sites(traces),
+        lambda: loss.check(traces, kept),
+        lambda: checks.reject_empty_objective(*loss.site_weights(traces, kept)),
     ]
-    if loss.kl_weight < 1.0 and not loss.allow_local:
-        tests.append(lambda: checks.reject_local_latents(kept, model_trace, guide_trace))
     errors = []
     for test in tests:
         try:
@@ -201,16 +197,16 @@ def _guide_row(site: Site, kind: Kind, weight: float, kept: bool) -> SiteReport:
     return _row(site, "guide", kind, weight, kept=kept, dropped_because=why)
 
 
-def _why_dropped(site: Site, in_guide: bool, unmoved: Sequence[str], local: Sequence[str]) -> str:
-    """Returns what becomes of a latent of the model whose prior is dropped."""
+def _why_dropped(site: Site, kind: Kind, verdict: Verdict) -> str:
+    """What becomes of a latent of the model whose prior is dropped."""
     name, frame = site["name"], subsampled_plate(site)
-    if not in_guide:
+    if kind == "predicted":
         return "not in the guide: drawn from the prior"
-    if name in unmoved:
+    if name in verdict.latents:
         return "prior dropped: reaches no term that is kept"
     if frame is not None:
         return f"prior dropped: local, in the subsampled plate {frame.name!r}"
-    return "prior dropped" + ": local, one value per observation" * (name in local)
+    return "prior dropped" + ": local, one value per observation" * (name in verdict.local)
 
 
 def _row(
@@ -225,9 +221,10 @@ def _row(
     reasons = {
         "observed": "likelihood",
         "enumerated": "summed out: a part of the likelihood",
-        "deterministic": "has no density",
     }
-    if kind in reasons:
+    if kind == "deterministic" and where == "model" and weight == 0.0:
+        why = "computed from other sites"
+    elif kind in reasons:
         why = reasons[kind]
     elif kept:
         why = "kept by keep_kl"

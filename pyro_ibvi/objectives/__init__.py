@@ -4,6 +4,8 @@ from pyro_ibvi.objectives.annealing import KLAnnealing
 from pyro_ibvi.objectives.closed_form import TraceClosedFormHead
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
+from pyro_ibvi.objectives.head import ClosedFormHead
+from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.variants import (
     TraceEnumExpectedLogLikelihood,
     TraceGraphExpectedLogLikelihood,
@@ -12,6 +14,8 @@ from pyro_ibvi.objectives.variants import (
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 __all__ = [
+    "ClosedFormHead",
+    "DivergencePenalty",
     "ExpectedLogLikelihood",
     "KLAnnealing",
     "TraceClosedFormHead",

@@ -29,13 +29,15 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 
+from pyro_ibvi.objectives.head import ClosedFormHead
+from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import KnownRoutes, direct_route
-from pyro_ibvi.objectives.sites import sample_sites
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
+from pyro_ibvi.objectives.sites import Traces, sample_sites
+from pyro_ibvi.objectives.weights import ExpectedLogLikelihood, Weights
 
 
 def _compute_log_r(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
-    """Return the terms that a score function multiplies, by the plates that they live in."""
+    """Returns the terms that a score function multiplies, by the plates that they live in."""
     log_r = MultiFrameTensor()
     for sign, trace in ((1, model_trace), (-1, guide_trace)):
         for _, site in sample_sites(trace):
@@ -101,7 +103,11 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             in a subsampled plate, no warning for one in a plate of observations.
         vectorize_particles: Whether one vectorized run makes all particles.
         strict_enumeration_warning: As for `Trace_ELBO`.
+        ignore_jit_warnings: As for `Trace_ELBO`; nothing here is compiled.
+        jit_options: As for `Trace_ELBO`; nothing here is compiled.
         retain_graph: As for `Trace_ELBO`.
+        penalty: A divergence from the prior in closed form, added to the loss.
+        head: Takes the expectation over a network's last layer in closed form.
 
     Raises:
         TypeError: If ``kl_weight`` is not a number, or ``keep_kl`` holds anything but names.
@@ -128,14 +134,33 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         True
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        penalty: DivergencePenalty | None = None,
+        head: ClosedFormHead | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.penalty = penalty
+        self.head = head
         self._routes = KnownRoutes()
+        self._check_head()
+
+    def _check_head(self) -> None:
+        """Refuses options that a closed-form head cannot have."""
+        if self.head is not None and (self._kl_weight or self.vectorize_particles):
+            raise ValueError(
+                f"kl_weight={self._kl_weight}, vectorize_particles={self.vectorize_particles}: "
+                "with a closed-form head the last layer is not drawn, so its KL is not estimated "
+                "by draws, and particles are drawn one after the other. Add a divergence in "
+                'closed form, penalty=DivergencePenalty("kl", weight=...).'
+            )
 
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """Estimate the loss without gradients.
+        """Estimates the loss without gradients.
 
         Args:
             model: The model.
@@ -157,7 +182,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Estimate the loss as a tensor to be differentiated.
+        """Estimates the loss as a tensor to be differentiated.
 
         Args:
             model: The model.
@@ -182,7 +207,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """Estimate the loss and add its gradient to the parameters' ``grad``.
+        """Estimates the loss and add its gradient to the parameters' ``grad``.
 
         Args:
             model: The model.
@@ -211,7 +236,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]:
-        """Yield loss, surrogate and each site's term of every particle."""
+        """Yields loss, surrogate and each site's term of every particle."""
         route = direct_route(model, guide) if self._may_go_direct else None
         if route is not None and route in self._routes and route.is_open(args, kwargs):
             for _ in range(self.num_particles):
@@ -222,7 +247,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
                 yield -elbo.detach(), -elbo, [(route.observed, elbo.detach())]
             return
         for traces in self._get_traces(model, guide, args, kwargs):
-            if self._reported:
+            if self._pairs.of(model, guide).judged:
                 self._routes.learn(route, *traces)
             yield *self._differentiable_loss_particle(*traces), _site_sums(*traces)
 
@@ -231,7 +256,37 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         """Whether the likelihood is all that this objective evaluates, draw by draw."""
         one_by_one = not self.vectorize_particles or self.num_particles == 1
         is_plain = type(self) is TraceExpectedLogLikelihood
+        is_plain = is_plain and self.penalty is None and self.head is None
         return is_plain and one_by_one and self._kl_weight == 0.0 and not self.keep_kl
+
+    @property
+    def _is_elbo(self) -> bool:
+        return super()._is_elbo and self.penalty is None and self.head is None
+
+    def _run(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Trace, Trace]:
+        self._check_head()  # the weight may have been set since
+        if self.head is None:
+            return super()._run(model, guide, args, kwargs)
+        return self.head.run(model, guide, args, kwargs)
+
+    def apply_weights(self, traces: Traces, weights: Weights, factor: Tensor | float) -> None:
+        """Weighs the sites as usual, and adds the penalty as one more term of the model.
+
+        Args:
+            traces: The traces.
+            weights: Weights of the model's sites and of the guide's, by name.
+            factor: A common factor of all weights.
+        """
+        penalty = None if self.penalty is None else self.penalty.site(traces, factor)
+        super().apply_weights(traces, weights, factor)
+        if penalty is not None:
+            traces.model.add_node("_divergence", **penalty)
 
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace
@@ -253,7 +308,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         return -elbo.detach(), -surrogate
 
     def _as_float(self, losses: list[Tensor], sums: list[tuple[str, Tensor]]) -> float:
-        """Return the loss, fetched from its device once; warn as Pyro does if it is NaN."""
+        """Returns the loss, fetched from its device once; warn as Pyro does if it is NaN."""
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         loss = total.item() / self.num_particles
         if not math.isfinite(loss) and is_validation_enabled():
@@ -266,7 +321,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
 
 
 def _elbo(model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """Return the sum of the terms of a pair of weighted traces, on their device."""
+    """Returns the sum of the terms of a pair of weighted traces, on their device."""
     elbo: Any = 0.0
     for _, site in sample_sites(model_trace):
         elbo = elbo + site["log_prob_sum"]

@@ -17,6 +17,7 @@ site is, by itself or by its neighbors:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -30,6 +31,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_sub
 from torch import Tensor
 
 from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.random_state import own_random_numbers
 
 Site: TypeAlias = Any  # Pyro's Message, to which the estimators add fields
 Kind: TypeAlias = Literal[
@@ -37,13 +39,96 @@ Kind: TypeAlias = Literal[
 ]
 
 
+@dataclass(frozen=True)
+class Traces:
+    """A run of a model and its guide, with what kind each sample site is.
+
+    An objective takes the sites that it drops out of the traces; they stay among the sites.
+
+    Attributes:
+        model: The model's trace, without subsample sites.
+        guide: The guide's trace, without subsample sites.
+        model_sites: The model's sample sites by name.
+        guide_sites: The guide's sample sites by name.
+        model_kinds: What kind each site of the model is.
+        guide_kinds: What kind each site of the guide is.
+        recorded: Both traces as they were made, with the subsample sites.
+    """
+
+    model: Trace
+    guide: Trace
+    model_sites: dict[str, Site]
+    guide_sites: dict[str, Site]
+    model_kinds: dict[str, Kind]
+    guide_kinds: dict[str, Kind]
+    recorded: tuple[Trace, Trace]
+
+    @classmethod
+    def of(cls, model: Trace, guide: Trace, computed: Collection[str] = ()) -> Traces:
+        """Tells the sites of two traces apart, in copies that may be written to.
+
+        Args:
+            model: The model's trace.
+            guide: The guide's trace.
+            computed: Names of the sites that `computed_sites` found.
+
+        Returns:
+            The traces and their kinds.
+        """
+        recorded = model, guide
+        model, guide = _own_sites(model), _own_sites(guide)
+        model_sites, guide_sites = dict(sample_sites(model)), dict(sample_sites(guide))
+        return cls(
+            model,
+            guide,
+            model_sites,
+            guide_sites,
+            {n: model_kind(site, guide_sites, computed) for n, site in model_sites.items()},
+            {n: guide_kind(site, model_sites) for n, site in guide_sites.items()},
+            recorded,
+        )
+
+    def __iter__(self) -> Iterator[Trace]:
+        """Iterates over the model's trace and the guide's, as Pyro's estimators take them."""
+        return iter((self.model, self.guide))
+
+    def structure(self) -> int:
+        """A number that changes with the set of sites, what they are, and their subsampling.
+
+        Returns:
+            The number.
+        """
+        frames = [
+            tuple((f.name, f.size == f.full_size) for f in site["cond_indep_stack"])
+            for site in self.model_sites.values()
+        ]
+        kinds = (*self.model_kinds.items(), *self.guide_kinds.items())
+        return hash((*kinds, *frames))
+
+    def drawn(self) -> dict[str, Site]:
+        """The model's sites that are drawn, by the guide or from their prior.
+
+        Returns:
+            The sites by name.
+        """
+        kinds = {"latent", "predicted"}
+        return {n: site for n, site in self.model_sites.items() if self.model_kinds[n] in kinds}
+
+
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Return an iterator over the names and sites of a trace's sample statements."""
+    """The sample statements of a trace.
+
+    Args:
+        trace: The trace.
+
+    Returns:
+        An iterator over names and sites.
+    """
     return (item for item in trace.nodes.items() if item[1]["type"] == "sample")
 
 
-def own_sites(trace: Trace) -> Trace:
-    """Return a copy of a trace without subsample sites, whose sites may be written to."""
+def _own_sites(trace: Trace) -> Trace:
+    """A copy of a trace without subsample sites, whose sites may be written to."""
     trace = prune_subsample_sites(trace)
     for name, site in trace.nodes.items():
         if site["type"] == "sample":
@@ -58,7 +143,7 @@ def model_kind(
     *,
     marks_count: bool = False,
 ) -> Kind:
-    """Return what a sample site of the model is.
+    """What a sample site of the model is.
 
     A latent that the model enumerates (and the guide does not have) is summed out exactly, so its
     prior is a part of the likelihood and is called ``"enumerated"``.
@@ -69,6 +154,9 @@ def model_kind(
         computed: Names of the sites that `computed_sites` found.
         marks_count: Whether ``infer={"enumerate": ...}`` says that a site is enumerated, for a
             trace that was made without enumeration.
+
+    Returns:
+        The kind.
     """
     if site_is_deterministic(site) or site["name"] in computed:
         return "deterministic"
@@ -82,11 +170,14 @@ def model_kind(
 
 
 def guide_kind(site: Site, model_names: Collection[str]) -> Kind:
-    """Return what a sample site of the guide is; all of them belong to the latent terms.
+    """What a sample site of the guide is; all of them belong to the latent terms.
 
     Args:
         site: The site, no subsample site.
         model_names: Names of the model's sites.
+
+    Returns:
+        The kind.
     """
     if site_is_factor(site):
         return "factor"
@@ -96,9 +187,14 @@ def guide_kind(site: Site, model_names: Collection[str]) -> Kind:
 
 
 def computed_sites(
-    model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any],
+    trace: Trace,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    known_data: set[str] | None = None,
 ) -> frozenset[str]:
-    """Find observed sites whose value is computed from latent variables or parameters.
+    """The observed sites whose value is computed from latent variables or parameters.
 
     These are point masses, which observe nothing: mostly what Pyro's reparametrizers leave. Where
     the trace itself does not show what such a value depends on, the model is run once more
@@ -109,6 +205,8 @@ def computed_sites(
         trace: Its trace, with the subsample sites still in it.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
+        known_data: Names of the point masses that an earlier call found to be data: they are
+            not looked into again, and what is found now is added.
 
     Returns:
         Names of the sites. Those of ``pyro.deterministic`` are marked, and not among them.
@@ -119,9 +217,11 @@ def computed_sites(
         if site["is_observed"] and is_delta(site["fn"]) and not site_is_deterministic(site)
     }
     found = {name for name, value in masses.items() if _has_source(value)}
-    if len(found) < len(masses):
+    known_data = set() if known_data is None else known_data
+    if masses.keys() - found - known_data:
         again = _run_on_trail(model, trace, args, kwargs)
         found |= {name for name in masses if _has_source(again.nodes[name]["value"])}
+        known_data |= masses.keys() - found
     return frozenset(found)
 
 
@@ -133,9 +233,8 @@ def _has_source(value: Any) -> bool:
 def _run_on_trail(
     model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Trace:
-    """Return a trace of a model whose values know which draws and parameters they come from."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with poutine.block(), torch.random.fork_rng(devices), buffers_kept(model):
+    """A trace of a model whose values know which draws and parameters they come from."""
+    with poutine.block(), own_random_numbers(), buffers_kept(model):
         try:
             with torch.no_grad(), _Provenance():
                 return poutine.trace(poutine.replay(model, trace)).get_trace(*args, **kwargs)
@@ -167,7 +266,14 @@ class _Gradient(Messenger):
 
 
 def subsampled_plate(site: Site) -> Any:
-    """Return the frame of a subsampled plate around a site, or None if there is none."""
+    """The frame of a subsampled plate around a site.
+
+    Args:
+        site: A sample site.
+
+    Returns:
+        The frame, or None if there is none.
+    """
     for frame in site["cond_indep_stack"]:
         if frame.full_size is not None and frame.full_size != frame.size:
             return frame
@@ -175,7 +281,26 @@ def subsampled_plate(site: Site) -> Any:
 
 
 def is_delta(fn: Any) -> bool:
-    """Return whether a distribution, below its wrappers, is a point mass."""
+    """Whether a distribution, below its wrappers, is a point mass.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        Whether it is.
+    """
+    return isinstance(innermost(fn), Delta)
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution below all wrappers.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        The innermost one, a ``Delta`` for a site that is computed.
+    """
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return isinstance(fn, Delta)
+    return fn

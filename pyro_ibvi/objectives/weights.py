@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self
 
 import torch
 from pyro import poutine
@@ -13,20 +14,29 @@ from pyro.poutine import Trace
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.objectives import checks
-from pyro_ibvi.objectives.sites import Kind, guide_kind, model_kind, own_sites, sample_sites
-from pyro_ibvi.objectives.terms import (
+from pyro_ibvi.objectives.kept import (
     KeepKL,
-    as_patterns,
+    as_choice,
+    kept_names,
+    reject_half_kept,
+    reject_unknown,
+)
+from pyro_ibvi.objectives.masks import count_observations, is_masked_out
+from pyro_ibvi.objectives.pairs import Known, Pairs
+from pyro_ibvi.objectives.sites import Kind, Site, Traces, computed_sites, sample_sites
+from pyro_ibvi.objectives.terms import (
     as_weight,
-    count_observations,
     evaluate_guide_site,
     evaluate_model_site,
     is_reparametrized,
-    kept_names,
     run_traces,
     zero_terms,
 )
+from pyro_ibvi.objectives.verdicts import verdict_on
+
+Weights = tuple[dict[str, float], dict[str, float]]
 
 
 class ExpectedLogLikelihood:
@@ -51,20 +61,34 @@ class ExpectedLogLikelihood:
         allow_local: Whether a latent with one value per datum may lose its KL.
         vectorize_particles: Whether one vectorized run makes all particles.
         strict_enumeration_warning: As for Pyro's ELBOs.
+        ignore_jit_warnings: As for Pyro's ELBOs.
+        jit_options: As for Pyro's ELBOs.
         retain_graph: As for Pyro's ELBOs.
 
     Raises:
-        TypeError: If a weight is not a number, or ``keep_kl`` holds anything but names.
+        TypeError: If a weight is not a number, ``keep_kl`` holds anything but names, or the class
+            is given a model in place of options.
         ValueError: If an option has a value outside its range.
     """
 
     # Provided by Pyro's ELBO.
     num_particles: int
-    max_plate_nesting: float
     vectorize_particles: bool
 
     _graph_type: Literal["flat", "dense"] = "flat"
     _keeps_structure = False  # whether the estimator needs dropped sites to stay in the traces
+
+    _known: Known | None = None  # of the pair that is being evaluated
+    _max_plate_nesting: float = math.inf
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuses a model in the place of options: the class was taken for a loss."""
+        if args and callable(args[0]):
+            raise TypeError(
+                f"{cls.__name__} is a class and was called as if it were a loss: give SVI an "
+                f"object, loss={cls.__name__}()."
+            )
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -78,8 +102,11 @@ class ExpectedLogLikelihood:
         allow_local: bool = False,
         vectorize_particles: bool = False,
         strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
+        jit_options: dict[str, Any] | None = None,
         retain_graph: bool | None = None,
     ) -> None:
+        check_positive_int("num_particles", num_particles)
         if reduction not in {"sum", "mean"}:
             raise ValueError(
                 f"reduction={reduction!r}: expected 'sum' (nats per data set) or 'mean' (nats per "
@@ -95,14 +122,16 @@ class ExpectedLogLikelihood:
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
+            jit_options=jit_options,
             retain_graph=retain_graph,
         )
         self.kl_weight = kl_weight
-        self.keep_kl = keep_kl if callable(keep_kl) else as_patterns(keep_kl)
+        self.keep_kl = as_choice(keep_kl)
         self.reduction = reduction
         self.factors = factors
         self.allow_local = allow_local
-        self._checked = self._reported = False  # what is done at the first step only
+        self._pairs = Pairs()
 
     @property
     def kl_weight(self) -> float:
@@ -114,37 +143,70 @@ class ExpectedLogLikelihood:
         self._kl_weight = as_weight("kl_weight", value)
 
     @property
+    def max_plate_nesting(self) -> float:
+        """Number of nested plates: the given bound, or what the pair at hand was found to have."""
+        if self._known is None or self._max_plate_nesting < math.inf:
+            return self._max_plate_nesting
+        return self._known.max_plate_nesting
+
+    @max_plate_nesting.setter
+    def max_plate_nesting(self, value: float) -> None:
+        if self._known is None:
+            self._max_plate_nesting = value
+        else:
+            self._known.max_plate_nesting = value
+
+    @property
     def _is_elbo(self) -> bool:
         return self._kl_weight == 1.0 and self.reduction == "sum"
 
-    def site_weights(
-        self, model_trace: Trace, guide_trace: Trace, kept: set[str]
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    def site_weights(self, traces: Traces, kept: set[str]) -> Weights:
         """Weight of each sample site's term in the objective, before the reduction.
 
         Args:
-            model_trace: The model's trace.
-            guide_trace: The guide's trace.
+            traces: The traces.
             kept: Names of the sites whose latent terms stay in full.
 
         Returns:
             Weights of at least 0, by name, for the model's sites and for the guide's.
         """
-        of_factors = 1.0 if self.factors == "likelihood" else self._kl_weight
-        fixed = {"observed": 1.0, "enumerated": 1.0, "deterministic": 0.0}
+        likelihood = {"observed", "enumerated"}
+        if self.factors == "likelihood":
+            likelihood.add("factor")
 
-        def weight(name: str, kind: Kind) -> float:
-            return fixed.get(kind, 1.0 if name in kept else self._kl_weight)
+        def weight(name: str, kind: Kind, site: Site) -> float:
+            if kind == "deterministic" and is_masked_out(site):
+                return 0.0
+            return 1.0 if name in kept and kind != "factor" else self._kl_weight
 
-        model_weights = {}
-        for name, site in sample_sites(model_trace):
-            kind = model_kind(site, guide_trace.nodes)
-            model_weights[name] = of_factors if kind == "factor" else weight(name, kind)
+        model_weights = {
+            name: 1.0 if kind in likelihood else weight(name, kind, traces.model_sites[name])
+            for name, kind in traces.model_kinds.items()
+        }
         guide_weights = {
-            name: weight(name, guide_kind(site, model_trace.nodes))
-            for name, site in sample_sites(guide_trace)
+            name: weight(name, kind, traces.guide_sites[name])
+            for name, kind in traces.guide_kinds.items()
         }
         return model_weights, guide_weights
+
+    def _get_traces(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Iterator[tuple[Trace, Trace]]:
+        """Yields the traces of each particle, made with what is known of the pair at hand."""
+        particles = iter(super()._get_traces(model, guide, args, kwargs))  # type: ignore[misc]
+        while True:
+            self._known = self._pairs.of(model, guide)
+            try:
+                traces = next(particles, None)
+            finally:
+                self._known = None
+            if traces is None:
+                return
+            yield traces
 
     def _get_trace(
         self,
@@ -153,63 +215,107 @@ class ExpectedLogLikelihood:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Trace, Trace]:
-        """Return traces of model and guide as the estimator takes them."""
+        """Returns traces of model and guide as the estimator takes them."""
         if self._is_elbo:
             return super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
-        traces = self._weighted_traces(self._graph_type, model, guide, args, kwargs)
+        traces = self._weighted_traces(model, guide, args, kwargs)
         self._prepare(*traces)
         return traces
 
     def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Check and complete a pair of weighted traces, in place."""
+        """Checks and completes a pair of weighted traces, in place."""
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
 
-    def _weighted_traces(
+    def _run(
         self,
-        graph_type: Literal["flat", "dense"],
         model: Callable[..., Any],
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Trace, Trace]:
-        """Return traces of guide and model with the terms whose weight is not zero."""
-        model_trace, guide_trace = run_traces(graph_type, model, guide, args, kwargs)
-        checks.reject_observed_guide_sites(model_trace, guide_trace)
-        if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        model_trace, guide_trace = own_sites(model_trace), own_sites(guide_trace)
-        kept = kept_names(self.keep_kl, model_trace, guide_trace)
-        if not self._checked:
-            checks.reject_unknown_patterns(self.keep_kl, model_trace, guide_trace)
-            checks.reject_half_kept(kept, guide_trace)
-            self._checked = torch.is_grad_enabled()  # without a graph little can be seen
-        if self._kl_weight < 1.0 and not self.allow_local:
-            checks.reject_local_latents(kept, model_trace, guide_trace)
-        return self._weigh(model_trace, guide_trace, kept)
+        """Returns traces of model and guide, with no density evaluated."""
+        return run_traces(self._graph_type, model, guide, args, kwargs)
 
-    def _weigh(
-        self, model_trace: Trace, guide_trace: Trace, kept: set[str]
+    def run(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Traces:
+        """Runs a model and its guide and tells their sites apart, as for a step.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            args: Positional arguments of both.
+            kwargs: Keyword arguments of both.
+
+        Returns:
+            The traces, with no density evaluated.
+        """
+        model_trace, guide_trace = self._run(model, guide, args, kwargs)
+        data = None if self._known is None else self._known.data
+        computed = computed_sites(model, model_trace, args, kwargs, known_data=data)
+        return Traces.of(model_trace, guide_trace, computed)
+
+    def _weighted_traces(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> tuple[Trace, Trace]:
-        """Return a pair of traces with every site scaled, evaluated or dropped, in place."""
-        model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
-        model_weights, guide_weights = self.site_weights(model_trace, guide_trace, kept)
-        checks.reject_empty_objective(model_weights, guide_weights)
-        per_datum = self._per_datum(model_trace)
-        self.apply_weights(model_trace, guide_trace, (model_weights, guide_weights), per_datum)
-        self._validate_shapes(model_trace, guide_trace)
-        if not self._reported and torch.is_grad_enabled() and self._kl_weight == 0.0:
-            self._reported = True
-            local = [] if self.allow_local else checks.local_latents(model_sites, guide_sites)
-            local = [name for name in local if name not in kept]
-            checks.warn_once(model_sites, guide_sites, model_trace, guide_trace, local)
-        return model_trace, guide_trace
+        """Returns traces of model and guide with the terms whose weight is not zero."""
+        traces = self.run(model, guide, args, kwargs)
+        checks.reject_observed_guide_sites(traces)
+        if is_validation_enabled():
+            check_model_guide_match(*traces.recorded, self.max_plate_nesting)
+        kept = kept_names(self.keep_kl, traces)
+        known = Known() if self._known is None else self._known
+        case = hash((traces.structure(), self._kl_weight == 0, self.keep_kl, self.allow_local))
+        if case not in known.checked:
+            self.check(traces, kept)
+            if torch.is_grad_enabled():  # without a graph little can be seen
+                known.checked.add(case)
+        weights = self.site_weights(traces, kept)
+        checks.reject_empty_objective(*weights)
+        self.apply_weights(traces, weights, self._per_datum(traces))
+        self._validate_shapes(*traces)
+        if self._kl_weight == 0.0 and case not in known.judged and torch.is_grad_enabled():
+            known.judged.add(case)
+            self._judge(traces, weights, known)
+        return traces.model, traces.guide
 
-    def _per_datum(self, model_trace: Trace) -> Tensor | float:
+    def check(self, traces: Traces, kept: set[str]) -> None:
+        """Refuses what this objective would do wrong in silence.
+
+        Args:
+            traces: The traces.
+            kept: Names of the sites whose KL is kept.
+
+        Raises:
+            ValueError: If ``keep_kl`` does not fit the model, or a local latent would lose its KL.
+        """
+        reject_unknown(self.keep_kl, traces)
+        reject_half_kept(kept, traces)
+        if self._kl_weight == 0.0 and not self.allow_local:
+            checks.reject_local_latents(kept, traces)
+
+    def _judge(self, traces: Traces, weights: Weights, known: Known) -> None:
+        """Warns of what the objective cannot move, of each name once."""
+        dropped = {name for name, weight in weights[0].items() if weight == 0.0}
+        verdict = verdict_on(traces, dropped, allow_local=self.allow_local)
+        if not verdict.names <= known.warned:
+            known.warned |= verdict.names
+            warnings.warn(str(verdict), UserWarning, stacklevel=2)
+
+    def _per_datum(self, traces: Traces) -> Tensor | float:
         if self.reduction == "sum":
             return 1.0
         particles = self.num_particles if self.vectorize_particles else 1
-        count = count_observations(model_trace, self.max_plate_nesting, particles)
+        count = count_observations(traces, self.max_plate_nesting, particles)
         if not isinstance(count, Tensor) and count == 0.0:
             raise ValueError(
                 "reduction='mean' divides by the number of observations, but the model observed "
@@ -218,25 +324,18 @@ class ExpectedLogLikelihood:
             )
         return 1.0 / count
 
-    def apply_weights(
-        self,
-        model_trace: Trace,
-        guide_trace: Trace,
-        weights: tuple[dict[str, float], dict[str, float]],
-        factor: Tensor | float,
-    ) -> None:
-        """Scale and evaluate the sites of weight above zero, and drop the others, in place.
+    def apply_weights(self, traces: Traces, weights: Weights, factor: Tensor | float) -> None:
+        """Scales and evaluates the sites of weight above zero, and drops the others, in place.
 
         Args:
-            model_trace: The model's trace.
-            guide_trace: The guide's trace.
+            traces: The traces.
             weights: Weights of the model's sites and of the guide's, by name.
             factor: A common factor of all weights.
         """
         for name, weight in weights[0].items():
-            self._apply_weight(model_trace, name, weight, factor, in_guide=False)
+            self._apply_weight(traces.model, name, weight, factor, in_guide=False)
         for name, weight in weights[1].items():
-            self._apply_weight(guide_trace, name, weight, factor, in_guide=True)
+            self._apply_weight(traces.guide, name, weight, factor, in_guide=True)
 
     def _apply_weight(
         self, trace: Trace, name: str, weight: float, per_datum: Tensor | float, *, in_guide: bool
@@ -272,13 +371,13 @@ class ExpectedLogLikelihood:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        """Find the number of nested plates as Pyro does, but from shapes alone."""
+        """Finds the number of nested plates as Pyro does, but from shapes alone."""
         if self._is_elbo:
             super()._guess_max_plate_nesting(model, guide, args, kwargs)  # type: ignore[misc]
             return
         with poutine.block():
-            traces = [own_sites(t) for t in run_traces("flat", model, guide, args, kwargs)]
-        sites = [site for trace in traces for _, site in sample_sites(trace)]
+            traces = Traces.of(*run_traces("flat", model, guide, args, kwargs))
+        sites = [*traces.model_sites.values(), *traces.guide_sites.values()]
         if is_validation_enabled():
             for site in sites:
                 zero_terms(site, score=False)

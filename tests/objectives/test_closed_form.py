@@ -357,15 +357,17 @@ def test_other_sentences():
             bound="bohning",
         )  # fmt: skip
     loss = ibvi.TraceClosedFormHead()
+    for option in ({"kl_weight": 0.5}, {"vectorize_particles": True}):
+        with pytest.raises(ValueError, match="its KL is not estimated by draws"):
+            ibvi.TraceClosedFormHead(**option)
+    loss.kl_weight = 0.5
     with pytest.raises(ValueError, match="its KL is not estimated by draws"):
-        loss.kl_weight = 0.5
+        loss.loss(*build(ibvi.Normal()), torch.zeros(BATCH, NUM_FEATURES), torch.zeros(BATCH, 2))
+    loss.kl_weight = 0.0
     model, guide = build(ibvi.Normal())
     with pytest.raises(TypeError, match="needs a SupervisedModel"):
         loss.loss(lambda x, y: None, guide, torch.zeros(1), torch.zeros(1))
-    with (
-        pytest.warns(UserWarning, match="obs"),
-        pytest.raises(ValueError, match="The model observed nothing"),
-    ):
+    with pytest.raises(ValueError, match="The model observed nothing"):
         loss.loss(model, guide, torch.zeros(BATCH, NUM_FEATURES))
 
     def laplace(x, y):

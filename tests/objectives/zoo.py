@@ -4,6 +4,7 @@ The independent route to a KL-free objective is an effect handler: it masks ever
 model and guide, out of an otherwise unchanged ELBO of Pyro.
 """
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyro
@@ -256,3 +257,28 @@ ESTIMATORS = {
     "enumerating_in_turn": {"enum"},
     "mixture": {"enum"},
 }
+
+
+X = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
+
+
+def line(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+
+def built(model, *args, guide=AutoNormal):
+    guide = guide(model)
+    guide(*args)
+    return Case(model, guide, args)
+
+
+@contextmanager
+def no_value_checks():
+    """Pyro's validation without that of the distributions, which reads every value."""
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)

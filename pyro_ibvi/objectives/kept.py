@@ -1,0 +1,157 @@
+"""Which latents keep their KL divergence in full, whatever the weight of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from pyro_ibvi._util.names import chosen, chosen_by_any
+from pyro_ibvi.objectives.masks import is_masked_out
+from pyro_ibvi.objectives.reach import Reachable
+from pyro_ibvi.objectives.sites import Site, Traces, innermost, is_delta
+
+KeepKL: TypeAlias = str | Iterable[str] | Callable[[Site], bool]
+
+
+def as_choice(keep_kl: KeepKL) -> tuple[str, ...] | Callable[[Site], bool]:
+    """The argument ``keep_kl`` in one of two forms.
+
+    Args:
+        keep_kl: A name or pattern, several, or a function of a site.
+
+    Returns:
+        The names and patterns, or the function.
+
+    Raises:
+        TypeError: If it holds anything but strings.
+    """
+    if callable(keep_kl):
+        return keep_kl
+    choices = (keep_kl,) if isinstance(keep_kl, str) else tuple(keep_kl)
+    for choice in choices:
+        if not isinstance(choice, str):
+            raise TypeError(
+                f"keep_kl holds {choice!r} of type {type(choice).__name__}: expected site names "
+                "or patterns, as in keep_kl=['z', 'encoder.*'], or one function of a site."
+            )
+    return choices
+
+
+def kept_names(keep_kl: KeepKL, traces: Traces) -> set[str]:
+    """The names of the sites, in model and guide, whose latent terms stay in full.
+
+    A choice is tried on the sites that are drawn and on those whose ``Delta`` holds a prior. The
+    auxiliary site ``<name>_unconstrained``, by which Pyro's `AutoNormal` draws ``<name>``, goes
+    with its latent.
+
+    Args:
+        keep_kl: Names and patterns, or a function of a site.
+        traces: The traces.
+
+    Returns:
+        The names.
+    """
+    if not callable(keep_kl) and not keep_kl:
+        return set()
+    candidates = _candidates(traces)
+    if callable(keep_kl):
+        kept = {name for name, site in candidates.items() if keep_kl(site)}
+    else:  # an exact name is its site's, also where that is data in this batch
+        kept = chosen_by_any(keep_kl, _names(traces)) & candidates.keys()
+    return kept | {f"{name}_unconstrained" for name in kept}
+
+
+def reject_unknown(keep_kl: KeepKL, traces: Traces) -> None:
+    """Rejects a name or pattern in ``keep_kl`` that fits no site that is or may be latent.
+
+    A site that this batch observes may be latent in the next, as labels are, and is not rejected.
+
+    Args:
+        keep_kl: Names and patterns, or a function of a site.
+        traces: The traces.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if callable(keep_kl):
+        return
+    candidates = _candidates(traces)
+    may_be = {name for name, kind in traces.model_kinds.items() if kind in _MAY_BE_LATENT}
+    for choice in keep_kl:
+        names = chosen(choice, _names(traces))
+        if not (candidates.keys() | may_be).isdisjoint(names):
+            continue
+        what = (
+            f"names {choice!r}, whose value the model computes from other sites: name those"
+            if names
+            else f"names {choice!r}, which fits no latent site of this batch. A latent that comes "
+            f"with other batches only is kept by a function, lambda site: site['name'] == "
+            f"{choice!r}"
+        )
+        raise ValueError(f"keep_kl {what}. Latent sites: {sorted(candidates)}.")
+
+
+def reject_half_kept(kept: set[str], traces: Traces) -> None:
+    """Rejects a KL of which only a part would be kept.
+
+    The density of a latent may stand at an auxiliary site of the guide that it is computed from,
+    and its prior, where a reparametrizer took it apart, at a site of the model that is computed
+    from it.
+
+    Args:
+        kept: Names of the sites that are kept.
+        traces: The traces.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, site in _with_density(traces).items():
+        reached = Reachable([site["value"]])
+        parts = [part for part, drawn in traces.drawn().items() if drawn["value"] in reached]
+        if len(kept.intersection({name, *parts})) not in {0, 1 + len(parts)}:
+            raise ValueError(
+                f"keep_kl keeps a part of the KL of {name!r}, whose value is computed from "
+                f"{parts} while the prior stands at {name!r}: name them all, "
+                f"keep_kl={[name, *parts]!r}, or none."
+            )
+    auxiliary = {
+        name: site
+        for name, site in traces.guide_sites.items()
+        if site["infer"].get("is_auxiliary") and not site["is_observed"] and name not in kept
+    }
+    for name, site in traces.guide_sites.items():
+        if name not in kept or not is_delta(site["fn"]) or not auxiliary:
+            continue
+        reached = Reachable([site["value"]])
+        sources = [other for other, source in auxiliary.items() if source["value"] in reached]
+        if sources:
+            raise ValueError(
+                f"keep_kl names {name!r}, which the guide computes from the auxiliary site(s) "
+                f"{sources}: without their density the KL of {name!r} is not complete. Name them "
+                f"too, keep_kl={[name, *sources]!r}, or use a guide with one draw per site, such "
+                "as AutoNormal."
+            )
+
+
+_MAY_BE_LATENT = {"observed", "enumerated"}
+
+
+def _names(traces: Traces) -> list[str]:
+    return list(traces.model_sites | traces.guide_sites)
+
+
+def _candidates(traces: Traces) -> dict[str, Site]:
+    """The sites with a latent term: the guide's, and the model's of that kind."""
+    guide = {name: site for name, site in traces.guide_sites.items() if not site["is_observed"]}
+    return guide | traces.drawn() | _with_density(traces)
+
+
+def _with_density(traces: Traces) -> dict[str, Site]:
+    """The computed sites of the model whose point mass brings a density."""
+    return {
+        name: site
+        for name, site in traces.model_sites.items()
+        if traces.model_kinds[name] == "deterministic"
+        and not is_masked_out(site)
+        and bool((innermost(site["fn"]).log_density != 0).any())
+    }

@@ -1,0 +1,153 @@
+"""What masks hide: the elements of an observation that do not count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from pyro_ibvi.objectives.sites import Site, Traces
+
+
+def without_masked_values(site: Site) -> Tensor:
+    """The value of an observed site with its masked-out elements made harmless.
+
+    A mask removes an element's log-density after it has been computed: if the element is NaN,
+    the sum is finite but its gradient is 0 * NaN = NaN, and Pyro's validation refuses the value
+    before that. So masked-out elements are replaced by a point of the support first. This repairs
+    the observed values only: NaN among the model's inputs still spreads through the network.
+
+    Args:
+        site: An observed sample site.
+
+    Returns:
+        The site's own value where it counts, a point of the support elsewhere.
+    """
+    value: Tensor = site["value"]
+    masks = list(_element_masks(site["fn"], site["mask"]))
+    if not masks or not isinstance(value, Tensor) or not value.numel():
+        return value
+    keep = masks[0]
+    for mask in masks[1:]:
+        keep = keep & mask
+    filler = _point_of_support(site["fn"], value)
+    return value if filler is None else torch.where(keep, value, filler)
+
+
+def is_masked_out(site: Site) -> bool:
+    """Whether a site is hidden as a whole, so that its density is zero whatever it is.
+
+    Args:
+        site: A sample site.
+
+    Returns:
+        Whether a mask of it is False.
+    """
+    fn, mask = site["fn"], site["mask"]
+    while mask is not False and hasattr(fn, "base_dist"):
+        mask = fn._mask if isinstance(fn, MaskedDistribution) else mask
+        fn = fn.base_dist
+    return mask is False
+
+
+def count_observations(
+    traces: Traces, max_plate_nesting: float, num_particles: int
+) -> Tensor | float:
+    """Total number of observations behind the observed sites of a trace, per particle.
+
+    The sum over observed sites of (batch elements that the masks leave) x scale, so that a
+    subsampled plate counts as the full data set that it stands for. ``pyro.factor`` and computed
+    values observe nothing. Dimensions left of ``max_plate_nesting`` belong to enumeration and are
+    not counted.
+
+    Args:
+        traces: The traces.
+        max_plate_nesting: Number of plate dimensions, possibly infinite.
+        num_particles: Number of particles that the batch dimensions hold.
+
+    Returns:
+        A float, or a tensor of shape () where a mask or a scale is a tensor. At least 1 if
+        everything is masked out. Zero if nothing is observed at all.
+    """
+    total: Tensor | float = 0.0
+    for name, site in traces.model_sites.items():
+        if traces.model_kinds[name] == "observed":
+            total = total + _observations(site, max_plate_nesting)
+    total = total / num_particles
+    return torch.where(total > 0, total, 1.0) if isinstance(total, Tensor) else total
+
+
+def batch_shape(site: Site) -> torch.Size:
+    """The batch shape of a site's log-density, found without evaluating it.
+
+    Args:
+        site: A sample site.
+
+    Returns:
+        The shape.
+    """
+    fn, value = site["fn"], site["value"]
+    own: tuple[int, ...] = value.shape[: value.dim() - fn.event_dim]
+    return torch.broadcast_shapes(fn.batch_shape, own)
+
+
+def real_dtype(value: Tensor) -> torch.dtype:
+    """The type that the log-density of a value has.
+
+    Args:
+        value: The value.
+
+    Returns:
+        Its own type if that is real, else torch's default.
+    """
+    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
+
+
+def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
+    fn, scale, mask = site["fn"], site["scale"], site["mask"]
+    shape = batch_shape(site)
+    shape = shape[max(0, len(shape) - int(min(max_plate_nesting, len(shape)))) :]
+    if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+        mask = fn._mask if mask is None or mask is True else mask & fn._mask
+    if mask is False:
+        return 0.0
+    if not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
+        return float(shape.numel() * scale)
+    ones = torch.ones(shape, device=site["value"].device, dtype=real_dtype(site["value"]))
+    weighted = scale_and_mask(ones, scale, mask)
+    return weighted.sum() * (shape.numel() / weighted.numel())
+
+
+def _element_masks(fn: Any, mask: Tensor | bool | None) -> Iterator[Tensor]:
+    """Yields the masks that act on a site, each broadcastable to the site's value."""
+    if isinstance(mask, Tensor):
+        yield mask.reshape(mask.shape + (1,) * fn.event_dim)
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution) and isinstance(fn._mask, Tensor):
+            yield fn._mask.reshape(fn._mask.shape + (1,) * fn.event_dim)
+        fn = fn.base_dist
+
+
+def _point_of_support(fn: Any, value: Tensor) -> Tensor | None:
+    """A point of the support that broadcasts with ``value``, or None if unknown."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support.is_discrete:
+        if support is constraints.one_hot:
+            return torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]
+        if hasattr(support, "upper_bound") and support.event_dim:  # counts that sum to a total
+            first = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]
+            return first * support.upper_bound
+        low = getattr(support, "lower_bound", 0)
+        return torch.as_tensor(low, dtype=value.dtype, device=value.device)
+    try:
+        transform = transform_to(support)
+    except NotImplementedError:
+        return None
+    return transform(value.new_zeros(transform.inverse_shape(value.shape)))

@@ -1,0 +1,58 @@
+"""What a tensor was computed from, read off the graph that autograd keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Reachable:
+    """The set of tensors that some roots depend on, by their autograd graph.
+
+    Args:
+        roots: Tensors; those without a graph reach themselves only.
+    """
+
+    def __init__(self, roots: Iterable[Tensor]) -> None:
+        self.leaves: set[int] = set()
+        self._nodes: set[Any] = set()
+        stack: list[Any] = []
+        for root in roots:
+            if root.grad_fn is not None:
+                stack.append(root.grad_fn)
+            elif root.requires_grad:
+                self.leaves.add(id(root))
+        while stack:
+            node = stack.pop()
+            if node is None or node in self._nodes:
+                continue
+            self._nodes.add(node)
+            if hasattr(node, "variable"):
+                self.leaves.add(id(node.variable))
+            stack += [parent for parent, _ in node.next_functions]
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        if tensor.grad_fn is not None:
+            return tensor.grad_fn in self._nodes
+        return id(tensor) in self.leaves
+
+
+def tensors_of(fn: Any) -> list[Tensor]:
+    """The tensors that a distribution holds, below its wrappers too.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        The tensors.
+    """
+    tensors: list[Tensor] = []
+    for value in vars(fn).values():
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, torch.distributions.Distribution):
+            tensors += tensors_of(value)
+    return tensors

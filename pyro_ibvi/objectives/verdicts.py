@@ -1,0 +1,173 @@
+"""What an objective leaves unmoved, and what it lets fit one datum each.
+
+Dropping the KL divergence is right where the likelihood sees every latent and many data share it.
+Elsewhere it fails in silence: a latent that only a prior sees is never moved, and a latent with
+one value per datum fits that datum exactly. The functions here find these cases and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_ibvi.objectives.reach import Reachable, tensors_of
+from pyro_ibvi.objectives.sites import Site, Traces
+
+Sites: TypeAlias = dict[str, Site]
+PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a pair of model and guide under an objective.
+
+    Attributes:
+        latents: Latent sites that no term that is kept can move.
+        params: Parameters that no term that is kept can move.
+        users: Sites that are drawn given those latents.
+        local: Latents that have one value per observation and lose their KL.
+    """
+
+    latents: tuple[str, ...]
+    params: tuple[str, ...]
+    users: tuple[str, ...]
+    local: tuple[str, ...]
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all that is wrong."""
+        return {*self.latents, *self.params, *self.local}
+
+    def __str__(self) -> str:
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        found = [f"latent sites {list(self.latents)}"] * bool(self.latents)
+        found += [f"parameters {list(self.params)}"] * bool(self.params)
+        if found:
+            keep = [*self.latents, *(n for n in self.users if n not in self.latents)]
+            yield (
+                f"The expected log-likelihood cannot move the {' and the '.join(found)}: they "
+                "reach only terms that it drops (a prior, or the guide's entropy), so they stay "
+                "where they started. Write the model so that they reach the likelihood "
+                "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
+                f"they enter with keep_kl={keep or [...]}, or train with kl_weight=1."
+            )
+        if self.local:
+            yield (
+                f"Each of the latent sites {list(self.local)} has one value per observation: "
+                "without its KL it fits its own datum, and the rest of the model learns little. "
+                f"Keep it with keep_kl={list(self.local)!r}, or say that you mean it with "
+                "allow_local=True."
+            )
+
+
+def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdict:
+    """Judges a pair of weighted traces by the graph of the terms that were just evaluated.
+
+    Nothing is run again. Draws without a gradient (discrete ones) are not judged.
+
+    Args:
+        traces: The traces; those sites are left in them whose terms are kept.
+        dropped: Names of the model's sites whose terms are dropped.
+        allow_local: Whether the user means local latents to lose their KL.
+
+    Returns:
+        The verdict.
+    """
+    roots = [site["log_prob"] for site in _evaluated(traces.model)]
+    for site in _evaluated(traces.guide):
+        roots += [part for part in site["score_parts"] if isinstance(part, Tensor)]
+    kept = Reachable(roots)
+    latents = _unmoved_latents(traces.guide_sites, traces, kept)
+    params = _unmoved_parameters(traces, kept)
+    local = () if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    return Verdict(
+        tuple(latents),
+        tuple(params),
+        tuple(_users_of(latents, traces)),
+        tuple(name for name in local if name not in latents),
+    )
+
+
+def _evaluated(trace: Trace) -> Iterator[Site]:
+    return (site for site in trace.nodes.values() if site["type"] == "sample")
+
+
+def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]:
+    """Latents of the guide that reach no kept term, by their draw or by parameters of their own.
+
+    The draw may go unused where the model takes the guide's parameters themselves, as the
+    inducing values of a sparse Gaussian process are integrated out.
+
+    Returns:
+        Their names.
+    """
+    drawn = {
+        name: site["value"]
+        for name, site in sites.items()
+        if traces.guide_kinds[name] == "latent"
+        and isinstance(site["value"], Tensor)
+        and site["value"].requires_grad
+    }
+    leaves = {name: Reachable([value]).leaves for name, value in drawn.items()}
+    unmoved = []
+    for name, value in drawn.items():
+        others = set().union(*(own for other, own in leaves.items() if other != name))
+        if value not in kept and not (leaves[name] - others) & kept.leaves:
+            unmoved.append(name)
+    return unmoved
+
+
+def _unmoved_parameters(traces: Traces, kept: Reachable) -> list[str]:
+    """Parameters that reach dropped terms only; those that no term uses are not judged."""
+    tensors: list[Tensor] = []
+    for site in (*traces.model_sites.values(), *traces.guide_sites.values()):
+        tensors += [t for t in (*tensors_of(site["fn"]), site["value"]) if isinstance(t, Tensor)]
+    used = Reachable(tensors)
+    return [
+        name
+        for name, value in _parameters(traces).items()
+        if value.requires_grad and value not in kept and value in used
+    ]
+
+
+def _parameters(traces: Traces) -> dict[str, Tensor]:
+    """The unconstrained tensors that the traces' param statements gave out, by name."""
+    params = {}
+    for trace in traces:
+        for name, site in trace.nodes.items():
+            if site["type"] == "param" and isinstance(site["value"], Tensor):
+                unconstrained = getattr(site["value"], "unconstrained", None)
+                params[name] = unconstrained() if callable(unconstrained) else site["value"]
+    return params
+
+
+def _local_latents(traces: Traces) -> list[str]:
+    """Latents of the guide that have one value per observation: all plates of an observed site."""
+    plates = {
+        name: {f.name for f in site["cond_indep_stack"] if f.name != PARTICLES}
+        for name, site in traces.model_sites.items()
+    }
+    kinds = traces.model_kinds
+    observed = [own for name, own in plates.items() if kinds[name] == "observed" and own]
+    return [
+        name
+        for name, own in plates.items()
+        if kinds[name] == "latent" and any(other <= own for other in observed)
+    ]
+
+
+def _users_of(names: list[str], traces: Traces) -> list[str]:
+    """The sites that are drawn from a prior that depends on some latents."""
+    values = [traces.model_sites[name]["value"] for name in names if name in traces.model_sites]
+    users = []
+    for name, site in traces.drawn().items():
+        reachable = Reachable(tensors_of(site["fn"]))
+        if any(value in reachable for value in values):
+            users.append(name)
+    return users

@@ -1,0 +1,130 @@
+"""Masked data may be anything, and other broken data are loud."""
+
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+
+from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
+from tests.objectives.zoo import (
+    PAIRS,
+    X,
+    assert_same,
+    built,
+    fresh_pyro,
+    line,
+    loss_and_grads,
+    no_value_checks,
+)
+
+pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+
+
+def masked_by_poutine(x, y, keep):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)), poutine.mask(mask=keep):
+        pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+
+def masked_distribution(x, y, keep):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(w * x, 1.0).mask(keep), obs=y)
+
+
+def masked_inside_the_event(x, y, keep):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(w * x, 1.0).mask(keep).to_event(1), obs=y)
+
+
+def masked_observation(x, y, keep):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(w * x, 1.0), obs=y, obs_mask=keep)
+
+
+MASKED = [masked_by_poutine, masked_distribution, masked_inside_the_event, masked_observation]
+
+
+@pytest.mark.parametrize("model", MASKED)
+@pytest.mark.parametrize("estimator", ["trace", "graph", "mean_field"])
+@pytest.mark.filterwarnings("ignore:The expected log-likelihood cannot move")
+def test_masked_nan_is_harmless(model, estimator):
+    keep = torch.tensor([True, False, True, False])
+    y = torch.where(keep, X, torch.nan)
+    loss = PAIRS[estimator][0]()
+    case = built(model, X, X, keep)
+    expected = loss_and_grads(loss, case)
+    assert_same(loss_and_grads(loss, case._replace(args=(X, y, keep))), expected, exact=True)
+    assert all(grad.isfinite().all() for grad in expected[1].values())
+
+
+def test_masked_nan_breaks_the_gradient_without_care():
+    keep = torch.tensor([True, False, True, False])
+    case = built(masked_by_poutine, X, X, keep)
+    case = case._replace(args=(X, torch.where(keep, X, torch.nan), keep))
+    with pyro.validation_enabled(False):
+        _, grads = loss_and_grads(Trace_ELBO(), case)  # and Pyro says nothing
+    assert grads["AutoNormal.locs.w"].isnan()
+
+
+@pytest.mark.parametrize(
+    ("fn", "bad"),
+    [
+        (lambda w: dist.Categorical(logits=torch.stack([w, -w, 0 * w], -1)), -100),
+        (lambda w: dist.Bernoulli(logits=w), math.nan),
+        (lambda w: dist.Poisson(w.exp()), math.nan),
+        (lambda w: dist.Binomial(5, logits=w), -1.0),
+        (lambda w: dist.Beta(w.exp(), 1.0), math.nan),
+        (lambda w: dist.Gamma(w.exp(), 1.0), math.nan),
+        (lambda w: dist.Uniform(-5 - w.exp(), 6.0), math.nan),
+        (lambda w: dist.OneHotCategorical(logits=torch.stack([w, -w], -1)), math.nan),
+        (lambda w: dist.Multinomial(4, logits=torch.stack([w, -w], -1)), math.nan),
+        (lambda w: dist.Dirichlet(torch.stack([w.exp(), w.exp()], -1)), math.nan),
+        (lambda w: dist.MultivariateNormal(w.unsqueeze(-1), torch.eye(1)), math.nan),
+    ],
+)
+def test_masked_values_of_every_support_are_harmless(fn, bad):
+    keep = torch.tensor([True, False, True, False])
+
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4), poutine.mask(mask=keep):
+            pyro.sample("y", fn(w.expand(4)), obs=y)
+
+    good = fn(torch.zeros(4)).sample()
+    case = built(model, good)
+    loss = TraceExpectedLogLikelihood()
+    expected = loss_and_grads(loss, case)
+    spoiled = good.clone()
+    spoiled[~keep] = bad
+    actual = loss_and_grads(loss, case._replace(args=(spoiled,)))
+    assert_same(actual, expected, exact=True)
+    assert all(grad.isfinite().all() for grad in actual[1].values())
+
+
+def test_nan_that_is_not_masked_is_loud():
+    case = built(line, X, X)._replace(args=(X, X * torch.nan))
+    with pytest.raises(ValueError, match=r"log_prob at site 'y'[\s\S]*Expected value argument"):
+        loss_and_grads(TraceExpectedLogLikelihood(), case)
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="NaN: loss"):
+        assert math.isnan(loss_and_grads(TraceExpectedLogLikelihood(), case)[0])
+    with no_value_checks(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss_and_grads(TraceExpectedLogLikelihood(), case)
+    messages = [str(warning.message) for warning in caught]
+    assert messages[0] == "Encountered NaN: log_prob_sum at site 'y'"
+    assert messages[-1] == "Encountered NaN: loss"
+
+
+def test_everything_masked_gives_zero():
+    keep = torch.zeros(4, dtype=torch.bool)
+    case = built(masked_by_poutine, X, X, keep)
+    value, grads = loss_and_grads(TraceExpectedLogLikelihood(reduction="mean"), case)
+    assert value == 0.0
+    assert all((grad == 0).all() for grad in grads.values())
