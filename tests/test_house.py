@@ -15,7 +15,6 @@ MAX_FUNCTION = 40
 LONG_FILES = {
     "pyro_ibvi/diagnostics/coordinates.py",
     "pyro_ibvi/guides/normal.py",
-    "pyro_ibvi/guides/sites.py",
     "pyro_ibvi/models/random_module.py",
     "pyro_ibvi/training/optim.py",
     "tutorials/06_pretrained_networks.py",

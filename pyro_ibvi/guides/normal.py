@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
-from pyro_ibvi.guides import sites as _guide_sites
+from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.direct import DirectRoute, find_route
-from pyro_ibvi.guides.distributions import FactorNormal, SharedNoise
+from pyro_ibvi.guides.drawing import draw_sites, sample_layer
+from pyro_ibvi.guides.prototype import (
+    check_model,
+    data_free_prior,
+    find_sites,
+    network_weights,
+    run_prototype,
+    takes_no_arguments,
+    unconstrained,
+)
 from pyro_ibvi.guides.rates import guide_rates, model_rates
-from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site
-from pyro_ibvi.models.parameters import full_name, read_parameter
+from pyro_ibvi.guides.saving import CopiedModel, strip_prefix, without_model
+from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site, check_covariance, group_layers
+from pyro_ibvi.guides.start import make_parameters
 from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization
 from pyro_ibvi.mup.roles import NetworkWeight, WeightRole
 
@@ -89,7 +97,7 @@ class AutoMuPNormal(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
         roles: Mapping[str, WeightRole] | None = None,
     ) -> None:
-        _guide_sites.check_model(model)
+        check_model(model)
         if not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf:
             raise ValueError(f"init_scale must be positive and finite, got {init_scale!r}.")
         if not callable(init_loc_fn):
@@ -97,7 +105,7 @@ class AutoMuPNormal(AutoGuide):
                 f"init_loc_fn must be a function of a site such as init_to_sample, got "
                 f"{init_loc_fn!r}."
             )
-        _guide_sites.check_covariance(covariance)
+        check_covariance(covariance)
         super().__init__(model, create_plates=create_plates)
         self._covariance_choice = covariance
         self._parametrization = MaximalUpdate() if parametrization is None else parametrization
@@ -109,9 +117,31 @@ class AutoMuPNormal(AutoGuide):
         self._pool = BufferPool()
         self._route: DirectRoute | None = None
         self._model_weights: dict[str, tuple[nn.Parameter, NetworkWeight | None]] = {}
-        has_prior = _guide_sites.data_free_prior(model) is not None
-        if has_prior or _guide_sites.takes_no_arguments(model):
+        self._copied_model: CopiedModel | None = None
+        has_prior = data_free_prior(model) is not None
+        if has_prior or takes_no_arguments(model):
             self.initialize()
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model.
+
+        Raises:
+            RuntimeError: If the guide was unpickled, without its model.
+        """
+        if self._copied_model is not None:
+            model, self._model_weights = self._copied_model.resolve()
+            self._model, self._copied_model = (model,), None
+        if self._model is None:
+            raise RuntimeError(
+                "This guide was unpickled, without its model: make a new guide of the model and "
+                "load this one's state_dict into it."
+            )
+        return self._model[0]
+
+    @property
+    def _has_model(self) -> bool:
+        return self._model is not None or self._copied_model is not None
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Finds the model's latent sites and makes the parameters, unless that is done.
@@ -140,7 +170,7 @@ class AutoMuPNormal(AutoGuide):
             plates = self._create_plates(*args, **kwargs)
         result: dict[str, Tensor] = {}
         for layer in self._layers:
-            self._sample_layer(layer, plates, result)
+            sample_layer(self, layer, plates, self._pool, result)
         return result
 
     @torch.no_grad()
@@ -154,7 +184,9 @@ class AutoMuPNormal(AutoGuide):
             The draws by site name, the draws' dimension in front.
         """
         self._pool.clear()  # training is over, or pauses
-        return self._draw(torch.Size((num_samples,)))
+        draws = draw_sites(self, self._made_layers(), self._pool, torch.Size((num_samples,)))
+        points = {s.name for layer in self.layers if layer.covariance is None for s in layer.sites}
+        return {name: v.clone() if name in points else v for name, v in draws.items()}
 
     def rsample(self) -> dict[str, Tensor]:
         """Draws every global site once, differentiably, outside of any Pyro model.
@@ -162,7 +194,7 @@ class AutoMuPNormal(AutoGuide):
         Returns:
             The draws by site name.
         """
-        return self._draw(torch.Size())
+        return draw_sites(self, self._made_layers(), self._pool, torch.Size())
 
     # -- the posterior by name -----------------------------------------------------------------
 
@@ -177,58 +209,26 @@ class AutoMuPNormal(AutoGuide):
         return tuple(self._layers)
 
     def loc(self, name: str) -> Tensor:
-        """Mean of a site in unconstrained space.
-
-        Args:
-            name: Name of the site.
-
-        Returns:
-            The mean, in the site's shape.
-        """
-        return self._parameter("locs", self._find(name)[1])
+        """Mean of a site in unconstrained space, in the site's shape."""
+        return parameters.get(self, "locs", self._find(name)[1])
 
     def factor(self, name: str) -> Tensor:
-        """Factor ``S`` of a site's covariance, of the shape that the covariance gives it.
-
-        Args:
-            name: Name of the site.
-
-        Returns:
-            The factor.
-
-        Raises:
-            ValueError: If the site is a point estimate.
-        """
+        """Factor ``S`` of a site's covariance; a point estimate has none."""
         layer, site = self._find(name)
         if layer.covariance is None:
             raise ValueError(f"The site {name!r} is a point estimate and has no covariance.")
-        return self._parameter("factors", site)
+        return parameters.get(self, "factors", site)
 
     def layer_factor(self, name: str) -> Tensor | None:
-        """Factor of the covariance that a site has in common with the others of its layer.
-
-        Args:
-            name: Name of a site.
-
-        Returns:
-            The factor, :math:`S_{out}` of a :class:`~pyro_ibvi.Kronecker` covariance; None for
-            covariances without one and for point estimates.
-        """
-        return self._layer_factor(self._find(name)[0])
+        """What a site's layer has in common: ``S_out`` of a ``Kronecker``, None for others."""
+        return parameters.layer_factor(self, self._find(name)[0])
 
     def scale(self, name: str) -> Tensor:
-        """Marginal standard deviations of a site in unconstrained space.
-
-        Args:
-            name: Name of the site.
-
-        Returns:
-            The standard deviations in the site's shape, zero for a point estimate.
-        """
+        """Marginal standard deviations of a site in unconstrained space, 0 for a point."""
         layer, _ = self._find(name)
         if layer.covariance is None:
             return torch.zeros_like(self.loc(name))
-        return layer.covariance.scale(self.factor(name), self._layer_factor(layer))
+        return layer.covariance.scale(self.factor(name), parameters.layer_factor(self, layer))
 
     def covariance(self, *names: str) -> Tensor:
         """Covariance matrix of sites of one layer in unconstrained space.
@@ -248,21 +248,13 @@ class AutoMuPNormal(AutoGuide):
             raise ValueError(f"The sites {list(names)} are independent: they share no layer.")
         covariance = layers[0].covariance
         assert covariance is not None
-        return covariance.dense(factors, self._layer_factor(layers[0]))
+        return covariance.dense(factors, parameters.layer_factor(self, layers[0]))
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Median of every site.
-
-        Args:
-            *args: Arguments of the model, for a guide that is not yet initialized.
-            **kwargs: Keyword arguments of the model.
-
-        Returns:
-            The medians by site name.
-        """
+        """Median of every site by name; the model's arguments serve to initialize the guide."""
         self.initialize(*args, **kwargs)
-        return {site.name: _constrain(site, self.loc(site.name)).clone() for site in self._sites()}
+        return {s.name: s.constrain(self.loc(s.name)).clone() for s in self._sites()}
 
     @torch.no_grad()
     def quantiles(
@@ -272,7 +264,7 @@ class AutoMuPNormal(AutoGuide):
 
         Args:
             quantiles: Probabilities between 0 and 1.
-            *args: Arguments of the model, for a guide that is not yet initialized.
+            *args: Arguments of the model, which serve to initialize the guide.
             **kwargs: Keyword arguments of the model.
 
         Returns:
@@ -286,7 +278,7 @@ class AutoMuPNormal(AutoGuide):
             normal = torch.special.ndtri(probabilities).reshape(-1, *(1,) * loc.dim())
             # The median of a point estimate is itself, at infinite quantiles of the noise too.
             spread = torch.where(scale > 0, scale * normal, torch.zeros_like(scale))
-            result[site.name] = _constrain(site, loc + spread)
+            result[site.name] = site.constrain(loc + spread)
         return result
 
     def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, float]]:
@@ -301,13 +293,8 @@ class AutoMuPNormal(AutoGuide):
         Raises:
             RuntimeError: If the guide is not initialized.
         """
-        layers = self._made_layers()
-        if self._model is None:
-            raise RuntimeError(
-                "This guide was unpickled, without its model, whose parameters need their rates "
-                "too: make a new guide of the model and load this one's state_dict into it."
-            )
-        yield from guide_rates(layers, self._named_parameter, family)
+        find = functools.partial(parameters.named, self)
+        yield from guide_rates(self._made_layers(), find, family)
         yield from model_rates(self.model, self._model_weights, family)
 
     def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -318,10 +305,10 @@ class AutoMuPNormal(AutoGuide):
         """
         for layer in self._made_layers():
             if layer.has_factor:
-                yield self._named_parameter("layer_factors", layer.sites[0])
+                yield parameters.named(self, "layer_factors", layer.sites[0])
             for site in layer.sites:
                 for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
-                    yield self._named_parameter(kind, site)
+                    yield parameters.named(self, kind, site)
 
     def direct_route(self, model: Any) -> DirectRoute | None:
         """The way to evaluate the likelihood of a model and this guide without Pyro's traces.
@@ -333,7 +320,7 @@ class AutoMuPNormal(AutoGuide):
             The route, the same at every call; None if the model is not this guide's, has other
             sites than the guide, or the guide is a part of an ``AutoGuideList``.
         """
-        is_own = self._model is not None and self.model is model and self.master is None
+        is_own = self.master is None and self._has_model and self.model is model
         if not is_own or self._layers is None:
             return None
         if self._route is None or self._route.model() is not model:
@@ -343,133 +330,28 @@ class AutoMuPNormal(AutoGuide):
     # -- inside --------------------------------------------------------------------------------
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        trace = _guide_sites.run_prototype(self.model, self._init_loc_fn, args, kwargs)
+        trace = run_prototype(self.model, self._init_loc_fn, args, kwargs)
         if self.master is not None and self.master().prototype_trace is not None:
             self.master()._check_prototype(trace)
-        weights = {
-            name: _guide_sites.weight_of_node(name, node, self._roles, self._parametrization)
-            for name, node in trace.nodes.items()
-            if node["type"] in ("sample", "param")
-        }
-        sites = {
-            name: _guide_sites.describe_site(name, node, weights[name])
-            for name, node in trace.iter_stochastic_nodes()
-        }
-        unknown = [name for name in self._roles if name not in sites]
-        if unknown:
-            raise ValueError(f"roles names {unknown}, but the latent sites are {list(sites)}.")
+        weights = network_weights(trace, self._roles, self._parametrization)
+        sites = find_sites(trace, weights, self._roles)
         if not sites and self.create_plates is None:
             raise RuntimeError("The model has no latent variables: there is nothing to infer.")
-        layers = _guide_sites.group_layers(sites, self._covariance_choice)
-        for kind in ("locs", "factors", "layer_factors"):
+        layers = group_layers(sites, self._covariance_choice)
+        for kind in parameters.KINDS:
             self._modules[kind] = nn.Module()
         with torch.no_grad():
             for layer in layers:
-                self._init_layer(layer, trace)
+                make_parameters(self, layer, trace, self._init_scale)
         self._layers = layers
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
         self._model_weights = {
-            name: (_unconstrained(node["value"]), weights[name])
+            name: (unconstrained(node["value"]), weights[name])
             for name, node in trace.nodes.items()
             if node["type"] == "param"
         }
         if self._pending_state is not None:
-            state, self._pending_state = self._pending_state, None
-            self.load_state_dict(state)
-
-    def _init_layer(self, layer: Layer, trace: Any) -> None:
-        moments = [
-            _guide_sites.initial_moments(site, trace.nodes[site.name]) for site in layer.sites
-        ]
-        for site, (loc, _) in zip(layer.sites, moments, strict=True):
-            _deep_register(self._modules["locs"], site.name, loc)
-        if layer.covariance is not None:
-            scales = [scale * self._init_scale for _, scale in moments]
-            factors, layer_factor = layer.init_factors(scales)
-            for site, factor in zip(layer.sites, factors, strict=True):
-                _deep_register(self._modules["factors"], site.name, factor)
-            layer.has_factor = layer_factor is not None
-            if layer_factor is not None:
-                _deep_register(self._modules["layer_factors"], layer.name, layer_factor)
-
-    def _draw(self, draws: torch.Size) -> dict[str, Tensor]:
-        result = {}
-        for layer in self._made_layers():
-            noise = self._noise(self._layer_factor(layer))
-            for site in layer.sites:
-                loc = self._parameter("locs", site)
-                if layer.covariance is None:
-                    value = loc.expand(draws + loc.shape)
-                else:
-                    factor = self._parameter("factors", site)
-                    value = noise.draw(loc, factor, layer.covariance, draws)
-                result[site.name] = _constrain(site, value)
-        return result
-
-    def _noise(self, layer_factor: Tensor | None) -> SharedNoise:
-        """A source of noise for one layer and one call."""
-        trains = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-        return SharedNoise(layer_factor, self._pool if trains else None)
-
-    def _sample_layer(
-        self, layer: Layer, plates: Mapping[str, Any], result: dict[str, Tensor]
-    ) -> None:
-        covariance = layer.covariance
-        layer_factor = self._read("layer_factors", layer.sites[0]) if layer.has_factor else None
-        shared = self._noise(layer_factor)
-        previous: list[tuple[Tensor, Tensor, Tensor]] = []
-        for site in layer.sites:
-            with ExitStack() as stack:
-                for frame in site.frames:
-                    stack.enter_context(plates[frame.name])
-                loc = self._read("locs", site)
-                transform = site.transform()
-                if covariance is None:
-                    value = loc if transform is None else transform(loc)
-                    fn: Any = dist.Delta(value, event_dim=site.value_event_dim)
-                else:
-                    factor = self._read("factors", site)
-                    fn = FactorNormal(
-                        loc,
-                        factor,
-                        covariance,
-                        event_dim=site.event_dim,
-                        layer_factor=layer_factor,
-                        shared=shared,
-                        previous=tuple(previous),
-                    )
-                    if transform is not None:
-                        fn = dist.TransformedDistribution(fn, [transform])
-                value = pyro.sample(site.name, fn)
-                result[site.name] = value
-            if len(layer.sites) > 1:
-                drawn = value if transform is None else transform.inv(value)
-                previous.append((loc, factor, drawn))
-
-    def _read(self, kind: str, site: Site) -> Tensor:
-        parameter = self._parameter(kind, site)
-        event_dim = site.event_dim if site.frames else None
-        return read_parameter(self._full_name(kind, site.name), parameter, event_dim=event_dim)
-
-    def _parameter(self, kind: str, site: Site) -> nn.Parameter:
-        path, last = site.path
-        module = self._modules[kind]
-        for part in path:
-            module = module._modules[part]  # type: ignore[union-attr]
-        return module._parameters[last]  # type: ignore[union-attr, return-value]
-
-    def _named_parameter(self, kind: str, site: Site) -> tuple[str, nn.Parameter]:
-        return self._full_name(kind, site.name), self._parameter(kind, site)
-
-    def _layer_factor(self, layer: Layer) -> nn.Parameter | None:
-        return self._parameter("layer_factors", layer.sites[0]) if layer.has_factor else None
-
-    def _full_name(self, kind: str, name: str) -> str:
-        return full_name(self, f"{kind}.{name}")
-
-    def _sites(self) -> Iterator[Site]:
-        for layer in self._made_layers():
-            yield from layer.sites
+            self._load_pending()
 
     def _made_layers(self) -> list[Layer]:
         if self._layers is None:
@@ -479,27 +361,29 @@ class AutoMuPNormal(AutoGuide):
             )
         return self._layers
 
+    def _sites(self) -> Iterator[Site]:
+        return (site for layer in self._made_layers() for site in layer.sites)
+
     def _find(self, name: str) -> tuple[Layer, Site]:
-        for layer in self._made_layers():
-            for site in layer.sites:
-                if site.name == name:
-                    return layer, site
-        raise KeyError(
-            f"No latent site {name!r}; the sites are {[s.name for s in self._sites()]}."
-        )
+        return parameters.find(self._made_layers(), name)
 
     # -- saving --------------------------------------------------------------------------------
+
+    def _load_pending(self) -> None:
+        assert self._pending_state is not None
+        try:
+            self.load_state_dict(self._pending_state)
+        except Exception:
+            self._layers = None  # to fail the next time too, not to go on from the prior
+            raise
+        self._pending_state = None
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Keeps parameters that come before :meth:`initialize` until it is called."""
         if self._layers is None:
-            self._pending_state = {
-                key.removeprefix(prefix): value.detach().clone()
-                for key, value in state_dict.items()
-                if key.startswith(prefix)
-            }
+            self._pending_state = strip_prefix(state_dict, prefix)
         else:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -510,43 +394,15 @@ class AutoMuPNormal(AutoGuide):
 
     def __getstate__(self) -> dict[str, Any]:
         # The base class clears the live guide's model here; a copy leaves it as it is.
-        state = self.__dict__.copy()
-        state.update(_model=None, master=None, plates={}, _model_weights={}, _route=None)
-        return state
+        return without_model(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoMuPNormal:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        # The model is the user's; a copy has the same one, or the copy that is made with it.
-        weights = {
-            name: (memo.get(id(parameter), parameter), weight)
-            for name, (parameter, weight) in self._model_weights.items()
-        }
-        model = None if self._model is None else (memo.get(id(self.model), self.model),)
-        new.__dict__.update(_model=model, _model_weights=weights)
+        if self._has_model:
+            new.__dict__["_copied_model"] = CopiedModel(self.model, self._model_weights, memo)
         return new
-
-
-def _unconstrained(value: Any) -> nn.Parameter:
-    """The leaf behind a parameter's value; parameters local to their module are their own."""
-    reference = getattr(value, "unconstrained", None)
-    return cast("nn.Parameter", value if reference is None else reference())
-
-
-def _constrain(site: Site, value: Tensor) -> Tensor:
-    transform = site.transform()
-    return value if transform is None else transform(value)
-
-
-def _deep_register(module: nn.Module | None, name: str, value: Tensor) -> None:
-    """Registers a parameter under a dotted name, past the checks that forbid dots."""
-    *path, last = name.split(".")
-    assert module is not None
-    for part in path:
-        module = module._modules.setdefault(part, nn.Module())
-        assert module is not None
-    module._parameters[last] = nn.Parameter(value.detach().contiguous())
 
 
 def _checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRole]:

@@ -244,3 +244,49 @@ def test_type_and_device_move_with_the_modules():
     assert guide.loc("net.0.weight").dtype == torch.float64
     assert isinstance(loss, float)
     assert model.net(X.double()).dtype == torch.float64
+
+
+def test_guide_and_model_copied_together_in_either_order():
+    model, guide = build()
+    for names in (("guide", "model"), ("model", "guide")):
+        objects = {"model": model, "guide": guide}
+        copies = dict(zip(names, copy.deepcopy([objects[n] for n in names]), strict=True))
+        assert copies["guide"].model is copies["model"]
+        own = {p for _, p, _ in copies["guide"].named_rates("sgd")}
+        assert set(copies["model"].net.network.parameters()) & own
+        assert not set(model.net.network.parameters()) & own
+        predict(copies["model"], copies["guide"], X, num_samples=2)
+    alone = copy.deepcopy(guide)
+    assert alone.model is model
+    assert copy.deepcopy(copy.deepcopy(guide)).model is model
+
+
+def test_a_state_that_does_not_fit_is_refused_each_time():
+    _, guide = build(LowRank(2))
+    fresh = AutoMuPNormal(hand_written)
+    fresh.load_state_dict(guide.state_dict())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Missing key"):
+            fresh.initialize(X, Y)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh(X, Y)
+
+
+def test_an_unpickled_guide_draws_and_says_what_it_lacks():
+    _, guide = build()
+    other = pickle.loads(pickle.dumps(guide))
+    assert_same(draw(other), draw(guide))
+    with pytest.raises(RuntimeError, match="unpickled, without its model: make a new guide"):
+        _ = other.model
+    with pytest.raises(RuntimeError, match="unpickled, without its model"):
+        mup_param_groups(other, 0.1, optimizer=torch.optim.SGD)
+
+
+def test_draws_are_the_users():
+    _, guide = build({"*": None})
+    drawn = guide.draw(3)
+    before = {name: value.clone() for name, value in drawn.items()}
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    assert_same(drawn, before)

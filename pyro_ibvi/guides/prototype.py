@@ -1,0 +1,207 @@
+"""What a guide learns from one run of its model: its latent sites and its parameters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.utils import helpful_support_errors
+from torch import nn
+from torch.distributions import biject_to
+
+from pyro_ibvi.guides.sites import Site
+from pyro_ibvi.mup.roles import WEIGHT_KEY, NetworkWeight, WeightRole
+
+
+def check_model(model: Any) -> None:
+    """Checks that a model is something to call, and not the class of it.
+
+    Args:
+        model: What the user gave.
+
+    Raises:
+        TypeError: If it is not a model.
+    """
+    if isinstance(model, type):
+        raise TypeError(f"The model is the class {model.__name__}: write {model.__name__}(...).")
+    if not callable(model):
+        raise TypeError(f"The model must be callable, got {type(model).__name__}.")
+
+
+def data_free_prior(model: Any) -> Callable[[], Any] | None:
+    """What samples a model's latent sites without data, if the model offers it.
+
+    Args:
+        model: A Pyro model.
+
+    Returns:
+        The model's ``sample_parameters`` method, or None.
+    """
+    prior = getattr(model, "sample_parameters", None)
+    return prior if callable(prior) else None
+
+
+def takes_no_arguments(model: Callable[..., Any]) -> bool:
+    """Whether a model can be run without arguments, none of which stands for data.
+
+    Args:
+        model: A Pyro model.
+
+    Returns:
+        Whether its signature is empty.
+    """
+    forward = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        return not inspect.signature(forward).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def run_prototype(
+    model: Callable[..., Any], init_loc_fn: Callable[..., Any], args: Any, kwargs: Any
+) -> poutine.Trace:
+    """Runs the model once at its initial values and keeps latent sites and parameters.
+
+    Args:
+        model: A Pyro model.
+        init_loc_fn: Gives each site its initial value.
+        args: Arguments of the model; unused if it can be sampled without data.
+        kwargs: Keyword arguments of the model.
+
+    Returns:
+        The trace.
+    """
+    prior = data_free_prior(model)
+    if prior is not None:
+        args, kwargs = (), {}
+    with poutine.block():
+        trace = poutine.trace(InitMessenger(init_loc_fn)(prior or model)).get_trace(
+            *args, **kwargs
+        )
+    if prior is None:
+        _check_observed(trace, model, args, kwargs)
+    for name, node in list(trace.nodes.items()):
+        if node["type"] != "param" and prototype_hide_fn(node):
+            trace.remove_node(name)
+    return trace
+
+
+def network_weights(
+    trace: poutine.Trace, roles: Mapping[str, WeightRole], parametrization: Any
+) -> dict[str, NetworkWeight | None]:
+    """Which of a model's sites and parameters are a network's weights.
+
+    Args:
+        trace: The prototype trace.
+        roles: Roles of a hand-written model's sites.
+        parametrization: The parametrization for those.
+
+    Returns:
+        The weight that each is, or None, by name.
+    """
+    return {
+        name: _weight_of_node(name, node, roles, parametrization)
+        for name, node in trace.nodes.items()
+        if node["type"] in ("sample", "param")
+    }
+
+
+def find_sites(
+    trace: poutine.Trace,
+    weights: Mapping[str, NetworkWeight | None],
+    roles: Mapping[str, WeightRole],
+) -> dict[str, Site]:
+    """A model's latent sites.
+
+    Args:
+        trace: The prototype trace.
+        weights: The network weights that sites are.
+        roles: Roles of a hand-written model's sites.
+
+    Returns:
+        The sites by name.
+
+    Raises:
+        ValueError: If a role is given to what is no latent site.
+        NotImplementedError: If a site is inside a sequential plate.
+    """
+    sites = {
+        name: _describe_site(name, node, weights[name])
+        for name, node in trace.iter_stochastic_nodes()
+    }
+    unknown = [name for name in roles if name not in sites]
+    if unknown:
+        raise ValueError(f"roles names {unknown}, but the latent sites are {list(sites)}.")
+    return sites
+
+
+def unconstrained(value: Any) -> nn.Parameter:
+    """The leaf behind a parameter's value; parameters local to their module are their own.
+
+    Args:
+        value: What a parameter statement gave.
+
+    Returns:
+        The leaf.
+    """
+    reference = getattr(value, "unconstrained", None)
+    return cast("nn.Parameter", value if reference is None else reference())
+
+
+def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | None) -> Site:
+    """What a guide needs to know of a latent site."""
+    for frame in node["cond_indep_stack"]:
+        if not frame.vectorized:
+            raise NotImplementedError(
+                f"The site {name!r} is inside the sequential plate {frame.name!r}; AutoMuPNormal "
+                f"needs `with pyro.plate(...)`."
+            )
+    fn, value = node["fn"], node["value"]
+    with helpful_support_errors(node):
+        num_new = biject_to(fn.support).inv(value).dim() - value.dim()
+    return Site(
+        name=name,
+        event_dim=fn.event_dim + num_new,
+        value_event_dim=fn.event_dim,
+        support=fn.support,
+        frames=list(node["cond_indep_stack"]),
+        weight=weight,
+    )
+
+
+def _weight_of_node(
+    name: str, node: Mapping[str, Any], roles: Mapping[str, WeightRole], parametrization: Any
+) -> NetworkWeight | None:
+    """The network weight that a site or parameter is, if any."""
+    if name in roles:
+        return NetworkWeight(roles[name], parametrization)
+    return node["infer"].get(WEIGHT_KEY)
+
+
+def _check_observed(trace: poutine.Trace, model: Any, args: Any, kwargs: Any) -> None:
+    """Refuses a model run without its targets, whose observed sites would become latent."""
+    sampled = [n for n in trace.nodes.values() if n["type"] == "sample"]
+    if any(n["is_observed"] and not poutine.util.site_is_subsample(n) for n in sampled):
+        return
+    if isinstance(model, functools.partial):
+        return  # a handler that hides the observed sites, as for a part of an AutoGuideList
+    forward = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return
+    bound.apply_defaults()
+    missing = [name for name, value in bound.arguments.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"The guide was called first with {', '.join(f'{m}=None' for m in missing)} and the "
+            f"model observes nothing then, so its targets would become latent variables. Call "
+            f"guide.initialize(*args) with the model's arguments, targets included, before "
+            f"anything else."
+        )

@@ -1,0 +1,88 @@
+"""How a guide is saved, copied and pickled: with its own parameters and none of the model's.
+
+A guide may be given its parameters before it has made them, by ``load_state_dict``; they are kept
+until then. A copy is a guide of the same model, or of the model's copy if both are copied
+together; a pickle is without model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+#: What a copy or a pickle does not take along: the model, and what refers to it.
+_LEFT_BEHIND: dict[str, Any] = {
+    "_model": None,
+    "master": None,
+    "plates": {},
+    "_model_weights": {},
+    "_route": None,
+}
+
+
+def strip_prefix(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A module's own part of a state, copied.
+
+    Args:
+        state_dict: The state of a module that holds it.
+        prefix: Prefix of the module's names.
+
+    Returns:
+        The part, without the prefix.
+    """
+    return {
+        key.removeprefix(prefix): value.detach().clone()
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+
+
+def without_model(guide: nn.Module) -> dict[str, Any]:
+    """A guide's attributes for a copy or a pickle.
+
+    Args:
+        guide: The guide, which is left as it is.
+
+    Returns:
+        The attributes, without the model.
+    """
+    state = guide.__dict__.copy()
+    state.update({name: copy.copy(value) for name, value in _LEFT_BEHIND.items()})
+    return state
+
+
+class CopiedModel:
+    """The model of a copied guide: the user's, or the copy that is made together with the guide's.
+
+    A guide may be copied before its model, as in ``deepcopy((guide, model))``, so it is at the
+    first use of the copy that the choice is made.
+
+    Args:
+        model: The model of the guide that was copied.
+        weights: The parameters that the guide knows of it, by name.
+        memo: The copies that were made together, by the identity of what they are copies of.
+    """
+
+    def __init__(
+        self, model: Any, weights: dict[str, tuple[nn.Parameter, Any]], memo: dict[int, Any]
+    ) -> None:
+        self._model, self._weights, self._memo = model, weights, memo
+
+    def resolve(self) -> tuple[Any, dict[str, tuple[nn.Parameter, Any]]]:
+        """The model and its parameters.
+
+        Returns:
+            Both as the copied guide has them.
+        """
+        weights = {
+            name: (self._memo.get(id(parameter), parameter), weight)
+            for name, (parameter, weight) in self._weights.items()
+        }
+        return self._memo.get(id(self._model), self._model), weights
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiedModel:
+        model, weights = self.resolve()
+        return CopiedModel(model, weights, memo)

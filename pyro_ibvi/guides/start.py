@@ -1,0 +1,164 @@
+"""Where a guide's sites start: a mean, and the prior's standard deviation.
+
+Both are in unconstrained space. Where no formula gives the standard deviation it is estimated from
+draws of the prior, for each distribution and not for each entry: the entries of
+``HalfNormal(1).expand([1000, 1000])`` are one distribution. With ``n`` draws the relative standard
+error is about ``(2 n)^-1/2``: 2 % for the usual 1,000 draws, and at most 13 %, for priors of more
+than 300,000 different distributions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from pyro.ops.tensor_utils import periodic_repeat
+from torch import Size, Tensor, nn
+from torch.distributions import Independent, Normal, TransformedDistribution, biject_to
+from torch.distributions.transforms import Transform
+
+from pyro_ibvi.guides import parameters
+from pyro_ibvi.guides.sites import Layer, Site, is_real
+
+#: Number of prior draws from which the scale of a distribution is estimated.
+_NUM_PRIOR_DRAWS = 1000
+
+#: The least such number, and the number of entries of all draws from which on it is reduced.
+_MIN_PRIOR_DRAWS, _MAX_DRAWN_ENTRIES = 30, 10**7
+
+#: A standard deviation that exceeds the median deviation's by so much says nothing.
+_HEAVY_TAIL = 2.5
+
+
+def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: float) -> None:
+    """Makes the parameters of a layer's sites.
+
+    Args:
+        guide: The guide, which takes them.
+        layer: The layer.
+        trace: The prototype trace.
+        init_scale: Start of the standard deviations, in units of the prior's.
+    """
+    moments = [_initial_moments(site, trace.nodes[site.name]) for site in layer.sites]
+    for site, (loc, _) in zip(layer.sites, moments, strict=True):
+        parameters.register(guide, "locs", site, loc)
+    if layer.covariance is None:
+        return
+    factors, layer_factor = layer.init_factors([scale * init_scale for _, scale in moments])
+    for site, factor in zip(layer.sites, factors, strict=True):
+        parameters.register(guide, "factors", site, factor)
+    layer.has_factor = layer_factor is not None
+    if layer_factor is not None:
+        parameters.register(guide, "layer_factors", layer.sites[0], layer_factor)
+
+
+def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Initial mean and the prior's standard deviation, in the site's shape at full size."""
+    loc = biject_to(site.support).inv(node["value"].detach()).detach()
+    scale = _prior_scale(site, node["fn"], loc).expand(loc.shape).detach().clone()
+    for frame in site.frames:
+        full_size = frame.full_size or frame.size
+        if full_size != frame.size:
+            dim = frame.dim - site.event_dim
+            loc = periodic_repeat(loc, full_size, dim).contiguous()
+            scale = periodic_repeat(scale, full_size, dim).contiguous()
+    return loc.clone(), scale
+
+
+def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
+    """Standard deviation of the prior in unconstrained space, of a shape that expands to it."""
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if is_real(site.support):
+        try:
+            stddev: Tensor = base.stddev
+        except NotImplementedError:
+            pass
+        else:
+            if stddev.isfinite().all():
+                return stddev
+    if isinstance(base, TransformedDistribution) and _undoes(biject_to(site.support), base):
+        # LogNormal and the like, whose own transform is the support's.
+        return base.base_dist.stddev
+    try:
+        with torch.random.fork_rng(devices=[]):
+            distinct = _distinct(base)
+            if distinct is None:
+                return _sampled_scale(fn, biject_to(site.support))
+            reduced, index = distinct
+            scale = _sampled_scale(reduced, biject_to(reduced.support))[index]
+            return scale.reshape(*base.batch_shape, *scale.shape[1:])
+    except NotImplementedError:
+        warnings.warn(
+            f"The prior of {site.name!r} cannot be sampled, so it has no scale to start at: "
+            f"its standard deviation starts at init_scale, in unconstrained space.",
+            stacklevel=2,
+        )
+        return torch.ones_like(loc)
+
+
+def _sampled_scale(fn: Any, transform: Transform) -> Tensor:
+    """Standard deviation of each unconstrained entry of a distribution, from its draws."""
+    size = fn.shape().numel()
+    num_draws = max(_MIN_PRIOR_DRAWS, min(_NUM_PRIOR_DRAWS, _MAX_DRAWN_ENTRIES // max(size, 1)))
+    draws = transform.inv(fn.sample(Size((num_draws,))))
+    std = draws.std(dim=0)
+    # The median absolute deviation: heavy-tailed priors have no standard deviation.
+    robust = 1.4826 * (draws - draws.median(dim=0).values).abs().median(dim=0).values
+    is_light = std.isfinite() & (std < _HEAVY_TAIL * robust)
+    if num_draws < _NUM_PRIOR_DRAWS:  # too few to tell for each by itself
+        is_light = is_light.float().mean() > 0.5
+    return torch.where(is_light, std, robust)
+
+
+def _distinct(base: Any) -> tuple[Any, Tensor] | None:
+    """The different distributions of a batch, and which of them each element is.
+
+    Args:
+        base: A distribution.
+
+    Returns:
+        One distribution whose batch are the different ones, and the index of each element's in the
+        flattened batch; None if the distribution is not known by its parameters.
+    """
+    size = Size(base.batch_shape).numel()
+    if size < 2:
+        return None
+    rows = {}
+    for name, constraint in base.arg_constraints.items():
+        value = base.__dict__.get(name, getattr(type(base), name, None))
+        if isinstance(value, property):
+            value = getattr(base, name)
+        if isinstance(value, Tensor):
+            event_shape = value.shape[value.dim() - constraint.event_dim :]
+            rows[name] = value.detach().expand(base.batch_shape + event_shape), event_shape
+    if not rows:
+        return None
+    table = torch.cat([value.reshape(size, -1) for value, _ in rows.values()], dim=-1)
+    if (table == table[0]).all():
+        index = torch.zeros(size, dtype=torch.long, device=table.device)
+    else:
+        _, index = table.unique(dim=0, return_inverse=True)
+    first = torch.empty(int(index.max()) + 1, dtype=torch.long, device=index.device)
+    first[index] = torch.arange(size, device=index.device)
+    arguments = {name: value.reshape(size, *shape)[first] for name, (value, shape) in rows.items()}
+    try:
+        reduced = type(base)(**arguments, validate_args=False)
+    except (TypeError, ValueError):
+        return None
+    is_same = reduced.batch_shape == first.shape and reduced.event_shape == base.event_shape
+    return (reduced, index) if is_same else None
+
+
+def _undoes(transform: Transform, prior: TransformedDistribution) -> bool:
+    """Whether a map to unconstrained space gives back the Gaussian that a prior transforms."""
+    if not isinstance(prior.base_dist, Normal):
+        return False
+    unconstrained = prior.base_dist.loc + prior.base_dist.scale * torch.tensor(0.7)
+    value = unconstrained
+    for step in prior.transforms:
+        value = step(value)
+    back = transform.inv(value)
+    return back.shape == unconstrained.shape and torch.allclose(back, unconstrained, atol=1e-4)
