@@ -17,6 +17,7 @@ from pyro_ibvi.diagnostics import (
     rate_transfer,
     roles,
 )
+from pyro_ibvi.front import VariationalNetwork, load
 from pyro_ibvi.guides import AutoMuPNormal, Diagonal, Kronecker, LowRank
 from pyro_ibvi.models import (
     Bernoulli,
@@ -49,6 +50,9 @@ from pyro_ibvi.training import (
 
 __all__ = [
     "__version__",
+    # one object for all of it
+    "VariationalNetwork",
+    "load",
     # the model
     "RandomModule",
     "SupervisedModel",

@@ -19,6 +19,7 @@ ALLOWED = {
     "objectives": {"_util", "theory", "mup", "models"},
     "training": {"_util", "theory", "mup"},
     "prediction": {"_util", "theory", "mup", "models", "guides"},
+    "front": {"_util", "mup", "models", "guides", "objectives", "training", "prediction"},
 }
 #: These look at what the rooms below made; one module each stands at the edge.
 TOP = {"diagnostics", "arviz"}

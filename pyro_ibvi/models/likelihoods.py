@@ -2,7 +2,9 @@ r"""Likelihoods: the distribution of a target given the network's output."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -33,6 +35,16 @@ class Likelihood(PyroModule):
             f"{type(self).__name__} has no forward: write one that returns a Pyro distribution "
             f"over targets, given the network's output."
         )
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that make an equal likelihood, but for what is learned.
+
+        Returns:
+            The attributes that are named as the constructor's arguments are.
+        """
+        if type(self).__init__ is PyroModule.__init__:
+            return {}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """Shape that a target must have for an output of a shape.
@@ -145,6 +157,10 @@ class Normal(Likelihood):
         self._known_scale = float(scale)
         if learn_scale:
             self._parameters["log_scale"] = nn.Parameter(torch.tensor(float(scale)).log())
+
+    def arguments(self) -> dict[str, Any]:
+        """The scale at the start, in full precision, and whether it is learned."""
+        return {"scale": self._known_scale, "learn_scale": self.learn_scale}
 
     @property
     def scale(self) -> Tensor:

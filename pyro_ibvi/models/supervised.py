@@ -62,7 +62,7 @@ class SupervisedModel(PyroModule):
             raise ValueError(f"num_data must be a positive whole number, got {num_data!r}.")
         self.net = net
         self.likelihood = likelihood
-        self.num_data = None if num_data is None else int(num_data)
+        self.num_data: int | None = None if num_data is None else int(num_data)
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the weights alone; a guide finds its sites here, without any data.

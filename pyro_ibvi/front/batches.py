@@ -1,0 +1,170 @@
+"""Batches from whatever holds the data: loaders, data sets, tensors, NumPy arrays, data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.inputs import first_tensor, map_tensors, tensors_of
+
+
+class TensorBatches:
+    """Batches of tensors in memory, cut out whole rather than gathered row by row.
+
+    Args:
+        data: Tensors with one row per datum, in nested tuples and mappings, such as ``(x, y)``.
+        batch_size: Number of rows in a batch. A single row that would be left over joins the
+            last batch, since norm layers cannot be trained on it alone.
+        shuffle: Whether each iteration takes the rows in a new order, drawn from torch's global
+            generator.
+
+    Raises:
+        ValueError: If there is no row, or the tensors have different numbers of rows.
+
+    Example:
+        >>> batches = TensorBatches((torch.arange(7.0), torch.zeros(7, 2)), 3)
+        >>> len(batches), [len(x) for x, y in batches]
+        (2, [3, 4])
+    """
+
+    def __init__(self, data: Any, batch_size: int, *, shuffle: bool = False) -> None:
+        check_positive_int("batch_size", batch_size)
+        sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(data)}
+        if len(sizes) != 1 or sizes == {0}:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(data))
+            raise ValueError(
+                f"Inputs and targets must have one row per datum, as many as one another; got "
+                f"the shapes {shapes or 'of no tensor'}."
+            )
+        self.data = data
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        (self.num_data,) = sizes
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(self.num_data) if self.shuffle else torch.arange(self.num_data)
+        starts = self._starts()
+        for start, stop in zip(starts, [*starts[1:], self.num_data], strict=True):
+            yield map_tensors(partial(_rows, rows=order[start:stop]), self.data)
+
+    def _starts(self) -> list[int]:
+        starts = list(range(0, self.num_data, self.batch_size))
+        is_alone = self.num_data > 1 and self.num_data - starts[-1] == 1
+        return starts[:-1] if is_alone and self.batch_size > 1 else starts
+
+
+def as_batches(
+    data: Any, y: Any = None, *, dtype: torch.dtype, batch_size: int, shuffle: bool
+) -> Iterable[Any]:
+    """Batches of inputs and targets.
+
+    Args:
+        data: A data loader or another iterable of batches, a data set, a pair ``(x, y)``, or the
+            inputs alone.
+        y: The targets, if ``data`` are the inputs.
+        dtype: Floating point type of the network, which arrays and data frames are converted to.
+        batch_size: Number of rows in a batch, where the data come without a loader.
+        shuffle: Whether such rows are shuffled.
+
+    Returns:
+        The batches.
+
+    Raises:
+        TypeError: If there are no batches to be had.
+    """
+    if isinstance(data, Iterator):
+        raise TypeError(
+            "An iterator gives its batches once, for one epoch: pass a DataLoader, a data set, "
+            "tensors, or list(batches)."
+        )
+    if y is None and isinstance(data, (tuple, list)) and _is_pair(data):
+        data, y = data
+    if y is not None:
+        rows = as_tensors(data, dtype), as_tensors(y, dtype)
+        return TensorBatches(rows, batch_size, shuffle=shuffle)
+    if isinstance(data, TensorDataset):
+        return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=batch_size)
+    if _is_rows(data) or isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"Targets are missing: got inputs alone ({type(data).__name__}). Pass x and y, a data "
+            f"set, or a DataLoader of both."
+        )
+    return data
+
+
+def as_tensors(data: Any, dtype: torch.dtype) -> Any:
+    """Tensors in place of NumPy arrays, data frames, series and lists of numbers.
+
+    Args:
+        data: The data, in nested tuples and mappings.
+        dtype: What floating point numbers become; tensors stay as they are.
+
+    Returns:
+        Data of the same structure.
+
+    Raises:
+        TypeError: If something is made of other things than numbers.
+    """
+    if isinstance(data, Tensor):
+        return data
+    if isinstance(data, Mapping):
+        return {key: as_tensors(value, dtype) for key, value in data.items()}
+    if isinstance(data, tuple):
+        return tuple(as_tensors(value, dtype) for value in data)
+    array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"Expected numbers, got {type(data).__name__} of the type {array.dtype}: encode text "
+            f"and categories first, and leave out columns that are no numbers."
+        )
+    tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]))
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def count_rows(batches: Iterable[Any]) -> int | None:
+    """Number of data in all batches together.
+
+    Args:
+        batches: A data loader, or a list of batches.
+
+    Returns:
+        The number, or None if only an iteration could tell.
+    """
+    if isinstance(batches, TensorBatches):
+        return batches.num_data
+    dataset = getattr(batches, "dataset", None)
+    if dataset is not None:
+        return len(dataset) if hasattr(dataset, "__len__") else None
+    if isinstance(batches, (list, tuple)):
+        tensors = [first_tensor(batch) for batch in batches]
+        return sum(len(tensor) for tensor in tensors if tensor is not None) or None
+    return None
+
+
+def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:
+    return tensor[rows.to(tensor.device)]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "to_numpy")
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether these are inputs and targets rather than two batches."""
+    if len(data) != 2 or not _is_rows(data[1]):
+        return False
+    return _is_rows(data[0]) or (isinstance(data, tuple) and isinstance(data[0], (tuple, dict)))

@@ -1,0 +1,129 @@
+"""The choices of which a network was made, as plain data, and the same network from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from pyro_ibvi import guides, models, mup
+from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.models import SupervisedModel
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.mup.parametrization import Fans
+from pyro_ibvi.mup.roles import WeightRole
+
+_PLAIN = (bool, int, float, str, type(None))
+_CLASS = "class"
+
+
+def describe_choices(model: SupervisedModel, guide: AutoMuPNormal) -> dict[str, Any]:
+    """The choices of which a model and its guide were made, all of them settled.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+
+    Returns:
+        The description, of which :func:`restore` makes an equal pair, but for what was learned.
+
+    Raises:
+        TypeError: If the parametrization or a covariance is none of this package's.
+    """
+    net = model.net
+    covariances = {site.name: layer.covariance for layer in guide.layers for site in layer.sites}
+    choices: dict[str, Any] = {
+        "stochastic": net.stochastic,
+        "parametrization": net.parametrization,
+        "roles": dict(net.roles),
+        "covariance": covariances,
+        "prior_std": {name: net.prior_std(name) for name in net.stochastic},
+        "likelihood": model.likelihood,
+        "num_data": model.num_data,
+    }
+    described = {}
+    for name, choice in choices.items():
+        try:
+            described[name] = describe(choice)
+        except TypeError as error:
+            if name != "likelihood":
+                raise TypeError(
+                    f"The network's {name} cannot be written to a file: {error}. Save the "
+                    f"state_dict of bnn.model and bnn.guide instead."
+                ) from error
+            described[name] = {"other": type(choice).__name__}
+    return described
+
+
+def describe(value: Any) -> Any:
+    """A value as JSON's numbers, strings, lists and dictionaries.
+
+    Args:
+        value: Numbers, strings, this package's likelihoods, covariances, parametrizations and
+            roles, and sequences and mappings of them.
+
+    Returns:
+        The description.
+
+    Raises:
+        TypeError: If there is anything else.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): describe(part) for key, part in value.items()}
+    name = type(value).__name__
+    if _classes().get(name) is not type(value):
+        raise TypeError(f"{name} is no class of this package")
+    if isinstance(value, Likelihood):
+        fields = value.arguments()
+    else:
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(cast(Any, value))}
+    if isinstance(fields.get("base"), nn.Module):
+        fields["base"] = {n: tuple(p.shape) for n, p in fields["base"].named_parameters()}
+    return {_CLASS: name, **{key: describe(part) for key, part in fields.items()}}
+
+
+def restore(description: Any) -> Any:
+    """What was described, made anew.
+
+    Args:
+        description: What :func:`describe` gave.
+
+    Returns:
+        An equal value, but for tuples, which are lists now.
+
+    Raises:
+        TypeError: If it is of a class, or of arguments, that this version does not know.
+    """
+    if isinstance(description, list):
+        return [restore(part) for part in description]
+    if not isinstance(description, dict):
+        return description
+    fields = {key: restore(part) for key, part in description.items() if key != _CLASS}
+    if _CLASS not in description:
+        return fields
+    made = _classes().get(description[_CLASS])
+    if made is None:
+        raise TypeError(f"{description[_CLASS]} is no class of this version of the package")
+    if isinstance(fields.get("base"), dict):
+        fields["base"] = {name: tuple(shape) for name, shape in fields["base"].items()}
+    unknown = fields.keys() - inspect.signature(made).parameters.keys()
+    if unknown:
+        raise TypeError(f"{made.__name__} has no {', '.join(sorted(unknown))} in this version")
+    return made(**fields)
+
+
+def _classes() -> dict[str, type]:
+    """What a file may name: the package's own plain values, and nothing that runs other code."""
+    public = [getattr(room, name) for room in (models, guides, mup) for name in room.__all__]
+    return {
+        c.__name__: c
+        for c in (*public, Fans, WeightRole)
+        if isinstance(c, type) and (dataclasses.is_dataclass(c) or issubclass(c, Likelihood))
+    }

@@ -1,0 +1,113 @@
+"""A saved network, made anew: nothing of it exists unless all of the file fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi._version import __version__
+from pyro_ibvi.front.choices import restore
+from pyro_ibvi.front.files import check_fit, read_network
+from pyro_ibvi.front.network import VariationalNetwork
+from pyro_ibvi.models import RandomModule
+from pyro_ibvi.models.likelihoods import Likelihood
+
+
+def load(
+    path: str | os.PathLike[str],
+    net: nn.Module,
+    *,
+    likelihood: Likelihood | None = None,
+    device: torch.device | str = "cpu",
+) -> VariationalNetwork:
+    """Reads a network that :meth:`VariationalNetwork.save` wrote.
+
+    Its predictions are those of the network that was saved, bit for bit on the same machine with
+    as many threads. To go on with a training, use the checkpoints of
+    :func:`~pyro_ibvi.fit` instead: the optimizer's state is not in the file.
+
+    Args:
+        path: The file.
+        net: A network of the same architecture, of whatever weights; it is not changed.
+        likelihood: The likelihood, if it is none of this package's.
+        device: Where the loaded network is.
+
+    Returns:
+        The network.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If the network is none, or the likelihood must be given.
+        ValueError: If the file is damaged, none of this kind, or of another network.
+
+    Example:
+        >>> import tempfile, pyro_ibvi as ibvi
+        >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.1))
+        >>> path = tempfile.mkdtemp() + "/net.ibvi"
+        >>> bnn.save(path)
+        >>> x, again = torch.ones(3, 2), ibvi.load(path, net)
+        >>> torch.equal(again.predict(x, seed=0).mean, bnn.predict(x, seed=0).mean)
+        True
+    """
+    if not isinstance(net, nn.Module) or isinstance(net, RandomModule):
+        raise TypeError(
+            f"Loading needs the plain network, a torch.nn.Module of the architecture that was "
+            f"saved; got {'the class ' + net.__name__ if isinstance(net, type) else net!r}."
+        )
+    path = Path(path)
+    header, tensors = read_network(path)
+    _check_parameters(path, tensors, net)
+    with own_random_numbers():
+        bnn = _rebuilt(path, header, net, likelihood)
+    check_fit(path, tensors, bnn.state())
+    for kind, module in (("model", bnn.model), ("guide", bnn.guide)):
+        prefix = f"{kind}."
+        module.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+    return bnn.to(device)
+
+
+def _rebuilt(
+    path: Path, header: dict[str, Any], net: nn.Module, likelihood: Likelihood | None
+) -> VariationalNetwork:
+    choices = dict(header["choices"])
+    other = choices["likelihood"].get("other") if likelihood is None else None
+    if other is not None:
+        raise TypeError(
+            f"{path} holds a network with the likelihood {other}, which is none of this package: "
+            f"pass load(path, net, likelihood={other}(...))."
+        )
+    given = choices.pop("likelihood")
+    try:
+        made = {name: restore(choice) for name, choice in choices.items()}
+        likelihood = restore(given) if likelihood is None else likelihood
+    except TypeError as error:
+        raise ValueError(
+            f"{path} was written by pyro_ibvi {header['versions']['pyro_ibvi']} with choices that "
+            f"this version ({__version__}) cannot make: {error}."
+        ) from error
+    random = RandomModule(
+        net,
+        parametrization=made["parametrization"],
+        stochastic=made["stochastic"],
+        prior=made["prior_std"],
+        roles=made["roles"],
+    )
+    bnn = VariationalNetwork(random, likelihood, covariance=made["covariance"])
+    bnn.model.num_data = made["num_data"]
+    return bnn
+
+
+def _check_parameters(path: Path, tensors: Mapping[str, Tensor], net: nn.Module) -> None:
+    """Checks the user's network before anything is made of it."""
+    prefix = "model.net.net."
+    there = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    check_fit(path, there, net.state_dict())

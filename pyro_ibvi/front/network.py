@@ -1,0 +1,321 @@
+"""The front door: network, model, guide, optimizer, objective and SVI in one object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide.initialization import init_to_sample
+from torch import nn
+from torch.optim import Optimizer
+
+from pyro_ibvi.front.batches import as_batches, as_tensors, count_rows
+from pyro_ibvi.front.choices import describe_choices
+from pyro_ibvi.front.files import write_network
+from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.models import RandomModule, SupervisedModel
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.mup.parametrization import Parametrization
+from pyro_ibvi.objectives import TraceExpectedLogLikelihood
+from pyro_ibvi.prediction import Prediction, predict, score
+from pyro_ibvi.training import History, MuPOptim, fit
+
+#: Arguments that suit networks from a few units to a few thousand under ``MaximalUpdate``.
+_DEFAULT_ARGS: Mapping[type[Optimizer], Mapping[str, Any]] = {
+    torch.optim.SGD: {"lr": 0.03, "momentum": 0.9},
+    torch.optim.Adam: {"lr": 0.03},
+    torch.optim.AdamW: {"lr": 0.03},
+}
+
+
+class VariationalNetwork:
+    """A network with a distribution over its weights: trained, asked, saved as one thing.
+
+    Its parts agree with one another: rates that follow the layers' widths, and an objective per
+    datum, which such rates expect. They are attributes for those who go on in Pyro.
+
+    Args:
+        net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond
+            those here (priors, roles).
+        likelihood: The distribution of a target given the network's output.
+        stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`.
+        parametrization: How scales and rates follow the widths, see there.
+        covariance: Structure of the weights' covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
+        init_loc_fn: Start of the means; :func:`~pyro_ibvi.init_to_network` for a network that is
+            trained already.
+        init_scale: Start of the standard deviations, in units of the prior's.
+        optimizer: Class of the torch optimizer.
+        lr: Global learning rate, for which SGD, Adam and AdamW have a default.
+        optim_args: Further arguments of the optimizer.
+        scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`.
+        clip_norm: Largest Euclidean norm of the gradient.
+        loss: The objective; by default the expected log-likelihood per datum.
+
+    Attributes:
+        net: The random network.
+        likelihood: The likelihood.
+        model: The Pyro model.
+        guide: The guide, q.
+        optim: The optimizer.
+        loss: The objective.
+        svi: Pyro's stochastic variational inference over these.
+        history: What training measured.
+
+    Raises:
+        TypeError: If a part is of the wrong kind.
+        ValueError: If the optimizer has no default rate and none is given.
+
+    Example:
+        >>> import torch, pyro_ibvi as ibvi
+        >>> x = torch.linspace(-1, 1, 64).unsqueeze(-1)
+        >>> net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+        >>> bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.1))
+        >>> bnn.fit(x, x**2, num_epochs=3, progress=False).num_epochs
+        3
+        >>> bnn.predict(x, seed=0).mean.shape
+        torch.Size([64, 1])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        likelihood: Likelihood,
+        *,
+        stochastic: Any = None,
+        parametrization: Parametrization | None = None,
+        covariance: Any = None,
+        init_loc_fn: Callable[..., Any] = init_to_sample,
+        init_scale: float = 1.0,
+        optimizer: type[Optimizer] = torch.optim.SGD,
+        lr: float | None = None,
+        optim_args: Mapping[str, Any] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        clip_norm: float | None = None,
+        loss: Any = None,
+    ) -> None:
+        self.net = _as_random(net, stochastic, parametrization)
+        self.likelihood = likelihood
+        self.model = SupervisedModel(self.net, likelihood)
+        self.guide = AutoMuPNormal(
+            self.model, covariance=covariance, init_loc_fn=init_loc_fn, init_scale=init_scale
+        )
+        args = _optimizer_args(optimizer, lr, optim_args)
+        self.optim = MuPOptim(
+            optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm
+        )
+        self.loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss
+        self.svi = SVI(self.model, self.guide, self.optim, self.loss)
+        self.history = History()
+
+    def fit(
+        self,
+        data: Any,
+        y: Any = None,
+        *,
+        valid_loader: Any = None,
+        num_epochs: int = 50,
+        batch_size: int = 128,
+        num_data: int | None = None,
+        **options: Any,
+    ) -> History:
+        """Trains; called again, it goes on.
+
+        Args:
+            data: A ``DataLoader`` or a list of batches ``(x, y)``, a data set, or the inputs:
+                tensors, NumPy arrays or a data frame.
+            y: The targets, if ``data`` are inputs.
+            valid_loader: Validation data, in any of these forms; inputs with targets as a pair.
+            num_epochs: Number of epochs.
+            batch_size: Number of data in a step, where they come without a loader.
+            num_data: Number of training data, where the loader cannot tell.
+            **options: As for :func:`~pyro_ibvi.fit`: ``callback``, ``checkpoint``, ``device``,
+                ``progress`` and the others.
+
+        Returns:
+            The history, of all calls.
+
+        Raises:
+            ValueError: If the number of data cannot be found, or the data do not fit.
+        """
+        self._check_parts()
+        batches = self._batches(data, y, batch_size, shuffle=True)
+        if valid_loader is not None:
+            valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
+        num_data = count_rows(batches) if num_data is None else num_data
+        if num_data is None:
+            raise ValueError(
+                f"The number of training data cannot be found from a {type(batches).__name__}: "
+                f"pass num_data=."
+            )
+        self.model.num_data = num_data
+        if options.get("checkpoint") is None:
+            options.setdefault("history", self.history)
+        self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
+        return self.history
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        num_samples: int = 100,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        chunk_size: int | None = None,
+    ) -> Prediction:
+        """Predicts by averaging over draws of the weights.
+
+        Args:
+            x: Inputs: tensors, NumPy arrays or a data frame.
+            num_samples: Number of draws.
+            seed: Makes the draws the same at each call, without touching global random states.
+            batch_size: Number of inputs that run at once.
+            chunk_size: Number of draws that run at once.
+
+        Returns:
+            The prediction, see :class:`~pyro_ibvi.Prediction`.
+        """
+        self._check_parts()
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return predict(
+            self.model,
+            self.guide,
+            as_tensors(x, self.dtype),
+            num_samples=num_samples,
+            chunk_size=chunk_size,
+            batch_size=batch_size,
+            generator=generator,
+        )
+
+    def evaluate(
+        self,
+        data: Any,
+        y: Any = None,
+        *,
+        num_samples: int = 100,
+        seed: int | None = None,
+    ) -> dict[str, float]:
+        """Scores on held-out data.
+
+        Args:
+            data: Data in any of the forms that :meth:`fit` takes.
+            y: The targets, if ``data`` are inputs.
+            num_samples: Number of draws of the weights.
+            seed: As for :meth:`predict`.
+
+        Returns:
+            The scores by name, see :func:`~pyro_ibvi.score`.
+        """
+        parts, targets = [], []
+        one_seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        for x, target in self._batches(data, y, 1000, shuffle=False):
+            # One seed: all data are seen by the same draws of the weights.
+            parts.append(self.predict(x, num_samples=num_samples, seed=one_seed).outputs)
+            targets.append(target)
+        prediction = Prediction(torch.cat(parts, dim=1), self.model.likelihood)
+        return score(prediction, torch.cat(targets))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything that prediction needs to one file, for :func:`~pyro_ibvi.load`.
+
+        The file is in the safetensors format and runs no code when it is read. It takes the place
+        of an earlier one at once.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_network(Path(path), describe_choices(self.model, self.guide), self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Tensors of model and guide, by the names that they have in a saved file."""
+        return {
+            f"{kind}.{name}": value
+            for kind, module in (("model", self.model), ("guide", self.guide))
+            for name, value in module.state_dict().items()
+        }
+
+    def to(self, device: torch.device | str) -> VariationalNetwork:
+        """Moves model and guide to a device, the optimizer's state with them.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The network itself.
+        """
+        state = self.optim.get_state()
+        self.model.to(device)
+        self.guide.to(device)
+        self.optim.set_state(state)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.guide.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type of the weights."""
+        return next(self.guide.parameters()).dtype
+
+    def __repr__(self) -> str:
+        return (
+            f"VariationalNetwork({type(self.net.network).__name__}, {self.likelihood}, "
+            f"stochastic={self.net.stochastic}, trained for {self.history.num_epochs} epochs)"
+        )
+
+    def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
+        return as_batches(data, y, dtype=self.dtype, batch_size=batch_size, shuffle=shuffle)
+
+    def _check_parts(self) -> None:
+        """Refuses parts that were exchanged one by one, so that they belong together no more."""
+        svi = self.svi
+        for name, part, used in (
+            ("model", self.model, svi.model),
+            ("guide", self.guide, svi.guide),
+            ("optim", self.optim, svi.optim),
+        ):
+            if part is not used:
+                raise ValueError(
+                    f"The network's {name} is not that of its svi: a part that is exchanged needs "
+                    f"a new bnn.svi = SVI(bnn.model, bnn.guide, bnn.optim, bnn.loss)."
+                )
+
+
+def _as_random(
+    net: nn.Module, stochastic: Any, parametrization: Parametrization | None
+) -> RandomModule:
+    choices = {"stochastic": stochastic, "parametrization": parametrization}
+    given = {name: value for name, value in choices.items() if value is not None}
+    if not isinstance(net, RandomModule):
+        return RandomModule(net, **given)
+    if given:
+        raise ValueError(
+            f"The network is a RandomModule already, with choices of its own: pass "
+            f"{' and '.join(given)} to RandomModule(net, ...)."
+        )
+    return net
+
+
+def _optimizer_args(
+    optimizer: type[Optimizer], lr: float | None, optim_args: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    args = dict(optim_args or {})
+    if lr is not None:
+        if "lr" in args:
+            raise ValueError(f"The learning rate is given twice: lr={lr} and {args['lr']}.")
+        args["lr"] = lr
+    default = next((a for c, a in _DEFAULT_ARGS.items() if c is optimizer), None)
+    if default is not None:
+        return {**default, **args}
+    if "lr" not in args:
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        raise ValueError(f"There is no default learning rate for {name}: pass lr=.")
+    return args

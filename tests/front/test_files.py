@@ -1,0 +1,225 @@
+"""Saved networks: the same predictions elsewhere, and a sentence for every file that is none."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.front import files
+from tests.front.conftest import make_net
+
+ELSEWHERE = """
+import sys, torch, pyro_ibvi as ibvi
+from tests.front.conftest import make_net
+torch.set_num_threads(1)
+bnn = ibvi.load(sys.argv[1], make_net())
+x = torch.load(sys.argv[2])
+torch.save(bnn.predict(x, seed=5).outputs, sys.argv[2])
+"""
+
+
+def test_another_process_predicts_the_same_numbers(trained, data, tmp_path):
+    trained.save(tmp_path / "net.ibvi")
+    torch.save(data[0], tmp_path / "x.pt")
+    command = [sys.executable, "-c", ELSEWHERE, tmp_path / "net.ibvi", tmp_path / "x.pt"]
+    subprocess.run(command, check=True)
+    assert torch.equal(torch.load(tmp_path / "x.pt"), trained.predict(data[0], seed=5).outputs)
+
+
+CHOICES = {
+    "all random, Kronecker, muP from a base": {
+        "stochastic": "all",
+        "parametrization": ibvi.MaximalUpdate(base=make_net(8)),
+        "covariance": {
+            "net.3.bias": None,
+            "input": ibvi.Kronecker(2, 3),
+            "output": ibvi.LowRank(2),
+        },
+    },
+    "standard, mean-field": {
+        "parametrization": ibvi.Standard(),
+        "covariance": ibvi.Diagonal(),
+        "init_scale": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_the_choices_come_back(choices, data, tmp_path):
+    bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal(0.123456789), **CHOICES[choices])
+    bnn.fit(*data, num_epochs=1, progress=False)
+    bnn.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", make_net())
+    assert torch.equal(
+        again.predict(data[0], seed=1).outputs, bnn.predict(data[0], seed=1).outputs
+    )
+    assert str(ibvi.roles(again.model)) == str(ibvi.roles(bnn.model))
+    assert [layer.covariance for layer in again.guide.layers] == [
+        layer.covariance for layer in bnn.guide.layers
+    ]
+    rates = [[rate for *_, rate in b.guide.named_rates("adam")] for b in (again, bnn)]
+    assert rates[0] == rates[1]
+    assert again.model.num_data == 40
+    assert again.model.likelihood.arguments() == bnn.model.likelihood.arguments()
+    again.fit(*data, num_epochs=1, progress=False)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.out = nn.Linear(4, 5, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, x):
+        return self.out(self.table(x)) / 4
+
+
+@pytest.mark.filterwarnings("ignore:.*read-out")
+def test_tied_weights(tmp_path):
+    bnn = ibvi.VariationalNetwork(Tied(), ibvi.Categorical(), stochastic="all")
+    bnn.save(tmp_path / "net.ibvi")
+    x = torch.arange(5)
+    again = ibvi.load(tmp_path / "net.ibvi", Tied())
+    assert torch.equal(again.predict(x, seed=1).mean, bnn.predict(x, seed=1).mean)
+
+
+def test_loading_touches_neither_the_network_nor_random_states(trained, tmp_path):
+    trained.save(tmp_path / "net.ibvi")
+    net = make_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    ibvi.load(tmp_path / "net.ibvi", net)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_every_flipped_byte_is_found(trained, tmp_path):
+    path = tmp_path / "net.ibvi"
+    trained.save(path)
+    content = path.read_bytes()
+    generator = random.Random(0)
+    places = [generator.randrange(len(content)) for _ in range(40)]
+    header_size = int.from_bytes(content[:8], "little")
+    places += [generator.randrange(8 + header_size) for _ in range(40)] + list(range(8))
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(
+            ValueError, match=r"net\.ibvi (is damaged|cannot be read|is a file of)"
+        ):
+            ibvi.load(path, make_net())
+
+
+def rewrite(path, change):
+    """Writes a file again with another header and a digest that fits."""
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["pyro_ibvi"])
+    tensors = safetensors.torch.load_file(path)
+    change(header)
+    del header["digest"]
+    header["digest"] = files.digest([header, tensors])
+    safetensors.torch.save_file(tensors, path, {"pyro_ibvi": json.dumps(header)})
+
+
+def newer(path):
+    rewrite(path, lambda header: header.update(format=99))
+
+
+def other_choice(path):
+    rewrite(path, lambda header: header["choices"]["likelihood"].update({"class": "Cauchy"}))
+
+
+def other_argument(path):
+    rewrite(path, lambda header: header["choices"]["parametrization"].update(temper=2))
+
+
+def state_dict(path):
+    torch.save(make_net().state_dict(), path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def tensors_alone(path):
+    safetensors.torch.save_file({"w": torch.ones(2)}, path)
+
+
+WRONG = {
+    newer: "by a newer version, .* in the format 99",
+    other_choice: "choices that this version .* cannot make: Cauchy is no class",
+    other_argument: "cannot make: MaximalUpdate has no temper in this version",
+    state_dict: "it is a file of torch.save, such as a checkpoint",
+    cut: "it is damaged, or no saved network",
+    tensors_alone: "a file of tensors, but not one that VariationalNetwork.save wrote",
+    lambda path: path.write_bytes(b""): "it is empty",
+    lambda path: path.write_text("hello"): "it is damaged, or no saved network",
+}
+
+
+@pytest.mark.parametrize("make", WRONG)
+def test_a_wrong_file_gets_a_sentence(make, trained, tmp_path):
+    path = tmp_path / "net.ibvi"
+    trained.save(path)
+    make(path)
+    with pytest.raises(ValueError, match=WRONG[make]):
+        ibvi.load(path, make_net())
+
+
+def test_another_network_gets_a_sentence(trained, tmp_path):
+    path = tmp_path / "net.ibvi"
+    trained.save(path)
+    for net, message in (
+        (make_net(17), r"0\.weight is float32 of shape \(16, 2\) there and .*\(17, 2\) here"),
+        (make_net().double(), r"0\.weight is float32 .* there and float64"),
+        (nn.Sequential(nn.Linear(2, 16)), r"it has 1\.weight, which is not here"),
+        (nn.Sequential(make_net(), nn.Linear(1, 1)), r"it lacks 0\.0\.weight"),
+    ):
+        with pytest.raises(ValueError, match=rf"is of another network: .*{message}"):
+            ibvi.load(path, net)
+    for net in (nn.Linear, "net", trained.net):
+        with pytest.raises(TypeError, match="Loading needs the plain network"):
+            ibvi.load(path, net)
+    with pytest.raises(FileNotFoundError, match="There is no saved network"):
+        ibvi.load(tmp_path / "other", make_net())
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        trained.save(tmp_path / "nowhere" / "net.ibvi")
+
+
+class Shifted(ibvi.Normal):
+    """A likelihood of the user's own."""
+
+
+def test_a_likelihood_of_ones_own_is_given_again(data, tmp_path):
+    bnn = ibvi.VariationalNetwork(make_net(), Shifted(0.3))
+    bnn.save(tmp_path / "net.ibvi")
+    with pytest.raises(TypeError, match=r"likelihood Shifted, .* likelihood=Shifted\(\.\.\.\)"):
+        ibvi.load(tmp_path / "net.ibvi", make_net())
+    again = ibvi.load(tmp_path / "net.ibvi", make_net(), likelihood=Shifted(0.3))
+    assert torch.equal(again.predict(data[0], seed=1).mean, bnn.predict(data[0], seed=1).mean)
+
+
+def test_a_full_disk_keeps_the_file_that_was_there(trained, tmp_path, monkeypatch):
+    path = tmp_path / "net.ibvi"
+    trained.save(path)
+    before = path.read_bytes()
+
+    def full(tensors, part, metadata):
+        part.write_bytes(before[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match=r"net\.ibvi could not be written: No space left on device"):
+        trained.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

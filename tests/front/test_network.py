@@ -1,0 +1,161 @@
+"""The one object: it does what its parts do, with whatever holds the data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pyro.infer import SVI
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pyro_ibvi as ibvi
+from tests.front.conftest import make_net
+
+
+def test_it_is_its_parts(data):
+    torch.manual_seed(0)
+    bnn = ibvi.VariationalNetwork(
+        make_net(), ibvi.Normal(0.3), covariance=ibvi.LowRank(5), lr=0.01, clip_norm=3.0
+    )
+    loader = DataLoader(TensorDataset(*data), batch_size=8)
+    torch.manual_seed(1)
+    history = bnn.fit(loader, num_epochs=2, progress=False)
+
+    torch.manual_seed(0)
+    model = ibvi.SupervisedModel(ibvi.RandomModule(make_net()), ibvi.Normal(0.3), num_data=40)
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(5))
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}, guide, clip_norm=3.0)
+    svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
+    torch.manual_seed(1)
+    assert ibvi.fit(svi, loader, 2, progress=False).train_loss == history.train_loss
+    for name, value in bnn.guide.state_dict().items():
+        assert torch.equal(value, guide.state_dict()[name])
+    assert bnn.model.num_data == 40
+    expected = ibvi.predict(
+        model, guide, data[0], num_samples=7, generator=torch.Generator().manual_seed(4)
+    )
+    assert torch.equal(bnn.predict(data[0], num_samples=7, seed=4).outputs, expected.outputs)
+
+
+def test_six_lines_learn_digits():
+    x, y = load_digits(return_X_y=True)
+    x = x / 8 - 1
+    net = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 10))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
+    bnn.fit(x[:1200], y[:1200], num_epochs=20, progress=False)
+    scores = bnn.evaluate(x[1200:], y[1200:])
+    assert scores["accuracy"] > 0.88
+    assert scores["nll"] < 0.45
+
+
+def kinds(x, y):
+    frame = pd.DataFrame(x.numpy().astype(np.float64), columns=["a", "b"])
+    batches = [(x[:10], y[:10]), (x[10:25], y[10:25]), (x[25:], y[25:])]
+    return {
+        "tensors": (x, y),
+        "pair": ((x, y),),
+        "list of two": ([x, y],),
+        "numpy": (x.numpy(), y.numpy().astype(np.float64)),
+        "pandas": (frame, pd.DataFrame(y.numpy())),
+        "dataset": (TensorDataset(x, y),),
+        "rows": ([(a, b) for a, b in zip(x, y, strict=True)],),
+        "loader": (DataLoader(TensorDataset(x, y), batch_size=10),),
+        "batches": (batches,),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["tensors", "pair", "list of two", "numpy", "pandas", "dataset", "loader", "batches"]
+)
+def test_whatever_holds_the_data(data, kind):
+    torch.manual_seed(0)
+    bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal(0.3))
+    given = kinds(*data)[kind]
+    bnn.fit(*given, num_epochs=1, batch_size=10, progress=False)
+    assert bnn.model.num_data == 40
+    assert bnn.history.num_epochs == 1
+    scores = bnn.evaluate(*given, num_samples=5, seed=1)
+    assert scores["nll"] == pytest.approx(
+        ibvi.score(bnn.predict(data[0], num_samples=5, seed=1), data[1])["nll"], rel=1e-5
+    )
+
+
+def test_inputs_of_several_tensors(data):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 8), nn.Linear(2, 8)
+            self.out = nn.Linear(8, 1)
+
+        def forward(self, a, b):
+            return self.out(torch.tanh(self.a(a) + self.b(b)))
+
+    x, y = data
+    bnn = ibvi.VariationalNetwork(Two(), ibvi.Normal(0.3))
+    bnn.fit((x, x + 1), y, num_epochs=1, batch_size=10, progress=False)
+    assert bnn.predict({"a": x, "b": x + 1}, num_samples=3).mean.shape == (40, 1)
+
+
+def test_training_goes_on(trained, data):
+    trained.fit(*data, num_epochs=3, progress=False)
+    assert trained.history.num_epochs == 5
+
+
+def test_defaults_agree():
+    bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal())
+    assert bnn.loss.reduction == "mean"
+    assert bnn.optim.guide is bnn.guide
+    assert bnn.guide.model is bnn.model
+    random = ibvi.RandomModule(make_net(), stochastic="all")
+    assert ibvi.VariationalNetwork(random, ibvi.Normal()).net is random
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        ),
+    ],
+)
+def test_it_moves_with_its_optimizer(trained, data, device):
+    momentum = [s["momentum_buffer"].clone() for s in trained.optim.optimizer.state.values()]
+    assert trained.to(device) is trained
+    for buffer, state in zip(momentum, trained.optim.optimizer.state.values(), strict=True):
+        assert torch.equal(buffer, state["momentum_buffer"].cpu())
+    trained.fit(*data, num_epochs=1, progress=False)
+    assert trained.device.type == device
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from [(torch.zeros(2), torch.zeros(1))] * 4
+
+
+def test_bad_input(trained, data):
+    x, y = data
+    with pytest.raises(ValueError, match="cannot be found from a DataLoader: pass num_data="):
+        trained.fit(Stream(), num_epochs=1)
+    trained.fit(Stream(), num_epochs=1, num_data=4, progress=False)
+    with pytest.raises(TypeError, match="Targets are missing: got inputs alone"):
+        trained.fit(x)
+    with pytest.raises(TypeError, match="An iterator gives its batches once"):
+        trained.fit(iter([(x, y)]))
+    with pytest.raises(ValueError, match=r"one row per datum.*\(40, 2\), \(39, 1\)"):
+        trained.fit(x, y[1:])
+    with pytest.raises(TypeError, match="Expected numbers, got DataFrame of the type object"):
+        trained.fit(pd.DataFrame({"a": ["red"] * 40, "b": range(40)}), y)
+    with pytest.raises(ValueError, match="batch_size must be a positive whole number"):
+        trained.fit(x, y, batch_size=0)
+    with pytest.raises(ValueError, match="no default learning rate for RMSprop: pass lr="):
+        ibvi.VariationalNetwork(make_net(), ibvi.Normal(), optimizer=torch.optim.RMSprop)
+    with pytest.raises(ValueError, match=r"given twice: lr=0.1 and 0.2"):
+        ibvi.VariationalNetwork(make_net(), ibvi.Normal(), lr=0.1, optim_args={"lr": 0.2})
+    with pytest.raises(ValueError, match=r"RandomModule already.*stochastic to RandomModule"):
+        ibvi.VariationalNetwork(trained.net, ibvi.Normal(), stochastic="all")
+    trained.guide = ibvi.AutoMuPNormal(trained.model)
+    for call in (lambda: trained.fit(x, y), lambda: trained.predict(x)):
+        with pytest.raises(ValueError, match=r"guide is not that of its svi.*bnn\.svi = SVI"):
+            call()
