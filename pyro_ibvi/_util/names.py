@@ -1,19 +1,20 @@
-"""Names that stand for themselves, and patterns that stand for several."""
+"""Names that stand for themselves, and patterns that stand for several.
+
+An exact name comes before patterns, everywhere that a user chooses by name: ``"effect[0]"`` is a
+site of its own where a loop names sites so, and only else the pattern of ``"effect0"``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 
 
 def chosen(choice: str, names: Iterable[str]) -> list[str]:
     """The names that a name or pattern chooses.
 
-    A name that is there is chosen alone, whatever it would mean as a pattern: ``"effect[0]"`` is
-    a site of its own where a loop names sites so, and else the pattern of ``"effect0"``.
-
     Args:
-        choice: A name, or a shell-style pattern (``"encoder.*"``).
+        choice: A name, which is chosen alone, or a shell-style pattern (``"encoder.*"``).
         names: The names that there are.
 
     Returns:
@@ -37,3 +38,46 @@ def chosen_by_any(choices: Iterable[str], names: Iterable[str]) -> set[str]:
     """
     names = list(names)
     return {name for choice in choices for name in chosen(choice, names)}
+
+
+def assigned(
+    choices: Collection[str],
+    names: Iterable[str],
+    aliases: Callable[[str], Collection[str]] = lambda _: (),
+) -> dict[str, str]:
+    """Which of several choices counts for each name.
+
+    That is the name itself, else the first alias that is among the choices, else the first
+    pattern that fits the name or an alias.
+
+    Args:
+        choices: Names, aliases and patterns, in the user's order.
+        names: The names that there are.
+        aliases: Other names of a name, such as that of its layer.
+
+    Returns:
+        A choice for each name that one fits.
+    """
+    called = {name: (name, *aliases(name)) for name in names}
+    taken = {own for several in called.values() for own in several}
+    patterns = [choice for choice in choices if choice not in taken]
+    counts = {}
+    for name, several in called.items():
+        exact = [own for own in several if own in choices]
+        fits = [c for c in patterns if any(fnmatchcase(own, c) for own in several)]
+        if exact or fits:
+            counts[name] = (exact or fits)[0]
+    return counts
+
+
+def layer_of(name: str) -> tuple[str, ...]:
+    """The name of a parameter's layer, as an alias of the parameter's.
+
+    Args:
+        name: Name of the parameter.
+
+    Returns:
+        The layer's name, none for a parameter of the network itself.
+    """
+    layer = name.rpartition(".")[0]
+    return (layer,) if layer else ()

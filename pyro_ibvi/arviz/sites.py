@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 
+from pyro_ibvi._util.names import chosen_by_any
 from pyro_ibvi.mup.roles import WEIGHT_KEY
 from pyro_ibvi.objectives import sites
 from pyro_ibvi.objectives.sites import Kind, is_delta, model_kind
@@ -291,7 +291,7 @@ def select(variables: Iterable[Variable], var_names: Sequence[str] | None) -> se
 
 def _match(variables: Sequence[Variable], pattern: str) -> set[str]:
     exact = {v.site for v in variables if pattern in (v.site, v.name)}
-    found = exact or {v.site for v in variables if fnmatchcase(v.site, pattern)}
+    found = exact or chosen_by_any([pattern], (v.site for v in variables))
     if not found:
         known = ", ".join(repr(v.site) for v in variables) or "none"
         raise ValueError(f"var_names: {pattern!r} matches no site; the sites are {known}.")

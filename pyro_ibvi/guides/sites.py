@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
+from pyro_ibvi._util.names import assigned
 from pyro_ibvi.guides.covariance import Covariance, Diagonal, LowRank
 from pyro_ibvi.mup.roles import NetworkWeight
 
@@ -148,9 +148,11 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
         ValueError: If the choice leaves a site out, names one that is not there, or gives a
             covariance that does not go with a plate.
     """
+    keys: dict[str, str] = {}
     if isinstance(choice, Mapping):
+        keys = assigned(choice, sites, lambda name: _roles(sites[name]))
         for pattern in choice:
-            if not any(_chooses(pattern, site) for site in sites.values()):
+            if not assigned([pattern], sites, lambda name: _roles(sites[name])):
                 raise ValueError(
                     f"covariance names {pattern!r}, which matches no site: use a role among "
                     f"{sorted({str(_role(s)) for s in sites.values()})} or a name or pattern "
@@ -159,7 +161,7 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
     layers: dict[Any, Layer] = {}
     kinds: list[Covariance] = []
     for site in sites.values():
-        covariance = _covariance_of(site, choice)
+        covariance = _covariance_of(site, choice, keys.get(site.name))
         if covariance is not None and covariance.shares_noise and site.frames:
             raise ValueError(
                 f"The site {site.name!r} is inside the plate {site.frames[0].name!r}, whose "
@@ -198,15 +200,15 @@ def check_covariance(choice: CovarianceChoice) -> None:
             )
 
 
-def _covariance_of(site: Site, choice: CovarianceChoice) -> Covariance | None:
+def _covariance_of(site: Site, choice: CovarianceChoice, key: str | None) -> Covariance | None:
+    """The covariance of a site, where a mapping has it under a key."""
     if choice is None:
         return Diagonal() if site.weight is None else LowRank(DEFAULT_RANK)
     if not isinstance(choice, Mapping):
         # Plates hold independent elements: their sites are mean-field whatever networks use.
         return choice if not (choice.shares_noise and site.frames) else Diagonal()
-    for key, covariance in choice.items():
-        if _chooses(key, site):
-            return covariance
+    if key is not None:
+        return choice[key]
     raise ValueError(
         f"covariance says nothing of the site {site.name!r} (role {_role(site)}): add it, or a "
         f'pattern such as "*": Diagonal().'
@@ -217,8 +219,9 @@ def _role(site: Site) -> str | None:
     return None if site.weight is None else site.weight.weight.layer_role
 
 
-def _chooses(key: str, site: Site) -> bool:
-    return key == _role(site) or fnmatch.fnmatchcase(site.name, key)
+def _roles(site: Site) -> tuple[str, ...]:
+    role = _role(site)
+    return () if role is None else (role,)
 
 
 def _is_real(support: constraints.Constraint) -> bool:

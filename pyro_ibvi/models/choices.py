@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from pyro_ibvi._util.names import assigned, chosen, layer_of
 from pyro_ibvi.mup.roles import WeightRole
 
 Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
@@ -108,30 +108,30 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
     """
     frozen = [n for n in weights if not net.get_parameter(n).requires_grad]
     ends = stochastic.removesuffix(" weights") if isinstance(stochastic, str) else None
-    chosen: set[str] = set()
+    random: set[str] = set()
     if ends in _LAYER_CHOICES:
         roles = _LAYER_CHOICES[ends]
         left_out = ("gain",) if ends == stochastic else ("gain", "bias")
-        chosen.update(
+        random.update(
             n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
         )
-        chosen -= set(frozen)
+        random -= set(frozen)
     elif callable(stochastic) and not isinstance(stochastic, type):
-        chosen.update(name for name in weights if stochastic(name))
+        random.update(name for name in weights if stochastic(name))
     else:
         for choice in _checked_choices(stochastic):
-            matched = {name for name in weights if _is_chosen(net, name, choice)}
+            matched = _matches(net, list(weights), choice)
             if not matched:
                 raise ValueError(
                     f"stochastic names {choice!r}, which matches no parameter; choose "
                     f"{sorted(_LAYER_CHOICES)} or among the parameters {list(weights)}."
                 )
-            chosen |= matched - set(frozen) if isinstance(choice, type) else matched
-    if not chosen:
+            random |= matched - set(frozen) if isinstance(choice, type) else matched
+    if not random:
         raise ValueError(_nothing_chosen(stochastic, list(weights), frozen))
-    for name in chosen:
+    for name in random:
         _check_real(name, net.get_parameter(name))
-    return [name for name in weights if name in chosen]
+    return [name for name in weights if name in random]
 
 
 def _nothing_chosen(stochastic: Any, names: list[str], frozen: list[str]) -> str:
@@ -165,11 +165,12 @@ def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
     return list(choices)
 
 
-def _is_chosen(net: nn.Module, name: str, choice: str | type[nn.Module]) -> bool:
-    layer = name.rpartition(".")[0]
+def _matches(net: nn.Module, names: list[str], choice: str | type[nn.Module]) -> set[str]:
+    """Names of the parameters that are of a type of layer, or chosen by name or pattern."""
     if isinstance(choice, type):
-        return isinstance(net.get_submodule(layer), choice)
-    return fnmatch.fnmatchcase(name, choice) or fnmatch.fnmatchcase(layer, choice)
+        layers = {name: net.get_submodule(name.rpartition(".")[0]) for name in names}
+        return {name for name, layer in layers.items() if isinstance(layer, choice)}
+    return set(assigned([choice], names, layer_of))
 
 
 def match_priors(
@@ -179,7 +180,7 @@ def match_priors(
 
     Args:
         prior: One standard deviation for all, or a mapping from name or pattern to a standard
-            deviation or a distribution.
+            deviation or a distribution; a name counts before patterns, of which the first does.
         net: The network.
         names: Names of the random parameters.
 
@@ -194,18 +195,17 @@ def match_priors(
         return {}
     if not isinstance(prior, Mapping):
         prior = {"*": prior}
-    matched: dict[str, Prior] = {}
-    for pattern, value in prior.items():
+    for pattern in prior:
         if not isinstance(pattern, str):
             raise TypeError(
                 f"prior goes from names or patterns to priors; got the key {pattern!r}."
             )
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not hits:
+        if not chosen(pattern, names):
             raise ValueError(f"prior names {pattern!r}, which matches none of the sites {names}.")
-        for name in hits:
-            matched.setdefault(name, _check_prior(name, value, net.get_parameter(name).shape))
-    return matched
+    return {
+        name: _check_prior(name, prior[key], net.get_parameter(name).shape)
+        for name, key in assigned(prior, names).items()
+    }
 
 
 def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:

@@ -21,10 +21,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pyro_ibvi._util.names import assigned, layer_of
 from pyro_ibvi.mup.flow import Flow
 from pyro_ibvi.mup.layers import parameter_path
 from pyro_ibvi.mup.parametrization import BaseShapes, MaximalUpdate, Parametrization
-from pyro_ibvi.mup.roles import RoleOverrides, WeightRole, find_override
+from pyro_ibvi.mup.roles import RoleOverrides, WeightRole
 
 #: By parameter name: how many of the first rows make queries, and their factor.
 QueryScales = dict[str, tuple[int, float]]
@@ -147,11 +148,11 @@ def tied_warning(
     Returns:
         A sentence, or None if there are none or the user has said what they are.
     """
+    given = assigned(overrides or {}, roles, layer_of)
     tied = {
         name: divisor
         for name, weight in roles.items()
-        if (divisor := logit_divisor(weight, parametrization)) != 1
-        and find_override(name, overrides or {}) is None
+        if (divisor := logit_divisor(weight, parametrization)) != 1 and name not in given
     }
     if not tied:
         return None

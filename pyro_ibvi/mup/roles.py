@@ -8,7 +8,6 @@ it. An unknown kind of layer is an error that shows what to write.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
+from pyro_ibvi._util.names import assigned, layer_of
 from pyro_ibvi.mup.flow import Flow, find_flow
 from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, Part, describe_parameter, is_known
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
@@ -147,8 +147,8 @@ def find_roles(
     Args:
         net: The network; it is not run.
         base: Base width, module or shapes, see :class:`~pyro_ibvi.MaximalUpdate`.
-        overrides: Roles by parameter or layer name (patterns allowed), for what the network's
-            modules do not tell.
+        overrides: Roles by parameter or layer name, or by patterns, of which the first that fits
+            counts where no name does; for what the network's modules do not tell.
         flow: The network's layers and the flow of data through them, if they are known already.
 
     Returns:
@@ -166,11 +166,12 @@ def find_roles(
     overrides = _checked_overrides(overrides)
     flow = find_flow(net) if flow is None else flow
     unused = set(overrides)
+    keys = assigned(overrides, [name for name, _ in net.named_parameters()], layer_of)
     roles: dict[str, WeightRole] = {}
     unknown: dict[str, tuple[int, ...]] = {}
     for name, parameter in net.named_parameters():
         layer, _, own_name = name.rpartition(".")
-        key = find_override(name, overrides)
+        key = keys.get(name)
         unused -= {key}
         given = None if key is None else overrides[key]
         if isinstance(given, WeightRole):
@@ -193,12 +194,6 @@ def find_roles(
             f"{list(roles)}."
         )
     return _with_base(roles, net, base)
-
-
-def find_override(name: str, overrides: RoleOverrides) -> str | None:
-    """The name or pattern by which a parameter or its layer has a role given, if one has."""
-    layer = name.rpartition(".")[0]
-    return next((k for k in overrides if _matches(k, name) or _matches(k, layer)), None)
 
 
 def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> WeightRole:
@@ -237,10 +232,6 @@ def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | Weig
 def _check_role(role: object) -> None:
     if role not in get_args(Role):
         raise ValueError(f"Expected a role among {get_args(Role)}, got {role!r}.")
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def _unknown_layers(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> str:
