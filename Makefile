@@ -49,7 +49,7 @@ endif
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types unit docs docs-smoke demo format clean distclean FORCE
+.PHONY: help setup test lint types unit docs docs-smoke docs-check demo format clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ docs: $(DEV_STAMP) ## build the documentation, tutorials run in full, into docs/
 docs-smoke: $(DEV_STAMP) ## the same with shortened tutorials, as a check
 	PYRO_IBVI_SMOKE=1 $(PY) -m sphinx -W --keep-going -E -q -b html docs docs/_build/smoke
 
+docs-check: ## look at the built pages in Chromium: links, formulas, search, no request elsewhere
+	$(PY) docs/check.py docs/_build/html
+
 demo: $(DEMO_STAMP) ## train on real data; report, pictures and posterior in out/
 	MPLBACKEND=Agg $(PY) tutorials/01_quickstart.py --out $(OUT)
 	@echo "see $(OUT)/report.md"
@@ -91,7 +94,7 @@ format: $(DEV_STAMP) ## format the code and apply the safe fixes of the linter
 	$(PY) -m ruff check --fix .
 
 clean: ## remove what the targets made, but for .venv
-	rm -rf docs/_build docs/api docs/tutorials out build dist
+	rm -rf docs/_build docs/api docs/mathjax docs/tutorials out build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -6,16 +6,20 @@ page for each room of the package. A new tutorial or room needs no edit here.
 """
 
 import ast
+import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PACKAGE = ROOT / "pyro_ibvi"
 
+sys.path[:0] = [str(HERE), str(ROOT)]
 # Modules that need an extra are documented without it.
 OPTIONAL_DEPENDENCIES = ("lightning", "pytorch_lightning")
 
@@ -47,35 +51,90 @@ def write_tutorials() -> None:
     (folder / "index.md").write_text(page("Tutorials", text, names))
 
 
+def exported(source: Path) -> dict[str, list[str]]:
+    """Names in `__all__` of a package, by the comment above them."""
+    groups: dict[str, list[str]] = {}
+    group = ""
+    text = source.read_text()
+    for line in text[text.index("__all__") :].splitlines():
+        if comment := re.match(r"    # (.*)", line):
+            group = comment[1]
+        elif (name := re.match(r'    "(\w+)",', line)) and name[1] != "__version__":
+            groups.setdefault(group, []).append(name[1])
+    return groups
+
+
 def summary(source: Path) -> str:
-    """First line of a module's docstring, read without importing it, from rst to Markdown."""
+    """First line of a module's docstring, from rst to Markdown."""
     docstring = ast.get_docstring(ast.parse(source.read_text())) or ""
     line = docstring.partition("\n")[0].replace("|", r"\|")
     line = re.sub(r":math:`([^`]*)`", r"$\1$", line)
     return re.sub(r":[\w:]+:`~?([^`]*)`", r"`\1`", line)
 
 
-def write_api() -> None:
-    """Write a page for each room of the package and list them with their summaries."""
-    folder = fresh_folder("api")
-    rooms = [init.parent for init in sorted(PACKAGE.glob("[a-z]*/__init__.py"))]
-    for room in rooms:
-        name = f"pyro_ibvi.{room.name}"
-        directive = f".. automodule:: {name}\n   :members:\n   :show-inheritance:"
-        text = f"# {room.name}\n\n```{{eval-rst}}\n{directive}\n```\n"
-        (folder / f"{room.name}.md").write_text(text)
-    rows = [f"| [{r.name}]({r.name}.md) | {summary(r / '__init__.py')} |" for r in rooms]
-    lines = ["| folder | holds |", "| --- | --- |", *rows] if rows else []
-    text = (
-        "What most programs need stands in the package itself: `import pyro_ibvi as ibvi`. The "
-        "rest is reached through its folder, as in `pyro_ibvi.guides.Covariance`.\n\n"
-    )
-    names = [room.name for room in rooms]
-    (folder / "index.md").write_text(page("Reference", text + "\n".join(lines), names))
+def documented(module: str, names: list[str]) -> str:
+    """Directives that document names of a module."""
+    parts = []
+    for name in names:
+        thing = getattr(importlib.import_module(module), name)
+        kind = "autoclass" if isinstance(thing, type) else "autofunction"
+        kind = kind if callable(thing) else "autodata"
+        options = "\n   :members:\n   :show-inheritance:" if kind == "autoclass" else ""
+        parts.append(f".. {kind}:: {module}.{name}{options}")
+    return "```{eval-rst}\n" + "\n\n".join(parts) + "\n```\n"
 
+
+def write_api() -> None:
+    """Write a page for each group of public names, and one for each room's further names."""
+    folder = fresh_folder("api")
+    top = exported(PACKAGE / "__init__.py")
+    known = {name for names in top.values() for name in names}
+    pages, rows = [], ["| page | names |", "| --- | --- |"]
+    for group, names in top.items():
+        title = group[0].upper() + group[1:]
+        stem = re.sub(r"\W+", "-", group.lower())
+        (folder / f"{stem}.md").write_text(f"# {title}\n\n" + documented("pyro_ibvi", names))
+        pages.append(stem)
+        listed = ", ".join(f"{{py:obj}}`~pyro_ibvi.{name}`" for name in names)
+        rows.append(f"| [{title}]({stem}.md) | {listed} |")
+    rooms, more = [], ["| folder | holds |", "| --- | --- |"]
+    for init in sorted(PACKAGE.glob("[a-z]*/__init__.py")):
+        name = init.parent.name
+        names = [n for group in exported(init).values() for n in group if n not in known]
+        if not names:
+            continue
+        module = f"pyro_ibvi.{name}"
+        text = f"# `{module}`\n\n{summary(init)}\n\n" + documented(module, names)
+        (folder / f"room-{name}.md").write_text(text)
+        rooms.append(f"room-{name}")
+        more.append(f"| [`{module}`](room-{name}.md) | {summary(init)} |")
+    text = "\n".join(
+        [
+            "What most programs need stands at the top: `import pyro_ibvi as ibvi`.\n",
+            *rows,
+            "\nWhat is only returned, or serves those who extend the package, is reached through "
+            "its folder.\n",
+            *more,
+        ]
+    )
+    (folder / "index.md").write_text(page("Reference", text, pages + rooms))
+
+
+def copy_mathjax() -> None:
+    """Copy MathJax from the package that ships it: formulas then need no internet."""
+    script = next(
+        file
+        for file in importlib.metadata.files("django-static-mathjax") or ()
+        if file.match("es5/tex-svg-full.js")
+    )
+    shutil.copy(script.locate(), fresh_folder("mathjax"))
+
+
+import links
 
 write_tutorials()
 write_api()
+copy_mathjax()
 
 project = "pyro_ibvi"
 author = "The pyro_ibvi developers"
@@ -86,12 +145,24 @@ version = release = next(
     if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"
 )
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb", ".py": "myst-nb"}
-exclude_patterns = ["_build", "conf.py"]
+exclude_patterns = ["_build", "_static", "mathjax", "*.py"]
 
 html_theme = "furo"
 html_title = f"pyro_ibvi {release}"
+html_static_path = ["_static", "mathjax"]
+html_css_files = ["pages.css"]
+# Pages are read from a disk too, where a browser lets no script fetch a file: the index of the
+# search is a script, and the results' summaries, which would be fetched, stay away.
+html_show_search_summary = False
+html_copy_source = False
+# SVG, since it needs no fonts; the pages' own colors, dark ones too, are the text's.
+mathjax_path = "tex-svg-full.js"
+mathjax3_config = {
+    "options": {"processHtmlClass": "tex2jax_process|mathjax_process|math|output_area"},
+    "startup": {"typeset": True},
+}
 
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
@@ -118,3 +189,7 @@ nb_output_stderr = "warn"
 # Not warnings of ours: ArviZ announces its next version once a day, tqdm misses a widget.
 os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning:arviz,ignore:IProgress not found"
 os.environ["TQDM_DISABLE"] = "1"
+
+
+def setup(app):
+    app.connect("missing-reference", links.resolve)

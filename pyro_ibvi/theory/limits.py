@@ -56,7 +56,7 @@ class ClassificationLimit(NamedTuple):
     decay_exponent: float
     r"""The slowest direction of :math:`X S_t` falls as ``t`` to the minus this; 0 if it stalls.
 
-    The smallest eigenvalue, on the span of the data, of :math:`\\sum_n \\alpha_n x_n x_n^\\top`
+    The smallest eigenvalue, on the span of the data, of :math:`\sum_n \alpha_n x_n x_n^\top`
     with the multipliers of the max-margin problem, for equal learning rates. It is at most 1.
     With a rate of ``S`` that is ``c`` times the rate of ``loc``, multiply it by ``c``.
     """

@@ -1,0 +1,42 @@
+"""Every page's code is what is run here, as printed."""
+
+import re
+
+import pytest
+
+from tests.pages import DOCS, blocks, run_page
+
+#: MyST-NB runs these when it builds them, or they are made when the pages are built.
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*.md")
+    if not {"_build", "api", "tutorials"} & set(path.relative_to(DOCS).parts)
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PAGES if list(blocks(path.read_text()))],
+    ids=lambda path: path.relative_to(DOCS).as_posix(),
+)
+def test_page(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(path)
+
+
+def test_pages_show_python_in_one_way():
+    """Code that is not run would hide in a block of another name."""
+    for path in PAGES:
+        names = set(re.findall(r"^`{3,}([\w{}:-]+)", path.read_text(), re.MULTILINE))
+        allowed = {"python", "text", "shell", "sh", "{code-cell}", "{toctree}", "{image}"}
+        allowed |= {"{figure}", "{include}", "{eval-rst}", "{note}", "{warning}", "{seealso}"}
+        assert names <= allowed | {"{tip}", "{math}"}, path
+
+
+def test_what_a_page_shows_must_be_what_it_prints(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 + 1)\n```\n\n```text\n2\n```\n")
+    run_page(page)
+    page.write_text("```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n")
+    with pytest.raises(AssertionError, match="line 1: the page shows\n3"):
+        run_page(page)
