@@ -235,7 +235,7 @@ def _run_together(
 
     output = vmap(run_draw, randomness="different")(drawn)
     if training and any(replica.is_changed() for replica in replicas):
-        raise RuntimeError("each draw leaves a state of its own")
+        raise RuntimeError("Each draw leaves a state of its own")
     return output
 
 
