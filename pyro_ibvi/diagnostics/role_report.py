@@ -61,12 +61,14 @@ class RoleReport(Mapping[str, NetworkWeight]):
         ]
 
 
-def roles(thing: Any) -> RoleReport:
+def roles(thing: Any, *, example_input: Any = None) -> RoleReport:
     """Says what each parameter of a network is, how it starts and how fast its mean learns.
 
     Args:
         thing: A :class:`RandomModule`, a model or another module that holds some, a guide of
             such a model, or a plain network, which is looked at as ``RandomModule(network)``.
+        example_input: A batch of inputs for a plain network whose code cannot be traced, see
+            :class:`RandomModule`.
 
     Returns:
         A mapping from name to role that prints as a table.
@@ -90,7 +92,7 @@ def roles(thing: Any) -> RoleReport:
         )
     networks = [module for module in thing.modules() if isinstance(module, RandomModule)]
     weights, stochastic, stds = {}, [], {}
-    for network in networks or [RandomModule(thing)]:
+    for network in networks or [RandomModule(thing, example_input=example_input)]:
         for name, role in network.roles.items():
             full_name = network.site_name(name)
             weights[full_name] = NetworkWeight(role, network.parametrization)

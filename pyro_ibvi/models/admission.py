@@ -8,16 +8,21 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.network_copies import copy_network, is_parallel
 from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
 
 
-def admit_network(net: Any) -> nn.Module:
+def admit_network(net: Any, example_input: Any = None) -> nn.Module:
     """A copy of a user's network that may become random.
 
     Args:
         net: What the user gave.
+        example_input: A batch of inputs; a network with parameters that have no shape yet is run
+            on it once.
 
     Returns:
         The copy, without the wrapper of several devices.
@@ -52,7 +57,12 @@ def admit_network(net: Any) -> nn.Module:
             stacklevel=3,
         )
         net = net.module
-    return copy_network(net)
+    net = copy_network(net)
+    if example_input is not None and any(is_lazy(p) for p in net.parameters()):
+        args, kwargs = as_call(example_input)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), module_mode(net, training=False):
+            net(*args, **kwargs)
+    return net
 
 
 def admit_parametrization(parametrization: Any) -> Parametrization:

@@ -53,6 +53,9 @@ class RandomModule(PyroModule):
         prior: Overrides of the prior: one standard deviation for all sites, or a mapping from
             name or pattern to a standard deviation or to a distribution.
         roles: Overrides of roles, see :func:`~pyro_ibvi.mup.roles.find_roles`.
+        example_input: A batch of inputs, a tensor, a tuple of arguments or a mapping, for networks
+            whose code cannot be traced: which layers are inputs and outputs is found by running a
+            copy once. It also gives parameters their shapes that have none yet.
         name: Prefix of the names where no other ``PyroModule`` holds this one.
 
     By default biases are point-estimated: in muP a bias starts with standard deviation 1, and a
@@ -84,15 +87,16 @@ class RandomModule(PyroModule):
         stochastic: Stochastic = "input+output weights",
         prior: Prior | Mapping[str, Prior] | None = None,
         roles: RoleOverrides | None = None,
+        example_input: Any = None,
         name: str = "",
     ) -> None:
         super().__init__(name)
-        net = admit_network(net)
+        net = admit_network(net, example_input)
         # Into the dictionary of modules, past PyroModule's own bookkeeping, which would announce
         # every parameter of the network at every access.
         self._modules["net"] = net
         self.parametrization = admit_parametrization(parametrization)
-        flow = find_flow(net)
+        flow = find_flow(net, example_input)
         self.roles = find_roles(net, base=self.parametrization.base, overrides=roles, flow=flow)
         self.runner = Runner(net, find_query_scales(net, self.parametrization))
         self._weights: dict[str, NetworkWeight] = {}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from pyro_ibvi._util.network_copies import copy_network, unwrap
+from pyro_ibvi.mup.forward_pass import LOOKUPS, Step, record_steps, trace_steps
 from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, is_known
-
-#: Functions that take rows from a table.
-_LOOKUPS = (nn.functional.embedding, nn.functional.embedding_bag)
 
 
 @dataclass
@@ -23,10 +22,11 @@ class Flow:
         layers: Known layers with parameters, by name.
         inputs: Names of weight layers that no other weight layer feeds.
         outputs: Names of weight layers that feed no other.
-        calls_attention: Whether the network's own code, as far as it can be traced, calls
+        calls_attention: Whether the network's own code, as far as it was seen, calls
             ``scaled_dot_product_attention`` without a scale.
         tied: By parameter name, the table whose rows an index picks and whose weight is a
             read-out matrix too.
+        assumption: A sentence where the order of registration stands for that of the data.
     """
 
     layers: dict[str, nn.Module]
@@ -34,27 +34,28 @@ class Flow:
     outputs: set[str] = field(default_factory=set)
     calls_attention: bool = False
     tied: dict[str, str] = field(default_factory=dict)
+    assumption: str | None = None
 
 
-def find_flow(net: nn.Module) -> Flow:
+def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
     """Finds the layers that data reach first and leave last.
 
-    The network is traced symbolically. Where its control flow cannot be traced, the first and
-    the last registered layer stand for them.
+    One forward pass of a copy is recorded, if there is an input for it, or else traced
+    symbolically. Where the network's code cannot be traced, the first and the last registered
+    layer stand for them, and :attr:`Flow.assumption` says so.
 
     Args:
-        net: The network.
+        net: The network, which is left as it is.
+        example_input: A batch of inputs: a tensor, a tuple of arguments or a mapping.
 
     Returns:
         The layers.
 
     Raises:
-        ValueError: If a parameter has no shape yet.
+        ValueError: If a parameter has no shape yet, or the network fails on the input.
     """
     _check_not_lazy(net)
-    prefix = ""
-    while hasattr(net, "_orig_mod"):  # torch.compile wraps the network
-        net, prefix = net._orig_mod, f"{prefix}_orig_mod."  # type: ignore[assignment]
+    net, prefix = unwrap(net)
     layers = {
         name: module
         for name, module in net.named_modules()
@@ -65,95 +66,125 @@ def find_flow(net: nn.Module) -> Flow:
     for module in layers.values():
         if not isinstance(module, TABLES):
             _note_tied(flow, net, module.parameters(recurse=False))
-    _trace_flow(net, flow, weights)
+    steps = _find_steps(net, example_input, flow, weights)
+    if steps:
+        _Walk(net, flow, weights).follow(steps)
     return Flow(
         {prefix + name: module for name, module in flow.layers.items()},
         {prefix + name for name in flow.inputs},
         {prefix + name for name in flow.outputs},
         flow.calls_attention,
         {prefix + name: prefix + table for name, table in flow.tied.items()},
+        flow.assumption,
     )
+
+
+def _find_steps(net: nn.Module, example_input: Any, flow: Flow, weights: list[str]) -> list[Step]:
+    """The steps of the forward pass, or a note of why they are not to be had."""
+    if is_known(net):  # a layer that is all of the network
+        return []
+    if example_input is not None:
+        try:
+            return record_steps(_plain_copy(net), example_input)
+        except Exception as error:  # whatever the network's own code raises
+            raise ValueError(
+                f"The {type(net).__name__} fails on example_input: {type(error).__name__}: {error}"
+            ) from error
+    try:
+        return list(trace_steps(_plain_copy(net)))
+    except Exception as error:  # of a proxy in the place of data, anything
+        if len(weights) > 1:
+            flow.assumption = _assumption(net, weights, error)
+        return []
+
+
+def _assumption(net: nn.Module, weights: list[str], error: Exception) -> str:
+    why = next(iter(str(error).splitlines()), "").strip(" .") or type(error).__name__
+    return (
+        f"The forward pass of {type(net).__name__} cannot be traced ({why}), so the order in "
+        f"which its layers were registered stands for that of the data: {weights[0]!r} is taken "
+        f"for the input layer and {weights[-1]!r} for the output layer. Pass example_input=x, a "
+        f"batch of inputs, and one pass is recorded instead, or say what they are: "
+        f'roles={{"{weights[0]}": "input", "{weights[-1]}": "output"}}.'
+    )
+
+
+def _plain_copy(net: nn.Module) -> nn.Module:
+    """A copy to work on, that the compiler leaves alone."""
+    net = copy_network(net)
+    for module in net.modules():
+        module._compiled_call_impl = None
+    return net
 
 
 def _note_tied(flow: Flow, net: nn.Module, matrices: Iterable[nn.Parameter]) -> None:
     """Notes the tables' weights among parameters that something multiplies by."""
-    tables = {m.weight: name for name, m in flow.layers.items() if isinstance(m, TABLES)}
+    tables = {
+        module.weight: name for name, module in flow.layers.items() if isinstance(module, TABLES)
+    }
     if tables:
         names = {parameter: name for name, parameter in net.named_parameters()}
         flow.tied.update({names[p]: tables[p] for p in matrices if p in tables})
 
 
-class _LayerTracer(torch.fx.Tracer):
-    """Traces calls of modules without looking inside the known ones."""
+class _Walk:
+    """Follows data from layer to layer."""
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_known(m) or super().is_leaf_module(m, module_qualified_name)
+    def __init__(self, net: nn.Module, flow: Flow, weights: list[str]) -> None:
+        self._net, self._flow, self._weights = net, flow, weights
+        self._parameters = dict(net.named_parameters(remove_duplicate=False))
+        self._made_of: dict[Any, tuple[str, ...]] = {}  # values that are made of parameters alone
+        self._reached: dict[Any, frozenset[str]] = {}  # layers that lie before a value
+        self._called: set[str] = set()
+        self._fed: set[str] = set()
+        self._feeding: set[str] = set()
 
+    def follow(self, steps: Iterable[Step]) -> None:
+        """Replaces what the flow says by what the steps tell."""
+        for step in steps:
+            self._take(step, self._reads(step))
+        if self._called:
+            self._flow.inputs = self._called - self._fed
+            self._flow.outputs = self._called - self._feeding
 
-def _trace_flow(net: nn.Module, flow: Flow, weights: list[str]) -> None:
-    """Replaces what a flow says by what a symbolic trace tells, if there is one."""
-    try:
-        graph = _LayerTracer().trace(net)
-    except Exception:  # whatever the network's own code raises when it is given a proxy
-        return
-    parameters = dict(net.named_parameters(remove_duplicate=False))
-    before: dict[Any, frozenset[str]] = {}
-    called: set[str] = set()
-    fed: set[str] = set()
-    feeding: set[str] = set()
-    for node, reads in _reads(graph):
-        flow.calls_attention |= _is_unscaled_attention(node)
-        if node.target not in _LOOKUPS:
-            _note_tied(flow, net, [parameters[name] for name in reads if name in parameters])
-        reached = frozenset().union(*(before[n] for n in node.all_input_nodes))
-        for layer in _layers_of(node, reads, weights):
-            fed |= {layer} if reached - {layer} else set()
-            feeding |= reached - {layer}
-            called.add(layer)
+    def _reads(self, step: Step) -> tuple[str, ...]:
+        """The parameters that a step applies to data, transposed ones included."""
+        if step.parameter is not None:
+            self._made_of.update(dict.fromkeys(step.outputs, (step.parameter,)))
+            return ()
+        read = tuple(dict.fromkeys(n for i in step.inputs for n in self._made_of.get(i, ())))
+        if step.is_computed and step.inputs and all(i in self._made_of for i in step.inputs):
+            self._made_of.update(dict.fromkeys(step.outputs, read))
+            return ()
+        return read
+
+    def _take(self, step: Step, reads: tuple[str, ...]) -> None:
+        is_attention = step.target is nn.functional.scaled_dot_product_attention
+        self._flow.calls_attention |= is_attention and step.kwargs.get("scale") is None
+        if step.target not in LOOKUPS:
+            parameters = [self._parameters[name] for name in reads if name in self._parameters]
+            _note_tied(self._flow, self._net, parameters)
+        nothing: frozenset[str] = frozenset()
+        reached = nothing.union(*(self._reached.get(key, nothing) for key in step.inputs))
+        for layer in _layers_of(step, reads, self._weights):
+            self._fed |= {layer} if reached - {layer} else set()
+            self._feeding |= reached - {layer}
+            self._called.add(layer)
             reached |= {layer}
-        before[node] = reached
-    if called == set(weights):
-        flow.inputs, flow.outputs = called - fed, called - feeding
+        for key in step.outputs:
+            self._reached[key] = reached
 
 
-def _reads(graph: torch.fx.Graph) -> Iterator[tuple[torch.fx.Node, tuple[str, ...]]]:
-    """Each node with the parameters that it applies to data, transposed ones included."""
-    made_of: dict[Any, tuple[str, ...]] = {}  # values that are made of parameters alone
-    for node in graph.nodes:
-        inputs = node.all_input_nodes
-        read = tuple(dict.fromkeys(name for n in inputs for name in made_of.get(n, ())))
-        if node.op == "get_attr":
-            made_of[node] = (str(node.target),)
-        # A row of a table is data, even one at a fixed place.
-        elif _is_computed(node) and inputs and all(n in made_of for n in inputs):
-            made_of[node], read = read, ()
-        yield node, read
-
-
-def _is_computed(node: torch.fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and node.target not in _LOOKUPS
-
-
-def _is_unscaled_attention(node: torch.fx.Node) -> bool:
-    is_attention = node.target is nn.functional.scaled_dot_product_attention
-    return is_attention and node.kwargs.get("scale") is None
-
-
-def _layers_of(
-    node: torch.fx.Node, reads: Iterable[str], weights: Collection[str]
-) -> Iterable[str]:
-    """Weight layers that a node runs: itself, those inside it, or those whose weights it reads."""
-    if node.op == "call_module":
-        target = str(node.target)
-        return [w for w in weights if w == target or w.startswith(f"{target}.")]
+def _layers_of(step: Step, reads: Iterable[str], weights: Collection[str]) -> Iterable[str]:
+    """Weight layers that a step runs: itself, those inside it, or those whose weights it reads."""
+    if step.is_module:
+        return [w for w in weights if w == step.target or w.startswith(f"{step.target}.")]
     read = (name.rpartition(".")[0] for name in reads)
     return [name for name in dict.fromkeys(read) if name in weights]
 
 
 def _check_not_lazy(net: nn.Module) -> None:
-    lazy = [
-        name for name, parameter in net.named_parameters() if torch.nn.parameter.is_lazy(parameter)
-    ]
+    lazy = [name for name, parameter in net.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ValueError(
             f"The parameters {lazy} have no shape yet: run the network once, net(x), before it "

@@ -9,6 +9,7 @@ it. An unknown kind of layer is an error that shows what to write.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
@@ -133,6 +134,7 @@ def find_roles(
     *,
     base: BaseShapes = None,
     overrides: RoleOverrides | None = None,
+    example_input: Any = None,
     flow: Flow | None = None,
 ) -> dict[str, WeightRole]:
     """Finds the role of every parameter of a network.
@@ -145,10 +147,13 @@ def find_roles(
     :class:`~pyro_ibvi.MaximalUpdate` unless the parameter is among the overrides.
 
     Args:
-        net: The network; it is not run.
+        net: The network, which is left as it is.
         base: Base width, module or shapes, see :class:`~pyro_ibvi.MaximalUpdate`.
         overrides: Roles by parameter or layer name, or by patterns, of which the first that fits
             counts where no name does; for what the network's modules do not tell.
+        example_input: A batch of inputs, a tensor, a tuple of arguments or a mapping: one pass of
+            a copy of the network is recorded with it. Without one the network's code is traced,
+            and where that fails a warning says what is assumed.
         flow: The network's layers and the flow of data through them, if they are known already.
 
     Returns:
@@ -164,7 +169,8 @@ def find_roles(
         {'0.weight': 'input', '0.bias': 'bias', '2.weight': 'output', '2.bias': 'bias'}
     """
     overrides = _checked_overrides(overrides)
-    flow = find_flow(net) if flow is None else flow
+    flow = find_flow(net, example_input) if flow is None else flow
+    flow = _without_guesses(flow, overrides)
     unused = set(overrides)
     keys = assigned(overrides, [name for name, _ in net.named_parameters()], layer_of)
     roles: dict[str, WeightRole] = {}
@@ -194,6 +200,20 @@ def find_roles(
             f"{list(roles)}."
         )
     return _with_base(roles, net, base)
+
+
+def _without_guesses(flow: Flow, overrides: Mapping[str, Role | WeightRole]) -> Flow:
+    """A flow in which a user's word for one end replaces what is assumed of that end."""
+    if flow.assumption is None:
+        return flow
+    given = {g.layer_role if isinstance(g, WeightRole) else g for g in overrides.values()}
+    if not {"input", "output"} <= given:
+        warnings.warn(flow.assumption, UserWarning, stacklevel=4)
+    return replace(
+        flow,
+        inputs=set() if "input" in given else flow.inputs,
+        outputs=set() if "output" in given else flow.outputs,
+    )
 
 
 def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> WeightRole:

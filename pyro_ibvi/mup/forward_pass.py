@@ -1,0 +1,190 @@
+"""The steps of a network's forward pass: traced from its code, or recorded while it runs.
+
+Both run the user's code, with what is no data in the first case, so a copy of the network is for
+them to work on. A call of a known layer is one step, whatever the layer does inside.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyro_ibvi._util.inputs import as_call, tensors_of
+from pyro_ibvi.mup.layers import is_known
+
+#: Functions that take rows from a table.
+LOOKUPS = (nn.functional.embedding, nn.functional.embedding_bag)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call in a forward pass.
+
+    Attributes:
+        target: What was called: a function, the name of a method, or the name of a module.
+        inputs: Keys of the values that went in.
+        outputs: Keys of those that came out, or were written to.
+        is_module: Whether a module was called.
+        parameter: Name of the parameter that was read, where that is all there is to the step.
+        kwargs: Keyword arguments.
+    """
+
+    target: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    is_module: bool = False
+    parameter: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the step computes something of all of its inputs; a row of a table is data."""
+        return not self.is_module and self.parameter is None and self.target not in LOOKUPS
+
+
+def trace_steps(net: nn.Module) -> Iterator[Step]:
+    """The steps of a symbolic trace.
+
+    Args:
+        net: A network to work on.
+
+    Yields:
+        The steps, in their order.
+    """
+    for node in _LayerTracer().trace(net).nodes:
+        is_read = node.op == "get_attr"
+        yield Step(
+            node.target,
+            tuple(node.all_input_nodes),
+            (node,),
+            is_module=node.op == "call_module",
+            parameter=str(node.target) if is_read else None,
+            kwargs=node.kwargs,
+        )
+
+
+class _LayerTracer(torch.fx.Tracer):
+    """Traces calls of modules without looking inside the known ones.
+
+    A trace replaces ``nn.Module.__call__`` for all threads; those that run networks meanwhile go
+    past it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_known(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def record_steps(net: nn.Module, example_input: Any) -> list[Step]:
+    """The steps of one pass on real data, in evaluation mode.
+
+    Args:
+        net: A network to work on.
+        example_input: A batch of inputs: a tensor, a tuple of arguments or a mapping.
+
+    Returns:
+        The steps, in their order.
+    """
+    args, kwargs = as_call(example_input)
+    recorder = _Recorder(net)
+    net.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
+        net(*args, **kwargs)
+    return recorder.steps
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes calls of torch's functions and of modules, outside of known layers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._alive: list[Tensor] = []  # an id names one tensor only as long as that lives
+        self._layer: nn.Module | None = None
+        for name, parameter in net.named_parameters():
+            self.steps.append(Step(name, (), (id(parameter),), parameter=name))
+        self._seen = {id(parameter) for parameter in net.parameters()}
+        for name, module in net.named_modules():
+            self._watch(module, name)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._layer is None:
+            changed: list[Any] = [result, kwargs.get("out")]
+            if _writes(func):
+                written = args[0]
+                changed += [written, written._base] if isinstance(written, Tensor) else []
+            self._note(func, (args, dict(kwargs)), changed, kwargs=kwargs)
+        return result
+
+    def _watch(self, module: nn.Module, name: str) -> None:
+        known = is_known(module)
+        starts: list[int] = []
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            starts.append(len(self.steps))
+            if known and self._layer is None:
+                self._layer = module
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            start = starts.pop()
+            if known and self._layer is module:
+                self._layer = None
+                self._note(name, (args, kwargs), output, is_module=True)
+            elif self._layer is None and any(id(t) not in self._seen for t in tensors_of(output)):
+                # Made where no function of torch was seen, by NumPy say, of whatever went before.
+                inside = [key for step in self.steps[start:] for key in step.outputs]
+                self._note(None, (args, kwargs), output, is_module=True, more=inside)
+
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after, with_kwargs=True)
+
+    def _note(
+        self,
+        target: Any,
+        inputs: Any,
+        outputs: Any,
+        *,
+        is_module: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+        more: Iterable[int] = (),
+    ) -> None:
+        read, made = self._keys(tensors_of(inputs)), self._keys(tensors_of(outputs))
+        read = (*read, *more)
+        if made:
+            self._seen.update(made)
+            self.steps.append(Step(target, read, made, is_module, kwargs=kwargs or {}))
+
+    def _keys(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        tensors = list(tensors)
+        self._alive += tensors
+        return tuple(dict.fromkeys(map(id, tensors)))
+
+
+def _writes(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
