@@ -18,7 +18,7 @@ from pyro_ibvi.diagnostics import (
     roles,
 )
 from pyro_ibvi.front import VariationalNetwork, load
-from pyro_ibvi.guides import AutoMuPNormal, Diagonal, Kronecker, LowRank
+from pyro_ibvi.guides import AutoMuPNormal, Diagonal, Kronecker, LowRank, Multiplicative
 from pyro_ibvi.models import (
     Bernoulli,
     Categorical,
@@ -66,6 +66,7 @@ __all__ = [
     "AutoMuPNormal",
     "Diagonal",
     "LowRank",
+    "Multiplicative",
     "Kronecker",
     "init_to_network",
     # parametrizations and roles

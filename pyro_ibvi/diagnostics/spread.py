@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi.guides.covariance import Covariance
+from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.guides.sites import Layer, Site
 from pyro_ibvi.theory.divergences import wasserstein2_squared
@@ -54,7 +55,11 @@ def _joint(group: Layer, state: State) -> tuple[Tensor, Tensor]:
     if group.covariance is None:
         return loc, torch.zeros_like(loc)
     return loc, torch.cat(
-        [group.covariance.rows(f, layer_factor) for _, f, layer_factor in sites if f is not None]
+        [
+            group.covariance.rows(factor, layer_factor, mean)
+            for mean, factor, layer_factor in sites
+            if factor is not None
+        ]
     )
 
 
@@ -73,7 +78,20 @@ def squared_distance(group: Layer, now: State, start: State) -> Tensor:
     """Squared 2-Wasserstein distance of the joint law of sites that share noise."""
     if group.has_factor:
         return kronecker_wasserstein2_squared(*_matrix(group, now), *_matrix(group, start))
+    if isinstance(group.covariance, Multiplicative):
+        return _blockwise_distance(group.covariance, *(s[group.name] for s in (now, start)))
     return wasserstein2_squared(*_joint(group, now), *_joint(group, start))
+
+
+def _blockwise_distance(covariance: Multiplicative, now: SiteState, start: SiteState) -> Tensor:
+    """The distance of two laws of noise on inputs, each of which moves weights of its own."""
+    assert now[1] is not None
+    assert start[1] is not None
+    directions, index = covariance.blocks(now[1], now[0])
+    before, _ = covariance.blocks(start[1], start[0])
+    products = directions.new_zeros(now[1].numel()).index_add(0, index, directions * before)
+    spread = (directions.square() + before.square()).sum() - 2 * products.abs().sum()
+    return (now[0] - start[0]).square().sum() + spread.clamp(min=0)
 
 
 def total_variance(groups: list[Layer], state: State) -> Tensor:
@@ -91,7 +109,7 @@ def marginal_scale(covariance: Covariance | None, site: SiteState) -> Tensor:
     loc, factor, layer_factor = site
     if covariance is None or factor is None:
         return torch.zeros_like(loc)
-    return covariance.scale(factor, layer_factor)
+    return covariance.scale(factor, layer_factor, loc)
 
 
 def span_variance(groups: list[Layer], state: State, basis: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from pyro_ibvi.guides.covariance import (
     Covariance,
     Diagonal,
-    Kronecker,
     LowRank,
 )
 from pyro_ibvi.guides.distributions import FactorNormal
+from pyro_ibvi.guides.kronecker import Kronecker
+from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.normal import AutoMuPNormal
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "FactorNormal",
     "Kronecker",
     "LowRank",
+    "Multiplicative",
 ]

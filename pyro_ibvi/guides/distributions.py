@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -29,6 +29,8 @@ _ONE = Size(())
 class SharedNoise:
     """Standard normal noise of a layer for one call of the guide, made at the first draw.
 
+    The sites of the layer share it. A site that draws once more begins a new round of noise.
+
     Args:
         layer_factor: Factor ``(..., R)`` that the layer's sites have in common, if there is one;
             it is applied to the noise once for all of them.
@@ -39,6 +41,7 @@ class SharedNoise:
         self.layer_factor = layer_factor
         self.pool = pool
         self._noise: dict[Size, Tensor] = {}
+        self._served: list[Tensor] = []
 
     def draw(
         self, loc: Tensor, factor: Tensor, covariance: Covariance, draws: Size = _ONE
@@ -55,7 +58,14 @@ class SharedNoise:
             The weights, the draws' dimensions in front.
         """
         shape = draws + covariance.noise_shape(factor)
-        noise = self.get(shape, loc) if covariance.shares_noise else self._new(shape, loc)
+        if covariance.shares_noise:
+            if any(factor is served for served in self._served):
+                self._noise.clear()
+                self._served.clear()
+            self._served.append(factor)
+            noise = self.get(shape, loc)
+        else:
+            noise = self._new(shape, loc)
         return covariance.draw(loc, factor, noise, self.pool)
 
     def get(self, shape: Size, like: Tensor) -> Tensor:
@@ -144,7 +154,7 @@ class FactorNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The marginal variance of each entry."""
-        scale = self.covariance.scale(self.factor, self.layer_factor)
+        scale = self.covariance.scale(self.factor, self.layer_factor, self.loc)
         return scale.square().expand(self.shape())
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FactorNormal:
@@ -199,9 +209,12 @@ class FactorNormal(TorchDistribution):
         Raises:
             RuntimeError: If the covariance is degenerate.
         """
-        if not self.covariance.shares_noise:
-            density = Normal(self.loc, self.factor.abs(), validate_args=False).log_prob(value)
+        scale = self.covariance.independent_scale(self.loc, self.factor)
+        if scale is not None:
+            density = Normal(self.loc, scale, validate_args=False).log_prob(value)
             return density.sum(dim=tuple(range(-self.event_dim, 0))) if self.event_dim else density
+        if not self.covariance.shares_noise:
+            _raise_degenerate(self.factor.numel(), self.loc.numel())
         sites = [*self.previous, (self.loc, self.factor, value)]
         density = _joint_log_prob(sites, self.layer_factor)
         if not self.previous:
@@ -239,9 +252,12 @@ def _joint_log_prob(
 def _check_not_degenerate(outputs: Tensor, rows: Tensor) -> None:
     if rows.shape[1] >= rows.shape[0] and outputs.shape[1] >= outputs.shape[0]:
         return
-    rank = min(rows.shape) * min(outputs.shape)
+    _raise_degenerate(min(rows.shape) * min(outputs.shape), len(outputs) * len(rows))
+
+
+def _raise_degenerate(rank: int, size: int) -> NoReturn:
     raise RuntimeError(
-        f"A covariance of rank {rank} over {len(outputs) * len(rows)} weights is degenerate and "
+        f"A covariance of rank {rank} over {size} weights is degenerate and "
         f"has no density, which this objective asks for. Use kl_weight=0 "
         f"(TraceExpectedLogLikelihood), the 2-Wasserstein penalty (TraceGeneralizedVI with "
         f'divergence="wasserstein2"), or a full factor: LowRank(None) or Kronecker(None, None).'
@@ -254,9 +270,10 @@ def _kl_factor_normal(p: FactorNormal, q: Distribution) -> Tensor:
     base = q
     while isinstance(base, Independent):
         base = base.base_dist
-    if p.covariance.shares_noise or not isinstance(base, Normal):
+    scale = p.covariance.independent_scale(p.loc, p.factor)
+    if scale is None or not isinstance(base, Normal):
         raise NotImplementedError
-    divergence = kl_divergence(Normal(p.loc, p.factor.abs(), validate_args=False), base)
+    divergence = kl_divergence(Normal(p.loc, scale, validate_args=False), base)
     if p.event_dim:
         divergence = divergence.sum(dim=tuple(range(-p.event_dim, 0)))
     # An expanded law is many independent ones, each with its divergence.

@@ -226,9 +226,11 @@ class AutoMuPNormal(AutoGuide):
     def scale(self, name: str) -> Tensor:
         """Marginal standard deviations of a site in unconstrained space, 0 for a point."""
         layer, _ = self._find(name)
+        loc = self.loc(name)
         if layer.covariance is None:
-            return torch.zeros_like(self.loc(name))
-        return layer.covariance.scale(self.factor(name), parameters.layer_factor(self, layer))
+            return torch.zeros_like(loc)
+        layer_factor = parameters.layer_factor(self, layer)
+        return layer.covariance.scale(self.factor(name), layer_factor, loc)
 
     def covariance(self, *names: str) -> Tensor:
         """Covariance matrix of sites of one layer in unconstrained space.
@@ -248,7 +250,8 @@ class AutoMuPNormal(AutoGuide):
             raise ValueError(f"The sites {list(names)} are independent: they share no layer.")
         covariance = layers[0].covariance
         assert covariance is not None
-        return covariance.dense(factors, parameters.layer_factor(self, layers[0]))
+        locs = [self.loc(name) for name in names]
+        return covariance.dense(factors, parameters.layer_factor(self, layers[0]), locs)
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -307,7 +310,8 @@ class AutoMuPNormal(AutoGuide):
             if layer.has_factor:
                 yield parameters.named(self, "layer_factors", layer.sites[0])
             for site in layer.sites:
-                for kind in ("locs",) if layer.covariance is None else ("locs", "factors"):
+                is_point = layer.covariance is None or layer.covariance.is_held
+                for kind in ("locs",) if is_point else ("locs", "factors"):
                     yield parameters.named(self, kind, site)
 
     def direct_route(self, model: Any) -> DirectRoute | None:

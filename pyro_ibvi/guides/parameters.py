@@ -17,7 +17,9 @@ from pyro_ibvi.models.parameters import full_name, read_parameter
 KINDS = ("locs", "factors", "layer_factors")
 
 
-def register(guide: nn.Module, kind: str, site: Site, value: Tensor, trained: bool = True) -> None:
+def register(
+    guide: nn.Module, kind: str, site: Site, value: Tensor, *, trained: bool = True
+) -> None:
     """Makes a parameter, past the checks that forbid dots in names.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.sites import Layer, Site
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.mup.roles import NetworkWeight
@@ -35,10 +36,9 @@ def guide_rates(
         for site in layer.sites:
             rate = 1.0 if site.weight is None else site.weight.rate(family)
             yield (*find("locs", site), rate)
-            if layer.covariance is not None:
+            if layer.covariance is not None and not layer.covariance.is_held:
                 name, factor = find("factors", site)
-                rank = layer.covariance.noise_rank(factor)
-                yield name, factor, _factor_rate(layer, site.weight, rank, family)
+                yield name, factor, _factor_rate(layer, site.weight, factor, family)
         if layer.has_factor:
             name, factor = find("layer_factors", layer.sites[0])
             yield name, factor, _layer_factor_rate(layer, factor.shape[-1], family)
@@ -72,11 +72,16 @@ def model_rates(
 
 
 def _factor_rate(
-    layer: Layer, weight: NetworkWeight | None, rank: int | None, family: Family
+    layer: Layer, weight: NetworkWeight | None, factor: nn.Parameter, family: Family
 ) -> float:
     """Factor on the global learning rate for a site's covariance factor."""
     if weight is None:
         return 1.0
+    covariance = layer.covariance
+    assert covariance is not None
+    if isinstance(covariance, Multiplicative):
+        return covariance.rate * weight.multiplicative_rate(family)
+    rank = covariance.noise_rank(factor)
     if rank is None or not layer.has_factor:
         return weight.factor_rate(family, rank=rank)
     return weight.kronecker_rate(family, rank=rank, first=False)

@@ -118,7 +118,8 @@ class Layer:
             layer_factor = self.covariance.init_layer_factor(scales)
             if layer_factor is not None:
                 self._check_same_first_dimension()
-            return self.covariance.init_factors(scales), layer_factor
+            roles = [None if site.weight is None else site.weight.weight for site in self.sites]
+            return self.covariance.init_factors(scales, roles), layer_factor
         except ValueError as error:
             names = [site.name for site in self.sites]
             raise ValueError(f"The sites {names} cannot have {self.covariance}. {error}") from None

@@ -47,7 +47,8 @@ def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: floa
         return
     factors, layer_factor = layer.init_factors([scale * init_scale for _, scale in moments])
     for site, factor in zip(layer.sites, factors, strict=True):
-        parameters.register(guide, "factors", site, factor)
+        trained = not layer.covariance.is_held
+        parameters.register(guide, "factors", site, factor, trained=trained)
     layer.has_factor = layer_factor is not None
     if layer_factor is not None:
         parameters.register(guide, "layer_factors", layer.sites[0], layer_factor)

@@ -47,12 +47,14 @@ class Part:
         fans: The sizes that a parametrization looks at.
         widths: Sizes of the tensor that ``fans.width_in`` and ``fans.width_out`` grow with.
         inputs_first: Whether the tensor's first dimension is that of the inputs.
+        groups: Number of groups of outputs, each of which has inputs of its own.
     """
 
     kind: Kind
     fans: Fans
     widths: tuple[int, int]
     inputs_first: bool = False
+    groups: int = 1
 
 
 def is_known(module: nn.Module) -> bool:
@@ -94,7 +96,7 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
     if isinstance(module, _TRANSPOSED):
         return Part("matrix", fans, (shape[0], shape[1]), inputs_first=True)
     inputs = math.prod(shape[1:]) if isinstance(module, nn.Bilinear) else shape[1]
-    return Part("matrix", fans, (inputs, shape[0]))
+    return Part("matrix", fans, (inputs, shape[0]), groups=getattr(module, "groups", 1))
 
 
 def _layer_sizes(module: Any) -> tuple[int, int, int]:

@@ -111,6 +111,16 @@ class Parametrization(Protocol):
         """
         ...
 
+    def multiplicative_rate(self, role: Role, fans: Fans, family: Family) -> float:
+        """Factor on the global learning rate for noise relative to a weight's mean.
+
+        Args:
+            role: The role of the weight.
+            fans: The sizes of the weight.
+            family: How the optimizer scales its updates.
+        """
+        ...
+
 
 def _fan_in_std(role: Role, fans: Fans) -> float:
     return 1.0 if role in ("bias", "gain") else fans.fan_in**-0.5
@@ -149,6 +159,10 @@ class Standard:
     ) -> float:
         """Factor for one of two Kronecker factors: ``1/R`` too."""
         return 1.0 / rank
+
+    def multiplicative_rate(self, role: Role, fans: Fans, family: Family) -> float:
+        """Factor for noise relative to the mean: 1."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +203,10 @@ class NeuralTangent:
         """Factor for one of two Kronecker factors: the mean's, divided by its ``R``."""
         return self.rate(role, fans, family) / rank
 
+    def multiplicative_rate(self, role: Role, fans: Fans, family: Family) -> float:
+        """Factor for noise relative to the mean: the mean's."""
+        return self.rate(role, fans, family)
+
 
 @dataclass(frozen=True)
 class MaximalUpdate:
@@ -206,6 +224,10 @@ class MaximalUpdate:
             factor. ``"reference"`` is the mean's rate for both; ``"maximal"`` is that of weights
             from the layer's inputs to a fixed number of units and from these to its outputs. See
             below.
+        multiplicative: What the scale of noise relative to the mean learns at, before the
+            covariance's own ``rate``. ``"reference"`` is the rate of a hidden layer's weights;
+            ``"maximal"`` is that of a gain of the layer's inputs, at which its change is flat in
+            the width. See below.
         rank_exponent: The rate of a factor that shares ``R`` noise variables is the mean's times
             ``R^-rank_exponent``; 1 is the limit of stability for single-draw training.
         num_particles: Number ``M`` of weight draws in a step, the objective's ``num_particles``:
@@ -291,6 +313,19 @@ class MaximalUpdate:
     0.100, 0.032, 0.018 (``"reference"``: 0.018, 0.010, 0.003; ``LowRank(10)``: 0.100, 0.056,
     0.056). With Adam it was the largest tried, 0.32, at every width.
 
+    Noise relative to the mean, :math:`w_{ij} = loc_{ij} (1 + s_j z_j)`, adds
+    :math:`\sum_j loc_{ij} x_j s_j z_j` to a unit of the next layer: in a hidden layer of width
+    ``n`` that is a sum of ``n`` independent terms of size ``n^-1/2``, flat in the width, and for
+    an output it falls as ``n^-1/2`` beside a signal that does not, as that of dropout does. The
+    gradient of :math:`s_j` is :math:`\delta_j x_j z_j`, of size ``1/n`` with :math:`\delta_j`, the
+    gradient of the layer's input, as a gain's is. So a gain's rates, ``n`` by SGD and 1 by Adam,
+    and 1 where the inputs are the network's own, change the noise by as much at every width, and
+    stay within the limit of stability. But the part of that change that does not average out over
+    draws is :math:`-\eta_s s_j (\partial f / \partial x_j)^2 x_j^2`, a fraction of ``1/n``: the
+    rest is a random walk, and with these rates a scale of 0.4 is gone before the means are
+    trained. ``"reference"`` divides both by ``n``, which leaves ``s`` near its start in wide
+    networks.
+
     Example:
         >>> mup = MaximalUpdate()
         >>> hidden = Fans(fan_in=256, width_in=256, width_out=256)
@@ -305,6 +340,7 @@ class MaximalUpdate:
     base: BaseShapes = None
     diagonal: Literal["reference", "maximal"] = "reference"
     kronecker: Literal["reference", "maximal"] = "maximal"
+    multiplicative: Literal["reference", "maximal"] = "reference"
     rank_exponent: float = 1.0
     attention: Literal["1/d", "1/sqrt(d)"] | None = None
     num_particles: int | None = None
@@ -312,7 +348,8 @@ class MaximalUpdate:
     def __post_init__(self) -> None:
         if isinstance(self.base, bool) or (isinstance(self.base, int) and self.base < 1):
             raise ValueError(f"base must be a positive width, got {self.base!r}.")
-        for name, rule in (("diagonal", self.diagonal), ("kronecker", self.kronecker)):
+        for name in ("diagonal", "kronecker", "multiplicative"):
+            rule = getattr(self, name)
             if rule not in ("maximal", "reference"):
                 raise ValueError(f"{name} must be 'reference' or 'maximal', got {rule!r}.")
         if not math.isfinite(self.rank_exponent) or self.rank_exponent < 0:
@@ -379,6 +416,15 @@ class MaximalUpdate:
             vector_like: Role = "input" if role == "hidden" else role
             rate = self._growth_out(vector_like, fans) if family == "sgd" else 1.0
         return rate * self._rank_factor(rank)
+
+    def multiplicative_rate(self, role: Role, fans: Fans, family: Family) -> float:
+        """Factor on the global learning rate for noise relative to a weight's mean."""
+        if self.multiplicative == "maximal":
+            return self._growth_in(role, fans) if family == "sgd" else 1.0
+        if family == "sgd":
+            return 1.0
+        is_first = role in ("input", "bias", "gain")
+        return 1.0 / (self._growth_out if is_first else self._growth_in)(role, fans)
 
     def _growth_in(self, role: Role, fans: Fans) -> float:
         """How far the input side has grown since the base network."""

@@ -37,6 +37,7 @@ class WeightRole:
         tied: Whether this is a table that is the read-out matrix too, see :func:`find_roles`.
         inputs_first: Whether the tensor's first dimension is that of the layer's inputs, as in
             transposed convolutions and tables, and not that of its outputs.
+        groups: Number of groups of outputs, each of which has inputs of its own.
     """
 
     role: Role
@@ -45,6 +46,7 @@ class WeightRole:
     layer_role: Role
     tied: bool = False
     inputs_first: bool = False
+    groups: int = 1
 
     @classmethod
     def of(
@@ -112,6 +114,10 @@ class NetworkWeight:
         """Factor on the global learning rate for the covariance factor."""
         rule = self.parametrization.factor_rate
         return rule(self.weight.role, self.weight.fans, family, rank=rank)
+
+    def multiplicative_rate(self, family: Family) -> float:
+        """Factor on the global learning rate for noise relative to the mean."""
+        return self.parametrization.multiplicative_rate(self.weight.role, self.weight.fans, family)
 
     def kronecker_rate(self, family: Family, *, rank: int, first: bool) -> float:
         """Factor on the global learning rate for one of two Kronecker factors.
@@ -233,7 +239,8 @@ def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> We
     # recurrent matrix are hidden units.
     inside: Role = {"table": "input", "recurrent": "hidden"}.get(part.kind, layer_role)  # type: ignore[assignment]
     role = inside if given is None else layer_role
-    return WeightRole(role, part.fans, layer, layer_role, inputs_first=part.inputs_first)
+    first, groups = part.inputs_first, part.groups
+    return WeightRole(role, part.fans, layer, layer_role, inputs_first=first, groups=groups)
 
 
 def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | WeightRole]:

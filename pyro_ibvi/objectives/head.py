@@ -285,7 +285,7 @@ def _factor(law: Any) -> Tensor:
     if not isinstance(law, FactoredGaussian):
         scale: Tensor = law.scale
         return scale.expand(law.loc.shape)
-    rows = law.covariance.rows(law.factor, law.layer_factor)
+    rows = law.covariance.rows(law.factor, law.layer_factor, law.loc)
     return rows.reshape(*law.loc.shape, *rows.shape[1:])
 
 

@@ -19,6 +19,7 @@ from pyro_ibvi.theory.kronecker_divergences import (
     kronecker_wasserstein2_squared,
     separate_scales,
 )
+from pyro_ibvi.theory.multiplicative import multiplicative_wasserstein2_squared
 
 Divergence = Literal["wasserstein2", "kl"]
 _DIVERGENCES = {"wasserstein2": wasserstein2_squared, "kl": gaussian_kl}
@@ -31,8 +32,19 @@ _KRONECKER_DIVERGENCES = {
 class CovarianceStructure(Protocol):
     """What is asked of the covariance structure of a factored Gaussian."""
 
-    def rows(self, factor: Tensor, layer_factor: Tensor | None = None) -> Tensor:
+    def rows(
+        self, factor: Tensor, layer_factor: Tensor | None = None, loc: Tensor | None = None
+    ) -> Tensor:
         """Rows ``(P, R)`` of the factor of all sites that share noise, or a diagonal ``(P,)``."""
+        ...
+
+
+@runtime_checkable
+class RankOneBlocks(Protocol):
+    """A covariance structure in which each weight is moved by one noise variable."""
+
+    def blocks(self, factor: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
+        """What a standard deviation of its noise adds to each weight, and which noise it is."""
         ...
 
 
@@ -139,6 +151,8 @@ def gaussian_divergence(traces: Traces, divergence: Divergence) -> Tensor:
         fns = [_unwrapped(traces.guide_sites[name]["fn"]) for name in names]
         value = _kronecker_divergence(fns, sites, divergence)
         if value is None:
+            value = _blockwise_distance(fns, sites, divergence)
+        if value is None:
             posterior = _posterior(names, traces, divergence)
             value = _divergence(posterior, [_prior(site) for site in sites], divergence)
         total = total + sites[0]["scale"] * value
@@ -197,7 +211,7 @@ def _is_identity(transform: Any) -> bool:
 def _joint(fns: Sequence[FactoredGaussian]) -> Gaussian:
     """Returns the joint Gaussian of sites that share noise."""
     loc = torch.cat([fn.loc.reshape(-1) for fn in fns])
-    factor = torch.cat([fn.covariance.rows(fn.factor, fn.layer_factor) for fn in fns])
+    factor = torch.cat([fn.covariance.rows(fn.factor, fn.layer_factor, fn.loc) for fn in fns])
     return Gaussian(loc.unsqueeze(0), factor.unsqueeze(0))
 
 
@@ -224,6 +238,26 @@ def _gaussian(fn: Any) -> Gaussian | None:
         loc = base.loc.expand(shape).reshape(-1, size)
         return Gaussian(loc, base.scale_tril.expand((*shape, size)).reshape(-1, size, size))
     return None
+
+
+def _blockwise_distance(
+    fns: Sequence[Any], sites: Sequence[Site], divergence: Divergence
+) -> Tensor | None:
+    """Returns the 2-Wasserstein distance of rank-one blocks from independent priors, or None."""
+    fn = fns[0]
+    is_blockwise = isinstance(getattr(fn, "covariance", None), RankOneBlocks)
+    if not is_blockwise or divergence != "wasserstein2":
+        return None
+    prior = _prior(sites[0])
+    if len(fns) > 1 or prior.factor.dim() == 3:
+        return None
+    loc, (directions, index) = fn.loc.reshape(-1), fn.covariance.blocks(fn.factor, fn.loc)
+    means, scales = (part.reshape(-1, len(loc)) for part in prior)
+    distances = [
+        multiplicative_wasserstein2_squared(loc, directions, index, mean, scale)
+        for mean, scale in zip(means, scales, strict=True)  # vectorized particles
+    ]
+    return torch.stack(distances).sum()
 
 
 def _kronecker_divergence(

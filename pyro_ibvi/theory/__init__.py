@@ -1,6 +1,7 @@
 r"""Mathematics of linear models and Gaussians, without Pyro.
 
 - what training does to a Gaussian over a linear model's weights: :mod:`pyro_ibvi.theory.limits`;
+- the same for noise relative to the mean: :mod:`pyro_ibvi.theory.multiplicative`;
 - what is minimized: :mod:`pyro_ibvi.theory.linear_losses`, :mod:`pyro_ibvi.theory.expectations`;
 - how fast it may be: :mod:`pyro_ibvi.theory.stability`;
 - how near the limit is to the prior: :mod:`pyro_ibvi.theory.divergences` and, for Kronecker
@@ -44,6 +45,10 @@ from pyro_ibvi.theory.linear_losses import (
     expected_squared_loss,
     predictor_moments,
 )
+from pyro_ibvi.theory.multiplicative import (
+    multiplicative_limit,
+    multiplicative_wasserstein2_squared,
+)
 from pyro_ibvi.theory.stability import max_stable_rate, rank_rate_factor
 
 __all__ = [
@@ -69,6 +74,8 @@ __all__ = [
     "max_margin_direction",
     "max_stable_rate",
     "mean_field_limit",
+    "multiplicative_limit",
+    "multiplicative_wasserstein2_squared",
     "null_space_projection",
     "predictor_moments",
     "rank_rate_factor",

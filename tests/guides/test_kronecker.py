@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.guides.covariance import separate_scales
 from pyro_ibvi.guides.distributions import FactorNormal, SharedNoise
 from pyro_ibvi.theory.divergences import wasserstein2_squared
+from pyro_ibvi.theory.kronecker_divergences import separate_scales
 
 SHAPES = ((2, 3, 2), (2,))
 
