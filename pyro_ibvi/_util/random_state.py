@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,54 @@ def own_random_numbers(seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+class _Numbers:
+    """Generators of one seed, a device each."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def on(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+
+_numbers: ContextVar[_Numbers | None] = ContextVar("pyro_ibvi_numbers", default=None)
+
+
+@contextmanager
+def thread_random_numbers(seed: int) -> Iterator[None]:
+    """Lets this thread's noise come from a seed, and leaves the global generators alone.
+
+    Other threads neither see it nor change it. It serves what asks for :func:`thread_generator`.
+
+    Args:
+        seed: The seed.
+
+    Yields:
+        Nothing.
+    """
+    token = _numbers.set(_Numbers(seed))
+    try:
+        yield
+    finally:
+        _numbers.reset(token)
+
+
+def thread_generator(device: torch.device) -> torch.Generator | None:
+    """This thread's generator.
+
+    Args:
+        device: The device on which to draw.
+
+    Returns:
+        The generator, or None for torch's global one.
+    """
+    numbers = _numbers.get()
+    return None if numbers is None else numbers.on(device)
 
 
 def find_generators(loaders: Mapping[str, Any]) -> dict[str, torch.Generator]:

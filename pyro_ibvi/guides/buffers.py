@@ -7,6 +7,7 @@ itself.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._storages: dict[int, list[UntypedStorage]] = {}
+        self._lock = threading.Lock()  # between finding memory that is free and taking it
 
     def keeps(self, tensor: Tensor) -> bool:
         """Whether tensors of this size are kept.
@@ -62,14 +64,15 @@ class BufferPool:
         """
         if not self._is_worth(shape.numel(), like):
             return torch.empty(shape, dtype=like.dtype, device=like.device)
-        storages = self._storages.setdefault(shape.numel() * like.element_size(), [])
-        for storage in storages:
-            if _count_uses(storage._cdata) == 1:  # our own
-                empty = torch.empty((), dtype=like.dtype)
-                return empty.set_(storage, 0, shape)  # type: ignore[call-overload]
-        tensor = torch.empty(shape, dtype=like.dtype)
-        storages.append(tensor.untyped_storage())
-        return tensor
+        with self._lock:
+            storages = self._storages.setdefault(shape.numel() * like.element_size(), [])
+            for storage in storages:
+                if _count_uses(storage._cdata) == 1:  # our own
+                    empty = torch.empty((), dtype=like.dtype)
+                    return empty.set_(storage, 0, shape)  # type: ignore[call-overload]
+            tensor = torch.empty(shape, dtype=like.dtype)
+            storages.append(tensor.untyped_storage())
+            return tensor
 
     def clear(self) -> None:
         """Lets go of the memory; tensors on it keep theirs."""

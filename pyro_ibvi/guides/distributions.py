@@ -18,6 +18,7 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_ibvi._util.random_state import thread_generator
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.covariance import Covariance
 from pyro_ibvi.guides.noise import fill_normal
@@ -91,7 +92,8 @@ class SharedNoise:
 
     def _new(self, shape: Size, like: Tensor) -> Tensor:
         if torch._C._are_functorch_transforms_active():
-            return torch.randn(shape, dtype=like.dtype, device=like.device)
+            generator = thread_generator(like.device)
+            return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
         return fill_normal((self.pool or BufferPool()).empty(shape, like))
 
 

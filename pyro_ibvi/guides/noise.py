@@ -15,6 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.random_state import thread_generator
+
 #: Number of entries that one seed fills; a smaller tensor is left to torch.
 _PIECE = 2**18
 
@@ -35,10 +37,11 @@ def fill_normal(tensor: Tensor) -> Tensor:
         >>> abs(noise.mean().item()) < 0.005, abs(noise.std().item() - 1) < 0.005
         (True, True)
     """
+    generator = thread_generator(tensor.device)
     if tensor.device.type != "cpu" or tensor.numel() < 2 * _PIECE:
-        return tensor.normal_()
+        return tensor.normal_(generator=generator)
     pieces = tensor.view(-1).split(_PIECE)
-    seeds = torch.randint(2**63 - 1, (len(pieces),)).tolist()
+    seeds = torch.randint(2**63 - 1, (len(pieces),), generator=generator).tolist()
     num_threads = min(torch.get_num_threads(), len(pieces))
     jobs = [
         (pieces[first::num_threads], seeds[first::num_threads]) for first in range(num_threads)

@@ -156,6 +156,26 @@ class RandomModule(PyroModule):
             if name not in self._priors and parameter.requires_grad:
                 yield self.site_name(name), parameter
 
+    def with_draws(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters as :meth:`sample_parameters` gives them, from draws that are there already.
+
+        Nothing of Pyro's takes part, whose handlers are the same for all threads.
+
+        Args:
+            draws: The stochastic parameters by the names of their sites, with or without further
+                dimensions in front.
+
+        Returns:
+            A tensor for each parameter of the network that is random or trained.
+        """
+        values: dict[str, Tensor] = {}
+        for name, parameter in self.runner.named_parameters():
+            if name in self._priors:
+                values[name] = draws[self.site_name(name)]
+            elif parameter.requires_grad:
+                values[name] = parameter
+        return values
+
     def run(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Runs the network with the given parameters.
 

@@ -29,6 +29,9 @@ Place = tuple[tuple[str, ...], str]
 #: What a layer's input becomes.
 InputMap = Callable[[Tensor], Tensor]
 
+#: What sees a layer's name and output.
+Watch = Callable[[str, Any], None]
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 #: What torch's base class keeps on a module, and what recurrent layers derive from their weights.
@@ -119,6 +122,17 @@ class Replica:
         # The dictionary of hooks is the network's own.
         module.__dict__["_forward_pre_hooks"] = module._forward_pre_hooks.copy()
         module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+
+    def watch(self, layer: str, function: Watch) -> None:
+        """Shows a layer's output when it runs.
+
+        Args:
+            layer: Name of the layer.
+            function: Takes the name and the output.
+        """
+        module = self.network.get_submodule(layer)
+        module.__dict__["_forward_hooks"] = module._forward_hooks.copy()
+        module.register_forward_hook(lambda _, inputs, output: function(layer, output))
 
     def is_changed(self) -> bool:
         """Whether the run wrote on its modules or buffers, so that the next may differ."""

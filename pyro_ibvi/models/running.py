@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from pyro_ibvi._util.network_copies import is_compiled
-from pyro_ibvi.models.replicas import InputMap, Known, Replica, find_places
+from pyro_ibvi.models.replicas import InputMap, Known, Replica, Watch, find_places
 from pyro_ibvi.mup.multipliers import QueryScales, scale_queries
 
 #: Layers whose fused kernels vmap cannot run.
@@ -24,6 +26,26 @@ _UNBATCHED = (nn.modules.rnn.RNNBase, nn.modules.rnn.RNNCellBase, nn.MultiheadAt
 
 #: Seconds of draws one after the other from which it is worth a word that they are.
 _SLOW = 2.0
+
+
+_mode: ContextVar[bool | None] = ContextVar("pyro_ibvi_network_mode", default=None)
+
+
+@contextmanager
+def network_mode(*, training: bool) -> Iterator[None]:
+    """Lets networks run in a mode in this thread, and leaves their modules in theirs.
+
+    Args:
+        training: The mode.
+
+    Yields:
+        Nothing.
+    """
+    token = _mode.set(training)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
 
 
 class Runner:
@@ -56,7 +78,6 @@ class Runner:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         *,
-        training: bool | None = None,
         input_maps: Mapping[str, InputMap] | None = None,
         pick: Callable[[Any], Any] | None = None,
     ) -> Any:
@@ -68,7 +89,6 @@ class Runner:
                 is run.
             args: Positional arguments of the network.
             kwargs: Keyword arguments of the network.
-            training: The mode to run in; the network's own by default.
             input_maps: For layers by name, a function that their first input goes through, such
                 as a multiplication by noise of each datum.
             pick: What to make of the network's output, for each draw.
@@ -79,7 +99,7 @@ class Runner:
         """
 
         def run_one(draw: Mapping[str, Tensor], **options: Any) -> tuple[Any, Replica]:
-            replica = Replica(self.network, training=training, known=self._known, **options)
+            replica = Replica(self.network, training=mode, known=self._known, **options)
             replica.put(self.network_values(draw), self._places)
             for layer, function in (input_maps or {}).items():
                 replica.map_input(layer, function)
@@ -89,13 +109,14 @@ class Runner:
                 output = replica.network(*args, **kwargs)
             return output if pick is None else pick(output), replica
 
+        mode = _mode.get()
         num_extra = self.num_draw_dims(values)
         if num_extra == 0:
             output, replica = run_one(values)
             if not torch._C._are_functorch_transforms_active():
                 replica.keep()
             return output
-        output = self._run_draws(run_one, *self._split_draws(values), training)
+        output = self._run_draws(run_one, *self._split_draws(values))
         return tree_map(lambda leaf: _pad(leaf, num_extra - 2), output)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -111,6 +132,28 @@ class Runner:
             parameter = module._parameters[key]
             if parameter is not None:
                 yield name, parameter
+
+    @torch.no_grad()
+    def watch(
+        self,
+        layers: Iterable[str],
+        function: Watch,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Runs the network once with its own parameters, to look at its layers.
+
+        Args:
+            layers: Names of the layers.
+            function: Takes the name and the output of each, in the order in which they run; it
+                returns nothing.
+            args: Positional arguments of the network.
+            kwargs: Keyword arguments of the network.
+        """
+        replica = Replica(self.network, own_buffers=True, training=_mode.get(), known=self._known)
+        for layer in layers:
+            replica.watch(layer, function)
+        replica.network(*args, **kwargs)
 
     def network_values(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights as the network gets them, with the parametrization's multipliers.
@@ -140,17 +183,17 @@ class Runner:
         # What is known of this network's objects is not known of a copy's.
         return {**self.__dict__, "_known": {}, "_refused": {}}
 
-    def runs_batched(self, *, training: bool | None = None) -> bool:
-        """Whether many draws run at once, as far as is known.
-
-        Args:
-            training: The mode in which the network will run; its own by default.
+    def runs_batched(self) -> bool:
+        """Whether many draws run at once, in the present mode and as far as is known.
 
         Returns:
             Whether they do; otherwise the network runs draw by draw.
         """
-        mode = self.network.training if training is None else training
-        return mode not in self._refused and _may_run_batched(self.network, training)
+        return self._trains() not in self._refused and _may_run_batched(self.network, _mode.get())
+
+    def _trains(self) -> bool:
+        mode = _mode.get()
+        return self.network.training if mode is None else mode
 
     def _split_draws(
         self, values: Mapping[str, Tensor]
@@ -171,17 +214,9 @@ class Runner:
                 )
         return shared, drawn
 
-    def _run_draws(
-        self,
-        run_one: Any,
-        shared: dict[str, Tensor],
-        drawn: dict[str, Tensor],
-        training: bool | None,
-    ) -> Any:
-        num_draws = len(next(iter(drawn.values())))
-        is_batched = num_draws > 1 and self.runs_batched(training=training)
-        training = self.network.training if training is None else training
-        if not is_batched:
+    def _run_draws(self, run_one: Any, shared: dict[str, Tensor], drawn: dict[str, Tensor]) -> Any:
+        num_draws, training = len(next(iter(drawn.values()))), self._trains()
+        if num_draws == 1 or not self.runs_batched():
             return self._run_in_turn(run_one, shared, drawn, training)
         random_state = torch.get_rng_state()
         try:

@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ibvi.models.random_module import RandomModule
 
@@ -61,23 +61,23 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
 
 def _largest_output(net: RandomModule, one_row: Any) -> int:
     """Largest size of a layer's output from the first random layer on, for one datum."""
-    random_layers = {net.network.get_submodule(name.rpartition(".")[0]) for name in net.stochastic}
+    random_layers = {name.rpartition(".")[0] for name in net.stochastic}
     largest = 0
 
-    def compare(module: nn.Module, _: Any, output: Any) -> None:
+    def compare(layer: str, output: Any) -> None:
         nonlocal largest
-        if largest or module in random_layers:
+        if largest or layer in random_layers:
             leaves = torch.utils._pytree.tree_leaves(output)
             sizes = [leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)]
             largest = max(largest, *sizes, 0)
 
-    layers = [m for m in net.network.modules() if m in random_layers or not list(m.children())]
-    handles = [layer.register_forward_hook(compare) for layer in layers]
-    args, kwargs = one_row
+    layers = [
+        name
+        for name, module in net.network.named_modules()
+        if name in random_layers or not list(module.children())
+    ]
     # A network that refuses a single datum is not worse off than without a guess; whatever else
     # is wrong shows when it runs on the data.
-    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
-        net.network(*args, **kwargs)
-    for handle in handles:
-        handle.remove()
+    with contextlib.suppress(Exception):
+        net.runner.watch(layers, compare, *one_row)
     return largest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
 from pyro_ibvi._util.modes import module_mode
-from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
 from pyro_ibvi.guides.normal import AutoMuPNormal
+from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.models.supervised import SupervisedModel, batch_of
 from pyro_ibvi.prediction.chunking import draws_to_make, draws_to_run
 from pyro_ibvi.prediction.mixture import Prediction
@@ -34,8 +35,9 @@ def predict(
 ) -> Prediction:
     """Predicts by averaging over draws of the weights.
 
-    The network runs in evaluation mode (no dropout, norm layers with their running statistics,
-    which stay as they are) and is given back in the mode it had.
+    The network runs in evaluation mode (no dropout, norm layers with their running statistics)
+    and stays as it is: its mode, its buffers, and whatever a forward pass writes on its modules.
+    With this package's guide any number of threads may predict at the same time.
 
     Args:
         model: The model.
@@ -75,7 +77,7 @@ def predict(
     device = next((p.device for p in model.parameters()), None)
     x = to_device(x, device)
     outputs = []
-    with module_mode(model, guide, training=False), _random_state(generator):
+    with _evaluation(guide), _random_state(generator, guide):
         num_drawn, num_run = chunk_size, chunk_size
         if num_drawn is None or num_run is None:
             num_drawn, num_run = _default_chunk_sizes(model, x, batch_size)
@@ -103,6 +105,8 @@ def draw_parameters(
     """
     if isinstance(guide, AutoMuPNormal):
         draws = guide.draw(num_samples)
+        if type(model).sample_parameters is SupervisedModel.sample_parameters:
+            return model.net.with_draws(draws)
     else:
         traces: list[Any] = []
         for _ in range(num_samples):
@@ -119,13 +123,25 @@ def draw_parameters(
 
 
 @contextmanager
-def _random_state(generator: torch.Generator | None) -> Iterator[None]:
-    """Draws from a generator's seed, and puts the global random state back after."""
+def _evaluation(guide: Any) -> Iterator[None]:
+    """Runs networks in evaluation mode, in this thread alone as far as they are this package's."""
+    with ExitStack() as stack:
+        stack.enter_context(network_mode(training=False))
+        if not isinstance(guide, AutoMuPNormal):  # which acts the same in both modes
+            stack.enter_context(module_mode(guide, training=False))
+        yield
+
+
+@contextmanager
+def _random_state(generator: torch.Generator | None, guide: Any) -> Iterator[None]:
+    """Draws from a generator's seed; other guides than ours know the global random state alone."""
     if generator is None:
         yield
         return
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with own_random_numbers(int(seed.item())):
+    is_own = isinstance(guide, AutoMuPNormal)
+    numbers = thread_random_numbers if is_own else own_random_numbers
+    with numbers(int(seed.item())):
         yield
 
 
