@@ -14,7 +14,7 @@ not tell. What remains honest:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,9 +25,10 @@ import torch
 
 from pyro_ibvi.arviz.draws import Sampler, log_density
 from pyro_ibvi.arviz.groups import density_notes
+from pyro_ibvi.arviz.heldout import HeldOut, LocalDraws
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.running import evaluating
-from pyro_ibvi.arviz.sites import kept, pointwise_log_prob, subsamples
+from pyro_ibvi.arviz.sites import subsamples
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,12 +39,20 @@ class LogPredictiveDensity:
     r"""Log predictive density of data, :math:`\log \frac1S \sum_s p(y_n \mid w_s)` for each.
 
     Attributes:
-        pointwise: Log densities in nats, one per observation; NaN where masked.
+        pointwise: Log densities in nats, one per datum; NaN where masked.
         num_samples: Number ``S`` of draws.
+        pointwise_mc_se: Standard errors of ``pointwise`` for the number of draws, where known.
+        given: Latent sites that the guide drew.
+        summed: Latent sites whose states were summed out.
+        averaged: Latent sites of single data that were integrated out by draws.
     """
 
     pointwise: np.ndarray
     num_samples: int
+    pointwise_mc_se: np.ndarray | None = None
+    given: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
 
     @property
     def num_data(self) -> int:
@@ -73,8 +82,12 @@ class LogPredictiveDensity:
     def __str__(self) -> str:
         return (
             f"log predictive density {self.mean:.4f} ± {self.mean_se:.4f} nats per datum "
-            f"({self.num_data} data, {self.num_samples} draws)"
+            f"({self.num_data} data, {self.num_samples} draws{self._integrated()})"
         )
+
+    def _integrated(self) -> str:
+        parts = {"summed out": self.summed, "averaged": self.averaged}
+        return "".join(f"; {', '.join(sites)} {how}" for how, sites in parts.items() if sites)
 
 
 def _standard_error(pointwise: np.ndarray) -> float:
@@ -87,13 +100,23 @@ def log_predictive_density(
     guide: Callable[..., Any],
     *args: Any,
     num_samples: int = 1000,
-    site: str | None = None,
+    site: str | Sequence[str] | None = None,
+    local: Collection[str] | None = None,
+    local_draws: LocalDraws = "model",
     seed: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> LogPredictiveDensity:
     r"""Log predictive density of held-out data under a fit, with its standard error.
 
     .. math:: \log \hat p(y_n) = \log \frac1S \sum_{s=1}^S p(y_n \mid w_s), \quad w_s \sim q
+
+    Only what all data share is drawn from the guide. A latent site is *local* if it belongs to
+    single data: it lies in all plates of the observed site, or the guide computes it from the
+    targets, or its plate has another size here than in the guide. A draw of it would have seen the
+    datum, or be that of another one, so local sites are integrated out: enumerated ones (in the
+    model or in the guide, in parallel or in sequence) by an exact sum over their states, others by
+    draws. Observations that share a local site are one datum, with their joint density: a
+    sequence of a hidden Markov model, an image of many pixels.
 
     The sum over draws is accumulated as they are made: memory does not grow with their number.
 
@@ -102,7 +125,13 @@ def log_predictive_density(
         guide: Its trained guide.
         *args: Held-out arguments of both, targets included.
         num_samples: Number of draws ``S``.
-        site: The observed site, where the model has several.
+        site: The observed site, where the model has several, or a list of sites whose joint
+            density is wanted.
+        local: Names or shell patterns of the local sites, in place of those that are found: a
+            list without some site scores new data of the units that the fit knows.
+        local_draws: Where draws of local sites come from: ``"model"``, that is their prior given
+            the other draws, or ``"guide"``, weighted by ``p(z) / q(z)``, which needs a density of
+            the guide for each datum and fewer draws.
         seed: As in :func:`pyro_ibvi.arviz.to_arviz`.
         model_kwargs: Keyword arguments of the model and the guide.
 
@@ -110,7 +139,9 @@ def log_predictive_density(
         The pointwise densities with their sum, mean and standard errors.
 
     Raises:
-        ValueError: If there is no observed site, or several and none named, or a density is NaN.
+        ValueError: If there is no observed site, or several and none named, a density is NaN, the
+            guide draws from the scored data what all data share, or a local site can neither be
+            summed out nor drawn.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -125,37 +156,38 @@ def log_predictive_density(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    sampler = Sampler(model, guide, Inputs(args, model_kwargs or {}), seed)
-    site = _observed_site(sampler, site)
-    total = torch.tensor(-torch.inf, dtype=torch.float64)
+    data = HeldOut(
+        model,
+        guide,
+        Inputs(args, model_kwargs or {}),
+        site=site,
+        local=local,
+        local_draws=local_draws,
+        seed=seed,
+    )
+    total = squares = torch.tensor(-torch.inf, dtype=torch.float64)
     with evaluating(model, guide):
         for _ in range(num_samples):
-            _, trace = sampler.posterior()
-            log_prob = pointwise_log_prob(trace.nodes[site]).double().cpu()
+            log_prob = data.draw().double().cpu()
             total = torch.logaddexp(total, log_prob)
-    num_bad = int((total.isnan() & kept(sampler.model_trace.nodes[site])).sum())
+            squares = torch.logaddexp(squares, 2 * log_prob)
+    num_bad = int((total.isnan() & data.kept.cpu()).sum())
     if num_bad:
+        names = " and ".join(repr(name) for unit in data.units for name in unit.sites)
         raise ValueError(
-            f"The log-density of {num_bad} observations at {site!r} is NaN: the fit or the data "
+            f"The log-density of {num_bad} observations at {names} is NaN: the fit or the data "
             f"hold values that are not finite; mask such data by poutine.mask."
         )
-    return LogPredictiveDensity((total - np.log(num_samples)).numpy(), num_samples)
-
-
-def _observed_site(sampler: Sampler, site: str | None) -> str:
-    observed = [
-        n
-        for n, s in sampler.model_trace.nodes.items()
-        if s["type"] == "sample" and s["is_observed"] and sampler.kinds.is_data(s)
-    ]
-    if site is None and len(observed) == 1:
-        return observed[0]
-    if site not in observed:
-        raise ValueError(
-            f"The observed sites are {observed}: "
-            + ("pass the targets to the model." if not observed else "name one by site=.")
-        )
-    return site
+    # relative variance of a mean of S densities, E p^2 / (E p)^2 - 1 over S
+    spread = (squares - 2 * total + np.log(num_samples)).exp().sub(1).clamp(min=0)
+    return LogPredictiveDensity(
+        (total - np.log(num_samples)).numpy(),
+        num_samples,
+        spread.div(num_samples).sqrt().numpy(),
+        given=tuple(sorted(data.latents.given)),
+        summed=tuple(sorted(data.latents.summed)),
+        averaged=tuple(sorted(data.latents.local)),
+    )
 
 
 def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_ibvi._util.inputs import as_call
-from pyro_ibvi.arviz.sites import to_numpy
+from pyro_ibvi._util.inputs import as_call, map_tensors
 
 
 @dataclass
@@ -27,6 +26,10 @@ class Inputs:
         if isinstance(value, Inputs):
             return value
         return cls(*as_call(value))
+
+    def map(self, function: Callable[[torch.Tensor], Any]) -> Inputs:
+        """The arguments with a function applied to each of their tensors."""
+        return Inputs(map_tensors(function, self.args), map_tensors(function, self.kwargs))
 
     def named(self, model: Callable[..., Any]) -> dict[str, Any]:
         """The arguments by the names that the model's signature gives them."""
@@ -47,7 +50,7 @@ class Inputs:
         return named
 
 
-def flatten(named: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def leaves(named: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The arrays in nested arguments by name: ``x``, ``x_0`` or ``x_key``.
 
     Args:
@@ -55,14 +58,14 @@ def flatten(named: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]
         prefix: Start of all names.
 
     Returns:
-        Copies of the arrays.
+        Tensors and arrays.
     """
-    arrays: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     for key, value in named.items():
         if isinstance(value, torch.Tensor | np.ndarray):
-            arrays[f"{prefix}{key}"] = to_numpy(value)
+            found[f"{prefix}{key}"] = value
         elif isinstance(value, Mapping):
-            arrays |= flatten(value, f"{prefix}{key}_")
+            found |= leaves(value, f"{prefix}{key}_")
         elif isinstance(value, list | tuple):
-            arrays |= flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}_")
-    return arrays
+            found |= leaves({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}_")
+    return found

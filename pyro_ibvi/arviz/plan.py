@@ -11,7 +11,7 @@ import numpy as np
 from pyro_ibvi.arviz import groups
 from pyro_ibvi.arviz.draws import NewInputs, Sampler
 from pyro_ibvi.arviz.groups import Draw, Group
-from pyro_ibvi.arviz.inputs import Inputs, flatten
+from pyro_ibvi.arviz.inputs import Inputs, leaves
 from pyro_ibvi.arviz.labels import Labels, plate_indices
 from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import DATA, Variable, describe, select, to_numpy
@@ -113,7 +113,8 @@ class Export:
             arrays = {n: to_numpy(a) for n, a in given.items()}
         else:
             inputs, trace = (new.inputs, new.trace) if new else (s.inputs, s.model_trace)
-            arrays = groups.input_arrays(flatten(inputs.named(s.model)), trace)
+            named = {n: to_numpy(a) for n, a in leaves(inputs.named(s.model)).items()}
+            arrays = groups.input_arrays(named, trace)
         variables = self.options.labels.inputs(arrays, data)
         self._known += variables.values()
         return groups.inputs(name, variables, arrays)

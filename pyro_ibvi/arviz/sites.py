@@ -22,7 +22,11 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro_ibvi._util.names import chosen_by_any
 from pyro_ibvi.mup.roles import WEIGHT_KEY
 from pyro_ibvi.objectives import sites
+from pyro_ibvi.objectives.masks import without_masked_values
 from pyro_ibvi.objectives.sites import Kind, is_delta, model_kind
+
+#: a sample site of a trace
+Site = Mapping[str, Any]
 
 #: kinds of the sites that are data: given to the model, or predicted by it
 DATA: tuple[Kind, ...] = ("observed", "predicted")
@@ -128,16 +132,16 @@ class Kinds:
     guide_names: Collection[str]
     computed: Collection[str] = ()
 
-    def __call__(self, site: Mapping[str, Any]) -> Kind:
+    def __call__(self, site: Site) -> Kind:
         """The kind of a site; one that is marked for enumeration need not be enumerated."""
         return model_kind(site, self.guide_names, self.computed, marks_count=True)
 
-    def is_data(self, site: Mapping[str, Any]) -> bool:
+    def is_data(self, site: Site) -> bool:
         """Whether a site is part of what the model predicts."""
         return self(site) in DATA
 
 
-def full_value(site: Mapping[str, Any]) -> torch.Tensor:
+def full_value(site: Site) -> torch.Tensor:
     """The value of a site, an observation in the shape of its distribution.
 
     Args:
@@ -188,7 +192,7 @@ def describe(trace: Trace, kinds: Kinds) -> dict[str, Variable]:
     return {name: _variable(site, names, kinds(site)) for name, site in found.items()}
 
 
-def _variable(site: Mapping[str, Any], names: Mapping[str, str], kind: Kind) -> Variable:
+def _variable(site: Site, names: Mapping[str, str], kind: Kind) -> Variable:
     value = full_value(site)
     shape = tuple(value.shape)
     num_batch = _num_batch(site, shape)
@@ -214,7 +218,7 @@ def _variable(site: Mapping[str, Any], names: Mapping[str, str], kind: Kind) -> 
     )
 
 
-def _num_batch(site: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+def _num_batch(site: Site, shape: tuple[int, ...]) -> int:
     """The number of batch dimensions of a value.
 
     ``pyro.deterministic`` takes every dimension for an event dimension unless told. Inside of
@@ -236,7 +240,22 @@ def _num_batch(site: Mapping[str, Any], shape: tuple[int, ...]) -> int:
     return max(len(shape) - event_dim, 0)
 
 
-def pointwise_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
+def log_prob_of(site: Site) -> torch.Tensor:
+    """Log-density of a site, unscaled and not masked; what a mask hides is not looked at.
+
+    Args:
+        site: A site of a trace.
+
+    Returns:
+        Tensor of shape ``batch_shape``; any numbers where a mask hides the observation.
+    """
+    whole = {**site, "value": full_value(site)}
+    value = without_masked_values(whole) if site["is_observed"] else whole["value"]
+    log_prob: torch.Tensor = site["fn"].log_prob(value)
+    return log_prob
+
+
+def pointwise_log_prob(site: Site) -> torch.Tensor:
     """Log-density of each observation at a site: unscaled, NaN where it is masked out.
 
     Args:
@@ -245,12 +264,11 @@ def pointwise_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
     Returns:
         Tensor of shape ``batch_shape``, in nats per observation.
     """
-    log_prob = site["fn"].log_prob(full_value(site))
-    keep = kept(site).to(log_prob.device)
-    return torch.where(keep, log_prob, torch.full_like(log_prob, torch.nan))
+    log_prob = log_prob_of(site)
+    return torch.where(kept(site).to(log_prob.device), log_prob, log_prob.new_tensor(torch.nan))
 
 
-def kept(site: Mapping[str, Any]) -> torch.Tensor:
+def kept(site: Site) -> torch.Tensor:
     """Which observations of a site no mask hides, broadcastable to its batch shape."""
     fn, masks = site["fn"], [site["mask"]]
     while isinstance(fn, MaskedDistribution):

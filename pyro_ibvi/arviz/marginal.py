@@ -1,0 +1,333 @@
+r"""Densities of data with the enumerated sites summed out, one number per datum.
+
+Given everything but its enumerated sites, the data of a model fall into *units*: sets of
+observations whose density does not fall apart any further. In a mixture a unit is one observation;
+in a hidden Markov model it is a sequence, with all observed sites of all its times. The density of
+a unit is the sum over the states of its enumerated sites,
+
+.. math:: p(y_n \mid w) = \sum_k p(k \mid w)\, p(y_n \mid k, w),
+
+done by Pyro's own tensor contraction, as ``TraceEnum_ELBO`` does it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.enum import iter_discrete_traces
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_ibvi.arviz.inputs import Inputs
+from pyro_ibvi.arviz.running import Given
+from pyro_ibvi.arviz.sites import Site, kept, log_prob_of, pointwise_log_prob, sample_sites
+
+#: a density with its dimensions named: of plates, or of enumerated sites
+Packed = Any
+
+
+class Sum(Messenger):
+    """Marks some sites of a model for an exact sum over their states, and no others.
+
+    Args:
+        how: ``"parallel"`` or ``"sequential"`` by the name of the site.
+    """
+
+    def __init__(self, how: Mapping[str, str]) -> None:
+        super().__init__()
+        self.how = how
+
+    def _pyro_sample(self, msg: Any) -> None:
+        marks = {k: v for k, v in msg["infer"].items() if k not in ("enumerate", "num_samples")}
+        if msg["name"] in self.how and not msg["is_observed"]:
+            marks |= {"enumerate": self.how[msg["name"]], "expand": False}
+        msg["infer"] = marks
+
+
+def run_summed(
+    model: Callable[..., Any],
+    inputs: Inputs,
+    values: Mapping[str, Any],
+    how: Mapping[str, str],
+    nesting: int,
+) -> list[Trace]:
+    """Runs a model with some of its sites in all of their states.
+
+    Args:
+        model: The model.
+        inputs: Its arguments.
+        values: Values of other sites.
+        how: The sites to sum out, each ``"parallel"`` or ``"sequential"``.
+        nesting: Number of dimensions that the plates take.
+
+    Returns:
+        One trace for each choice of states of the sequential sites.
+    """
+    if not how:
+        return [poutine.trace(Given(values)(model)).get_trace(*inputs.args, **inputs.kwargs)]
+    enumerated = poutine.enum(Sum(how)(model), first_available_dim=-1 - nesting)
+    given = Given(values)(enumerated)
+    return list(iter_discrete_traces("flat", given, *inputs.args, **inputs.kwargs))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Observations with one density per datum.
+
+    Attributes:
+        sites: Names of the observed sites.
+        plates: Names and sizes of the plates whose elements are the data, the leftmost first;
+            ``None`` where each element of the one site's batch is a datum.
+    """
+
+    sites: tuple[str, ...]
+    plates: tuple[tuple[str, int], ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the density, where plates give it."""
+        return tuple(size for _, size in self.plates or ())
+
+
+def frames(site: Site) -> dict[str, Any]:
+    """The vectorized plates around a site, by name."""
+    return {f.name: f for f in site["cond_indep_stack"] if f.vectorized}
+
+
+class Extra:
+    """A term of the density that is no site of the model, such as a weight of draws.
+
+    Args:
+        frames: The plates around it, by name.
+        value: Its logarithm, of the plates' dimensions.
+    """
+
+    def __init__(self, frames: Mapping[str, Any], value: Tensor) -> None:
+        self.frames, self.value = frames, value
+
+
+class Terms:
+    """Log-densities of some sites of a trace, with their dimensions named.
+
+    Args:
+        trace: A trace of the model, as :func:`run_summed` gives it.
+        names: The sites whose densities count; enumerated sites are added.
+        extra: Further terms by name.
+    """
+
+    def __init__(
+        self, trace: Trace, names: Iterable[str], extra: Mapping[str, Extra] | None = None
+    ) -> None:
+        trace.symbolize_dims()
+        self.plates: Mapping[str, str] = trace.plate_to_symbol
+        sites = sample_sites(trace)
+        states = [n for n, s in sites.items() if s["infer"].get("_enumerate_dim") is not None]
+        self.frames: dict[str, Mapping[str, Any]] = {}
+        self.packed: dict[str, Packed] = {}
+        for name in dict.fromkeys([*(n for n in names if n in sites), *states]):
+            value = log_prob_of(sites[name])
+            if name not in states:
+                keep = kept(sites[name]).to(value.device)
+                value = torch.where(keep, value, value.new_zeros(()))
+            symbols = sites[name]["infer"]["_dim_to_symbol"]
+            self._add(name, frames(sites[name]), value, symbols)
+        for name, term in (extra or {}).items():
+            symbols = {f.dim: self.plates[n] for n, f in term.frames.items() if n in self.plates}
+            self._add(name, term.frames, term.value, symbols)
+
+    def _add(
+        self, name: str, around: Mapping[str, Any], value: Tensor, symbols: Mapping[int, str]
+    ) -> None:
+        self.frames[name] = around
+        try:
+            # a fresh tensor, for Pyro hangs the names of the dimensions on it
+            self.packed[name] = packed.pack(value[...], symbols)
+        except ValueError:
+            raise ValueError(
+                f"The log-density of site {name!r} has shape {tuple(value.shape)}, but its plates "
+                f"are {list(around)}: put the other dimensions into a pyro.plate, or make "
+                f"them event dimensions by .to_event(), so that the site has one density per "
+                f"datum."
+            ) from None
+
+    def states(self, name: str) -> set[str]:
+        """Symbols of the enumerated states that a density depends on."""
+        return set(self.packed[name]._pyro_dims) - set(self.plates.values())
+
+    def connected(self, links: Iterable[Collection[str]] = ()) -> list[tuple[str, ...]]:
+        """Sets of terms that share an enumerated state, or are linked otherwise.
+
+        Args:
+            links: Names of terms that belong together.
+
+        Returns:
+            The names, in the order of the trace.
+        """
+        parts = [({n}, self.states(n)) for n in self.packed]
+        parts += [({n for n in link if n in self.packed}, set()) for link in links]
+        groups: list[tuple[set[str], set[str]]] = []
+        for names, states in parts:
+            met = [g for g in groups if g[0] & names or g[1] & states]
+            groups = [g for g in groups if g not in met]
+            groups.append((names.union(*(g[0] for g in met)), states.union(*(g[1] for g in met))))
+        order = list(self.packed)
+        found = (tuple(sorted(g[0], key=order.index)) for g in groups if g[0])
+        return sorted(found, key=lambda names: order.index(names[0]))
+
+    def contract(self, names: Iterable[str], plates: Iterable[tuple[str, int]]) -> Tensor:
+        """The log-density of connected terms: states summed out, other plates multiplied.
+
+        Args:
+            names: Names of the terms.
+            plates: Names and sizes of the plates to keep.
+
+        Returns:
+            A tensor with the sizes of the plates as its shape.
+        """
+        tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
+        states: set[str] = set()
+        for name in names:
+            around = self.frames[name].items()
+            ordinal = frozenset(self.plates[p] for p, f in around if f.size > 1)
+            tree.setdefault(ordinal, []).append(self.packed[name])
+            states |= self.states(name)
+        plates = tuple(plates)
+        terms = [t for found in contract_tensor_tree(tree, states).values() for t in found]
+        keep = [self.plates[name] for name, _ in plates]
+        total = torch.stack(torch.broadcast_tensors(*(_to_plates(t, keep) for t in terms))).sum(0)
+        return total.expand([size for _, size in plates])
+
+
+def _to_plates(term: Packed, symbols: list[str]) -> Tensor:
+    """Sums the other dimensions of a term, and brings the rest into the order of some plates."""
+    dims = list(term._pyro_dims)
+    extra = [k for k, d in enumerate(dims) if d not in symbols]
+    value: Tensor = term.sum(extra) if extra else term[...]
+    dims = [d for d in dims if d in symbols]
+    value = value.permute([dims.index(s) for s in symbols if s in dims])
+    sizes = iter(value.shape)
+    return value.reshape([next(sizes) if s in dims else 1 for s in symbols])
+
+
+def find_units(
+    trace: Trace,
+    observed: Collection[str],
+    local: Mapping[str, Collection[str]] | None = None,
+    together: Iterable[Collection[str]] = (),
+) -> list[Unit]:
+    """The units that some observed sites fall into.
+
+    Args:
+        trace: A trace of the model, as :func:`run_summed` gives it.
+        observed: Names of the observed sites.
+        local: For an observed site, the latent sites over which its density is averaged: what
+            shares a draw of them is one datum.
+        together: Observed sites whose joint density is wanted.
+
+    Returns:
+        The units, in the order of the trace.
+    """
+    local = local or {}
+    terms = Terms(trace, observed)
+    latents = {n for names in local.values() for n in names}
+    links = [*together, *([n for n, names in local.items() if z in names] for z in latents)]
+    sites = sample_sites(trace)
+    units = []
+    for names in terms.connected(links):
+        seen = tuple(n for n in names if n in observed)
+        around = [z for n in seen for z in local.get(n, ())]
+        if seen and (len(names) > 1 or around):
+            shared = set.intersection(*(set(frames(sites[n])) for n in (*names, *around)))
+            plates = sorted(
+                (f for f in frames(sites[seen[0]]).values() if f.name in shared),
+                key=lambda f: f.dim,
+            )
+            units.append(Unit(seen, tuple((f.name, f.size) for f in plates)))
+        elif seen:
+            units.append(Unit(seen))
+    return units
+
+
+def unit_density(
+    traces: Iterable[Trace],
+    unit: Unit,
+    more: Collection[str] = (),
+    extra: Mapping[str, Extra] | None = None,
+) -> Tensor:
+    """Log-density of each datum of a unit.
+
+    Args:
+        traces: The model's traces, as :func:`run_summed` gives them.
+        unit: The unit.
+        more: Names of computed sites whose densities belong to it.
+        extra: Further terms that belong to it.
+
+    Returns:
+        Nats per datum, NaN where all of its observations are masked out.
+    """
+    traces = list(traces)
+    if unit.plates is None:
+        return pointwise_log_prob(traces[0].nodes[unit.sites[0]])
+    total: Tensor | None = None
+    for trace in traces:
+        terms = Terms(trace, [*unit.sites, *more], extra)
+        links = [[*unit.sites, *more, *(extra or {})]]
+        names = next(n for n in terms.connected(links) if unit.sites[0] in n)
+        value = terms.contract(names, unit.plates) + _state_prior(trace, unit)
+        total = value if total is None else torch.logaddexp(total, value)
+    assert total is not None
+    return torch.where(kept_data(traces[0], unit), total, total.new_tensor(torch.nan))
+
+
+def _state_prior(trace: Trace, unit: Unit) -> Tensor | float:
+    """Log-probability of the states of the sequential sites in a trace."""
+    total: Tensor | float = 0.0
+    for name, site in sample_sites(trace).items():
+        if site["infer"].get("enumerate") != "sequential" or site["is_observed"]:
+            continue
+        plates = dict(unit.plates or ())
+        if not set(frames(site)) <= set(plates):
+            raise ValueError(
+                f"The states of site {name!r} are enumerated one after the other inside of the "
+                f"plates {list(frames(site))}, but a datum is an element of {list(plates)}: mark "
+                f"it infer={{'enumerate': 'parallel'}}."
+            )
+        total = total + Terms(trace, [name]).contract([name], unit.plates or ())
+    return total
+
+
+def kept_data(trace: Trace, unit: Unit) -> Tensor:
+    """Which data of a unit no mask hides as a whole.
+
+    Args:
+        trace: A trace of the model.
+        unit: The unit.
+
+    Returns:
+        Flags, broadcastable to the unit's density.
+    """
+    if unit.plates is None:
+        return kept(trace.nodes[unit.sites[0]])
+    found: Tensor | None = None
+    for name in unit.sites:
+        around = frames(trace.nodes[name])
+        keep = kept(trace.nodes[name])
+        num_dims = max([keep.dim(), *(-f.dim for f in around.values())])
+        shape = [1] * (num_dims - keep.dim()) + list(keep.shape)
+        for f in around.values():
+            shape[f.dim] = f.size
+        keep = keep.expand(shape)
+        dims = [around[plate].dim for plate, _ in unit.plates]
+        others = [d for d in range(-num_dims, 0) if d not in dims]
+        keep = keep.any(others) if others else keep
+        found = keep if found is None else found | keep
+    assert found is not None
+    return found
