@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.distributions import FactorNormal, SharedNoise
+from pyro_ibvi.guides.rows import Batch
 from pyro_ibvi.guides.sites import Layer, Site
 
 
@@ -48,7 +50,7 @@ def draw_sites(
 def sample_layer(
     guide: nn.Module,
     layer: Layer,
-    plates: Mapping[str, Any],
+    batch: Batch,
     pool: BufferPool,
     result: dict[str, Tensor],
 ) -> None:
@@ -57,7 +59,7 @@ def sample_layer(
     Args:
         guide: The guide, which holds the parameters.
         layer: The layer.
-        plates: The plates that are open, by name.
+        batch: The plates that are open, and masks.
         pool: Gives memory for large tensors.
         result: Takes the draws by site name.
     """
@@ -69,12 +71,14 @@ def sample_layer(
     for site in layer.sites:
         with ExitStack() as stack:
             for frame in site.frames:
-                stack.enter_context(plates[frame.name])
-            loc = parameters.read(guide, "locs", site)
+                stack.enter_context(batch.plates[frame.name])
+            if site.name in batch.masks:
+                stack.enter_context(poutine.mask(mask=batch.masks[site.name]))
+            loc = batch.rows_of(parameters.read(guide, "locs", site), site)
             if layer.covariance is None:
                 fn: Any = dist.Delta(site.constrain(loc), event_dim=site.value_event_dim)
             else:
-                factor = parameters.read(guide, "factors", site)
+                factor = batch.rows_of(parameters.read(guide, "factors", site), site)
                 fn = _law(site, layer, loc, factor, layer_factor, shared, tuple(previous))
             value = result[site.name] = pyro.sample(site.name, fn)
         if len(layer.sites) > 1 and layer.covariance is not None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_sample
@@ -28,6 +29,7 @@ from pyro_ibvi.guides.prototype import (
     unconstrained,
 )
 from pyro_ibvi.guides.rates import guide_rates, model_rates
+from pyro_ibvi.guides.rows import Batch, Plates
 from pyro_ibvi.guides.saving import CopiedModel, strip_prefix, without_model
 from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site, check_covariance, group_layers
 from pyro_ibvi.guides.start import make_parameters
@@ -165,13 +167,24 @@ class AutoMuPNormal(AutoGuide):
         """
         self.initialize(*args, **kwargs)
         assert self._layers is not None
-        plates: dict[str, Any] = {}
-        if self._prototype_frames or self.create_plates is not None:
-            plates = self._create_plates(*args, **kwargs)
+        batch = self._open_plates(args, kwargs)
         result: dict[str, Tensor] = {}
         for layer in self._layers:
-            sample_layer(self, layer, plates, self._pool, result)
+            sample_layer(self, layer, batch, self._pool, result)
         return result
+
+    def _open_plates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
+        if not self._prototype_frames and self.create_plates is None:
+            return Batch({})
+        if self.master is not None:
+            plates = self._create_plates(*args, **kwargs)
+            return self._plates.check_rows(self.model, args, kwargs, plates)
+        created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
+        created = (created,) if isinstance(created, pyro.plate) else tuple(created)
+        model = self.model if self._has_model else None
+        batch = self._plates.open(model, args, kwargs, {plate.name: plate for plate in created})
+        self.plates = batch.plates
+        return batch
 
     @torch.no_grad()
     def draw(self, num_samples: int) -> dict[str, Tensor]:
@@ -348,6 +361,7 @@ class AutoMuPNormal(AutoGuide):
             for layer in layers:
                 make_parameters(self, layer, trace, self._init_scale)
         self._layers = layers
+        self._plates = Plates(sites.values(), self._init_loc_fn)
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
         self._model_weights = {
             name: (unconstrained(node["value"]), weights[name])

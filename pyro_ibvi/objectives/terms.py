@@ -24,6 +24,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 
 from pyro_ibvi.objectives.masks import batch_shape, real_dtype, without_masked_values
 from pyro_ibvi.objectives.sites import Site
@@ -74,8 +76,39 @@ def run_traces(
         guide(*args, **kwargs)
         return unwrapped.get_traces()
     guide_trace = poutine.trace(guide, graph_type=graph_type).get_trace(*args, **kwargs)
+    if any(site_is_subsample(site) for site in guide_trace.nodes.values()):
+        model = _SameRows()(model)
     replayed = poutine.replay(model, trace=guide_trace)
     return poutine.trace(replayed, graph_type=graph_type).get_trace(*args, **kwargs), guide_trace
+
+
+class _SameRows(Messenger):
+    """Refuses the guide's rows in the place of others that the model's caller chose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["value"] is not None:
+            self._given[msg["name"]] = msg["value"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        rows = self._given.pop(msg["name"], None)
+        if rows is None or rows is msg["value"]:
+            return
+        rows, others = torch.as_tensor(rows).cpu(), torch.as_tensor(msg["value"]).cpu()
+        if not torch.equal(rows, others):
+            name, size = msg["name"], msg["fn"].size
+            raise ValueError(
+                f"The model's caller chose the rows of the plate {name!r}, "
+                f"subsample={rows.tolist()[:4]}..., and the guide draws rows of its own, "
+                f"{others.tolist()[:4]}..., which Pyro puts in their place: the data of one row "
+                f"would train another. Pass the guide create_plates=, a function of the model's "
+                f"arguments that returns pyro.plate({name!r}, {size}, subsample=rows), open the "
+                f"same plate in a guide of your own, or use AutoMuPNormal, which takes the "
+                f"model's rows."
+            )
 
 
 def is_reparametrized(fn: Any) -> bool:

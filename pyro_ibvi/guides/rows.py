@@ -1,0 +1,234 @@
+"""What of a batch reaches a guide: the rows of plates that the model takes, and its masks.
+
+A guide opens the plates of its local latents before the model does, and the model then takes the
+guide's rows. Where it is the caller who chooses them, ``pyro.plate(..., subsample=rows)``, where
+a batch is smaller than the first one, or where a mask hides elements of a latent, the guide has
+to know: it runs the model up to there and looks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.guides.sites import Site
+
+
+@dataclass
+class Batch:
+    """What a guide knows of the batch at hand.
+
+    Attributes:
+        plates: The open plates by name.
+        order: Rows of plates that hold all their elements, in another order or several times:
+            Pyro selects rows of parameters only where there are fewer.
+        masks: Masks of sites, by name.
+    """
+
+    plates: dict[str, Any]
+    order: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Any] = field(default_factory=dict)
+
+    def rows_of(self, value: Tensor, site: Site) -> Tensor:
+        """The rows of a parameter that Pyro has not selected by itself.
+
+        Args:
+            value: The parameter's value inside of the site's plates.
+            site: The site.
+
+        Returns:
+            The value for the rows of this batch.
+        """
+        for frame in site.frames:
+            if frame.name in self.order:
+                rows = self.order[frame.name].to(value.device)
+                value = value.index_select(frame.dim - site.event_dim, rows)
+        return value
+
+
+class Plates:
+    """The plates of a guide's sites, opened for each batch as the model opens them.
+
+    Args:
+        sites: The guide's sites.
+        init_loc_fn: Gives each site a value when the model is run.
+    """
+
+    def __init__(self, sites: Iterable[Site], init_loc_fn: Callable[..., Any]) -> None:
+        self._sites = {site.name: site for site in sites if site.frames}
+        self._frames = {f.name: f for site in self._sites.values() for f in site.frames}
+        self._init_loc_fn = init_loc_fn
+        self._fixed: tuple[list[Any], dict[str, tuple[int, int]]] | None = None
+
+    def open(
+        self,
+        model: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        created: Mapping[str, Any],
+    ) -> Batch:
+        """Opens the plates for a batch.
+
+        Args:
+            model: The model, None if there is none to look at.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            created: Plates that the user has opened.
+
+        Returns:
+            What the guide needs to know.
+
+        Raises:
+            ValueError: If a plate has another number of elements than the guide has parameters.
+        """
+        if not self._frames or model is None:
+            seen = _Look((), ())
+        else:
+            seen = self._look(model, args, kwargs, created)
+        batch = Batch(dict(created), masks=seen.masks)
+        for name, frame in sorted(self._frames.items()):
+            if name in created:
+                continue
+            full_size = frame.full_size or frame.size
+            size, num_rows = seen.sizes.get(name, (full_size, frame.size))
+            self._check_size(name, full_size, size)
+            rows = seen.rows.get(name)
+            how: dict[str, Any] = {"subsample_size": num_rows}
+            if rows is not None:
+                how = {"subsample": rows}
+                if num_rows >= full_size:
+                    batch.order[name] = rows
+            batch.plates[name] = pyro.plate(name, full_size, dim=frame.dim, **how)
+        return batch
+
+    def check_rows(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        plates: Mapping[str, Any],
+    ) -> Batch:
+        """Checks that plates which somebody else has opened have the rows of the model.
+
+        Args:
+            model: The model.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            plates: The plates.
+
+        Returns:
+            What the guide needs to know.
+
+        Raises:
+            ValueError: If the caller of the model chose other rows.
+        """
+        seen = self._look(model, args, kwargs, ()) if self._frames else _Look((), ())
+        for name, rows in seen.rows.items():
+            if not torch.equal(torch.as_tensor(plates[name]._indices).cpu(), rows.cpu()):
+                raise ValueError(
+                    f"The model takes the rows of the plate {name!r} from its caller, "
+                    f"subsample={rows.tolist()[:4]}..., and the list of guides opens it with rows "
+                    f"of its own: pass create_plates to AutoGuideList, a function of the model's "
+                    f"arguments that returns pyro.plate({name!r}, size, subsample=rows)."
+                )
+        return Batch(dict(plates), masks=seen.masks)
+
+    def _check_size(self, name: str, known: int, now: int) -> None:
+        if known != now:
+            latents = [s.name for s in self._sites.values() if name in {f.name for f in s.frames}]
+            raise ValueError(
+                f"The plate {name!r} has {now} elements now and had {known} when the guide was "
+                f"initialized, which has parameters for each element of {latents}. What belongs "
+                f"to rows of a data set needs their number and place: write pyro.plate({name!r}, "
+                f"num_data, subsample=rows) in the model, where rows are the batch's indices."
+            )
+
+    def _look(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        created: Iterable[str],
+    ) -> _Look:
+        """Runs the model until the plates are open and the sites are drawn.
+
+        Where Pyro draws the rows and nothing is masked, batches of the same shapes are not looked
+        at again.
+
+        Returns:
+            What there is to see.
+        """
+        leaves = [getattr(leaf, "shape", leaf) for leaf in tree_leaves((args, dict(kwargs)))]
+        shapes = [leaf for leaf in leaves if isinstance(leaf, torch.Size | int | bool | str)]
+        look = _Look(self._frames.keys() - set(created), self._sites)
+        if self._fixed is not None and self._fixed[0] == shapes:
+            look.sizes = self._fixed[1]
+            return look
+        with (
+            poutine.block(),
+            own_random_numbers(),
+            buffers_kept(model),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            suppress(_Seen),
+            look,
+            InitMessenger(self._init_loc_fn),
+        ):
+            warnings.simplefilter("ignore")  # whatever there is to say is said by the step
+            model(*args, **kwargs)
+        self._fixed = None if look.rows or look.masks else (shapes, look.sizes)
+        return look
+
+
+class _Seen(Exception):  # noqa: N818  # no error
+    """Everything has been seen that the model was run for."""
+
+
+class _Look(Messenger):
+    """Notes rows, sizes and masks, and ends the run once it has all.
+
+    Args:
+        plates: Names of the plates to look at.
+        sites: Names of the sites to look at.
+    """
+
+    def __init__(self, plates: Iterable[str], sites: Iterable[str]) -> None:
+        super().__init__()
+        self._plates, self._sites = set(plates), set(sites)
+        self.rows: dict[str, Tensor] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.masks: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if not site_is_subsample(msg) or name not in self._plates:
+            return
+        self._plates.discard(name)
+        size = msg["fn"].size
+        num_rows = msg["fn"].subsample_size or size
+        if msg["value"] is not None:
+            self.rows[name] = torch.as_tensor(msg["value"])
+            num_rows = len(self.rows[name])
+        self.sizes[name] = (size, num_rows)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self._sites:
+            self._sites.discard(msg["name"])
+            if isinstance(msg["mask"], Tensor):
+                self.masks[msg["name"]] = msg["mask"]
+        if not self._sites and not self._plates:
+            raise _Seen

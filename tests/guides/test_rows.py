@@ -1,0 +1,200 @@
+"""The guide uses the rows and the masks of the batch at hand, whoever chose them."""
+
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
+from torch import nn
+
+from pyro_ibvi import AutoMuPNormal, TraceExpectedLogLikelihood
+
+NUM = 12
+TRUTH = torch.linspace(-3.0, 3.0, NUM)
+
+
+def by_caller(rows, y):
+    with pyro.plate("data", NUM, subsample=rows, dim=-1):
+        effect = pyro.sample("effect", dist.Normal(0.0, 5.0))
+        pyro.sample("y", dist.Normal(effect, 0.1), obs=y[rows])
+
+
+def events(rows, y):
+    with pyro.plate("data", NUM, subsample=rows, dim=-1):
+        effect = pyro.sample("effect", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        pyro.sample("y", dist.Normal(effect.sum(-1), 0.1), obs=y[rows])
+
+
+def left_dimension(rows, y):
+    with pyro.plate("data", NUM, subsample=rows, dim=-2), pyro.plate("pair", 2, dim=-1):
+        effect = pyro.sample("effect", dist.Normal(0.0, 5.0))
+        pyro.sample("y", dist.Normal(effect, 0.1), obs=y[rows].unsqueeze(-1).expand(-1, 2))
+
+
+def positive(rows, y):
+    with pyro.plate("data", NUM, subsample=rows, dim=-1):
+        effect = pyro.sample("effect", dist.LogNormal(0.0, 2.0))
+        pyro.sample("y", dist.Normal(effect.log(), 0.1), obs=y[rows])
+
+
+BATCHES = {
+    "even": lambda: torch.randperm(NUM).split(4),
+    "smaller last": lambda: torch.randperm(NUM).split(5),
+    "all at once": lambda: [torch.randperm(NUM)],
+    "with repetition": lambda: torch.randint(NUM, (2, NUM + 3)).unbind(),
+    "lists": lambda: [rows.tolist() for rows in torch.randperm(NUM).split(4)],
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "batches"),
+    [
+        *((by_caller, batches) for batches in BATCHES),
+        *((model, "with repetition") for model in (events, left_dimension, positive)),
+    ],
+)
+def test_each_row_learns_from_its_own_data(model, batches):
+    guide = AutoMuPNormal(model, init_scale=0.1)
+    loss = TraceExpectedLogLikelihood(allow_local=True)
+    for lr in (0.3, 0.03):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), loss)
+        for _ in range(90 if batches == "all at once" else 30):
+            for rows in BATCHES[batches]():
+                svi.step(rows, TRUTH)
+    loc = guide.loc("effect")
+    if model is events:
+        loc = loc.sum(-1)
+    expected = TRUTH.unsqueeze(-1) if model is left_dimension else TRUTH
+    assert (loc - expected).abs().max() < 0.5
+
+
+def test_one_step_moves_the_rows_of_its_batch_alone():
+    guide = AutoMuPNormal(by_caller)
+    guide.initialize(torch.arange(4), TRUTH)
+    before = guide.loc("effect").detach().clone()
+    svi = SVI(by_caller, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO())
+    svi.step(torch.tensor([7, 2, 11]), TRUTH)
+    moved = (guide.loc("effect") != before).nonzero().flatten().tolist()
+    assert moved == [2, 7, 11]
+
+
+def test_rows_drawn_by_pyro_may_become_fewer():
+    def model(y):
+        with pyro.plate("data", NUM, subsample_size=len(y), dim=-1):
+            effect = pyro.sample("effect", dist.Normal(0.0, 5.0))
+            pyro.sample("y", dist.Normal(effect, 0.1), obs=y)
+
+    guide = AutoMuPNormal(model)
+    loss = TraceExpectedLogLikelihood(allow_local=True)
+    for size in (5, 5, 2):
+        loss.loss(model, guide, TRUTH[:size])
+
+
+def test_a_batch_of_no_known_rows_is_refused():
+    def model(y):
+        with pyro.plate("data", len(y), dim=-1):
+            effect = pyro.sample("effect", dist.Normal(0.0, 5.0))
+            pyro.sample("y", dist.Normal(effect, 0.1), obs=y)
+
+    guide = AutoMuPNormal(model)
+    guide(TRUTH[:5])
+    guide(TRUTH[5:10])
+    message = r"'data' has 2 elements now and had 5.*\['effect'\].*subsample=rows"
+    with pytest.raises(ValueError, match=message):
+        guide(TRUTH[:2])
+
+
+def test_other_guides_are_refused_or_told_the_rows():
+    rows = torch.tensor([3, 1, 4])
+    loss = TraceExpectedLogLikelihood(allow_local=True)
+    stock = AutoNormal(by_caller)
+    with pytest.raises(ValueError, match=r"'data', subsample=\[3, 1, 4\].*create_plates="):
+        loss.loss(by_caller, stock, rows, TRUTH)
+
+    def plates(rows, y):
+        return pyro.plate("data", NUM, subsample=rows, dim=-1)
+
+    for kind in (AutoNormal, AutoMuPNormal):
+        loss.loss(by_caller, kind(by_caller, create_plates=plates), rows, TRUTH)
+    guides = AutoGuideList(by_caller)
+    guides.append(AutoMuPNormal(by_caller))
+    with pytest.raises(ValueError, match=r"rows of the plate 'data'.*to AutoGuideList"):
+        guides(rows, TRUTH)
+    guides = AutoGuideList(by_caller, create_plates=plates)
+    guides.append(AutoMuPNormal(by_caller))
+    loss.loss(by_caller, guides, rows, TRUTH)
+
+
+def test_particles_have_the_same_rows():
+    def model(rows, y):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", NUM, subsample=rows, dim=-1):
+            effect = pyro.sample("effect", dist.Normal(level, 5.0))
+            pyro.sample("y", dist.Normal(effect, 0.1), obs=y[rows])
+
+    guide = AutoMuPNormal(model, init_scale=1e-6)
+    rows = torch.tensor([3, 1, 4])
+    losses = [
+        Trace_ELBO(num_particles=3, vectorize_particles=vectorized).loss(model, guide, rows, TRUTH)
+        for vectorized in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def imputed(x, observed):
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(level, 1.0), obs=x, obs_mask=observed)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_copies_of_observed_values_stay_where_they_are(weight):
+    observed = torch.tensor([True, False, True, False])
+    guide = AutoMuPNormal(imputed)
+    guide.initialize(TRUTH[:4], observed)
+    before = guide.factor("x_unobserved").detach().clone()
+    loss = TraceExpectedLogLikelihood(kl_weight=weight)
+    svi = SVI(imputed, guide, pyro.optim.SGD({"lr": 0.1}), loss)
+    svi.step(TRUTH[:4], observed)
+    assert torch.equal(guide.factor("x_unobserved") != before, ~observed)
+    svi.step(TRUTH[:4], ~observed)  # another batch has other gaps
+    assert (guide.factor("x_unobserved") != before).all()
+
+
+def test_looking_leaves_no_trace():
+    norm = nn.BatchNorm1d(1)
+    num_runs = []
+
+    def model(rows, y):
+        num_runs.append(1)
+        norm(y[rows].unsqueeze(-1))
+        by_caller(rows, y)
+
+    guide = AutoMuPNormal(model)
+    guide.initialize(torch.arange(4), TRUTH)
+    statistics, runs = norm.running_mean.clone(), len(num_runs)
+    state = torch.get_rng_state()
+    guide._plates.open(guide.model, (torch.arange(3), TRUTH), {}, {})
+    assert len(num_runs) == runs + 1
+    assert torch.equal(norm.running_mean, statistics)
+    assert torch.equal(torch.get_rng_state(), state)
+    guide(torch.arange(3), TRUTH)
+    assert len(pickle.dumps(guide)) < len(pickle.dumps(TRUTH.repeat(1000)))
+
+
+def test_batches_of_the_same_shapes_are_looked_at_once():
+    num_runs = []
+
+    def model(y):
+        num_runs.append(1)
+        with pyro.plate("group", 3, dim=-1):
+            effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+
+    guide = AutoMuPNormal(model)
+    for _ in range(5):
+        guide(TRUTH[:3])
+    assert len(num_runs) == 2  # the prototype and one look
