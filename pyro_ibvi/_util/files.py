@@ -38,6 +38,31 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def readable_path(path: str | os.PathLike[str], what: str) -> Path:
+    """A path of a file that is there.
+
+    Args:
+        path: The path.
+        what: What the file should be, for messages.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: If it is no path.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is a folder.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"Expected the path of a {what}, got {path!r}.")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the {what} in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {what} {path}.")
+    return path
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file or folder to write to, which takes the place of another one once it is complete.

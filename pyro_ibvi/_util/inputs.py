@@ -101,6 +101,21 @@ def to_device(data: Any, device: torch.device | str | None) -> Any:
     return data
 
 
+def num_batches(loader: Any) -> int | None:
+    """Number of batches of a loader.
+
+    Args:
+        loader: The loader.
+
+    Returns:
+        The number, or None if the loader does not know it.
+    """
+    try:
+        return len(loader)
+    except TypeError:  # a loader may have a length, and not know it
+        return None
+
+
 def _rebuilt(data: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
     if hasattr(data, "_fields"):  # a named tuple takes its parts one by one
         return type(data)(*parts)

@@ -33,7 +33,7 @@ def module_mode(*callables: Any, training: bool) -> Iterator[None]:
     before: dict[nn.Module, bool] = {}
     with ExitStack() as stack:
         stack.callback(_give_back, before)
-        owners = [_owner(c) for c in callables]
+        owners = [owner_module(c) for c in callables]
         for owner in owners:
             if owner is not None:
                 _switch(owner, training, before)
@@ -42,8 +42,15 @@ def module_mode(*callables: Any, training: bool) -> Iterator[None]:
         yield
 
 
-def _owner(callable_: Any) -> nn.Module | None:
-    """The module that is called, if one is."""
+def owner_module(callable_: Any) -> nn.Module | None:
+    """The module that is called.
+
+    Args:
+        callable_: A module, a bound method of one, or anything else.
+
+    Returns:
+        The module, or None.
+    """
     while isinstance(callable_, partial):
         callable_ = callable_.func
     owner = getattr(callable_, "__self__", callable_)

@@ -62,8 +62,6 @@ def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, of a newer version, or none of this kind.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no saved network {path}.")
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])

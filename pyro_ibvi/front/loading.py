@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_ibvi._util.files import readable_path
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
 from pyro_ibvi.front.choices import restore
@@ -61,7 +62,7 @@ def load(
             f"Loading needs the plain network, a torch.nn.Module of the architecture that was "
             f"saved; got {'the class ' + net.__name__ if isinstance(net, type) else net!r}."
         )
-    path = Path(path)
+    path = readable_path(path, "saved network")
     header, tensors = read_network(path)
     _check_parameters(path, tensors, net)
     with own_random_numbers():

@@ -22,9 +22,10 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import SVI
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_ibvi._util.files import checked_path, whole_file
+from pyro_ibvi._util.digest import digest
+from pyro_ibvi._util.files import checked_path, readable_path, whole_file
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
 from pyro_ibvi.training.optimizer_state import (
     check_optimizer,
@@ -32,8 +33,10 @@ from pyro_ibvi.training.optimizer_state import (
     set_optimizer_state,
     trained_tensors,
 )
+from pyro_ibvi.training.state import all_or_nothing, modules_of, named_parameters, set_tensors
 
-_FORMAT = "pyro_ibvi checkpoint, version 1"
+_KIND = "pyro_ibvi checkpoint, version "
+_VERSION = 2
 #: What may change in an objective during training.
 _LOSS_NUMBERS = ("max_plate_nesting", "kl_weight", "weight")
 _ATOMS = (bool, int, float, complex, str, type(None))
@@ -46,7 +49,8 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
     parameters in Pyro's store that the optimizer trains, the optimizer with its scheduler, the
     objective's ``kl_weight``, and the global random states of torch (with CUDA), NumPy and
     Python. It takes the place of an earlier file at once, so that a crash leaves a whole one. It
-    holds tensors, numbers and strings alone: ``torch.load(path, weights_only=True)`` reads it.
+    holds tensors, numbers and strings alone (``torch.load(path, weights_only=True)`` reads it)
+    and a digest of them, by which damage is found.
 
     Buffers of a network that belongs to a model function, known to Pyro by ``pyro.module`` alone,
     are not found: write such a model as a ``PyroModule``. Nor are gradients kept that a loop
@@ -66,6 +70,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
 
     Example:
         >>> import tempfile, pyro_ibvi as ibvi
+        >>> from torch import nn
         >>> def make():
         ...     net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         ...     model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(0.1))
@@ -87,8 +92,8 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
     path = checked_path(path)
     trained, stored = _trained_and_stored(svi)
     content = {
-        "format": _FORMAT,
-        "modules": {kind: module.state_dict() for kind, module in _modules(svi).items()},
+        "format": f"{_KIND}{_VERSION}",
+        "modules": {kind: module.state_dict() for kind, module in modules_of(svi).items()},
         "store": stored,
         "trained": list(trained),
         "optimizer": get_optimizer_state(svi.optim, list(trained.values())),
@@ -97,6 +102,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
         "extra": extra,
     }
     plain = _plain(content, "the checkpoint")
+    plain["digest"] = digest(plain)
     with whole_file(path) as part:
         torch.save(plain, part)
 
@@ -123,33 +129,26 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If ``svi`` is no ``SVI``.
+        TypeError: If ``svi`` is no ``SVI``, or ``path`` no path.
         ValueError: If the file is damaged or no checkpoint, or is of another model or optimizer.
+            As after any error the training is as it was, but for an optimizer that was built.
     """
     _check_svi(svi)
-    content = _read(Path(path))
-    check_optimizer(svi.optim, content["optimizer"])
-    if args or kwargs:
-        if not _misfits(content, svi):
-            _set_tensors(content, svi)  # the parameters here may be those of a failed training
-        _run_once(svi, content["store"], args, kwargs)
-    misfits = _misfits(content, svi)
-    if misfits:
-        more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-        raise ValueError(
-            f"{path} is a checkpoint of another model: {'; '.join(misfits[:5])}{more}. If a "
-            f"parameter appears only when the model is run, run it once beforehand, as by "
-            f"svi.evaluate_loss(x, y), or pass such arguments: load_checkpoint(path, svi, x, y)."
-        )
-    _set_tensors(content, svi)
-    parameters = _named_parameters(svi)
-    for parameter in parameters.values():
-        parameter.grad = None
-    trained = [parameters[name] for name in content["trained"]]
-    set_optimizer_state(svi.optim, trained, content["optimizer"])
-    _set_loss(svi, content["loss"])
-    set_random_state(content["random"])
+    content = _read(readable_path(path, "checkpoint"))
     extra: dict[str, Any] = content["extra"]
+    with all_or_nothing(svi):
+        check_optimizer(svi.optim, content["optimizer"])
+        if args or kwargs:
+            if not _misfits(content, svi):
+                set_tensors(svi, content)  # the parameters here may be those of a failed training
+            _run_once(svi, content["store"], args, kwargs)
+        _check_fit(path, content, svi)
+        parameters = named_parameters(svi)
+        trained = [parameters[name] for name in content["trained"]]
+        set_optimizer_state(svi.optim, trained, content["optimizer"])
+        set_tensors(svi, content)
+        _set_loss(svi, content["loss"])
+        set_random_state(content["random"])
     return extra
 
 
@@ -162,26 +161,9 @@ def _check_svi(svi: object) -> None:
         )
 
 
-def _modules(svi: SVI) -> dict[str, nn.Module]:
-    model = svi.model if isinstance(svi.model, nn.Module) else getattr(svi.guide, "model", None)
-    found = {"model": model, "guide": svi.guide}
-    return {kind: module for kind, module in found.items() if isinstance(module, nn.Module)}
-
-
-def _named_parameters(svi: SVI) -> dict[str, Tensor]:
-    """Parameters of the modules and of Pyro's store, unconstrained."""
-    named: dict[str, Tensor] = {
-        f"{kind}.{name}": parameter
-        for kind, module in _modules(svi).items()
-        for name, parameter in module.named_parameters()
-    }
-    store = pyro.get_param_store().named_parameters()
-    return {**named, **{f"store.{name}": parameter for name, parameter in store}}
-
-
 def _trained_and_stored(svi: SVI) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The optimizer's parameters in its order, and those of the training in Pyro's store."""
-    parameters, store = _named_parameters(svi), pyro.get_param_store()
+    parameters, store = named_parameters(svi), pyro.get_param_store()
     names: dict[Tensor, str] = {}
     for name, parameter in parameters.items():
         names.setdefault(parameter, name)  # the first one, of a module rather than of the store
@@ -201,23 +183,53 @@ def _trained_and_stored(svi: SVI) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    """The content of a file, if its digest is that of its content."""
     with path.open("rb") as file:
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything in the reader
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"{path} cannot be read: it is damaged or no checkpoint ({type(error).__name__}: "
-                f"{reason}). Delete it to start anew."
+                f"{reason}). Delete it to start anew, or read a network that was saved by "
+                f"ibvi.load."
             ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    written = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(written, str) or not written.startswith(_KIND):
         raise ValueError(
             f"{path} is no checkpoint that this version reads: expected a file that "
-            f"save_checkpoint or fit wrote, {_FORMAT!r}."
+            f"save_checkpoint or fit wrote, got {_what_it_is(content)}."
         )
-    return content
+    if written != f"{_KIND}{_VERSION}":
+        raise ValueError(
+            f"{path} is a checkpoint of version {written.removeprefix(_KIND)}, and this version "
+            f"of the package reads version {_VERSION} alone: go on with the package that wrote it."
+        )
+    if content.pop("digest", None) != digest(content):
+        raise ValueError(
+            f"{path} is damaged or no checkpoint as it was written: its content has another "
+            f"digest. Take it from a copy, or delete it to start anew."
+        )
+    return dict(content)
+
+
+def _what_it_is(content: Any) -> str:
+    if isinstance(content, dict) and content:
+        if all(isinstance(value, Tensor) for value in content.values()):
+            return "a state_dict, which load_state_dict of its module takes"
+        return f"a dictionary with the keys {', '.join(map(repr, list(content)[:5]))}"
+    return f"a {type(content).__name__}"
+
+
+def _check_fit(path: Any, content: Mapping[str, Any], svi: SVI) -> None:
+    misfits = _misfits(content, svi)
+    if misfits:
+        more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+        raise ValueError(
+            f"{path} is a checkpoint of another model: {'; '.join(misfits[:5])}{more}. If a "
+            f"parameter appears only when the model is run, run it once beforehand, as by "
+            f"svi.evaluate_loss(x, y), or pass such arguments: load_checkpoint(path, svi, x, y)."
+        )
 
 
 def _run_once(svi: SVI, saved_store: Mapping[str, Any], args: Any, kwargs: Any) -> None:
@@ -227,7 +239,7 @@ def _run_once(svi: SVI, saved_store: Mapping[str, Any], args: Any, kwargs: Any) 
     svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     # What the training made later, or never, must not be there with another start. Parameters of
     # modules, which Pyro lists in its store as well, are compared where they live.
-    in_modules = {p for module in _modules(svi).values() for p in module.parameters()}
+    in_modules = {p for module in modules_of(svi).values() for p in module.parameters()}
     for name, parameter in list(store.named_parameters()):
         is_new = name not in before and f"store.{name}" not in saved_store
         if is_new and parameter not in in_modules:
@@ -237,7 +249,7 @@ def _run_once(svi: SVI, saved_store: Mapping[str, Any], args: Any, kwargs: Any) 
 def _misfits(content: Mapping[str, Any], svi: SVI) -> list[str]:
     """What differs between the tensors of a checkpoint and those that are here."""
     there = _flat(content["modules"])
-    here = _flat({kind: module.state_dict() for kind, module in _modules(svi).items()})
+    here = _flat({kind: module.state_dict() for kind, module in modules_of(svi).items()})
     store = pyro.get_param_store().named_parameters()
     here.update({f"store.{n}": p for n, p in store if f"store.{n}" in content["store"]})
     there.update(content["store"])
@@ -257,15 +269,6 @@ def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-
-
-@torch.no_grad()
-def _set_tensors(content: Mapping[str, Any], svi: SVI) -> None:
-    for kind, module in _modules(svi).items():
-        module.load_state_dict(content["modules"].get(kind, {}))
-    parameters = _named_parameters(svi)
-    for name, value in content["store"].items():
-        parameters[name].copy_(value)
 
 
 def _loss(svi: SVI) -> Any:

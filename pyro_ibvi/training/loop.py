@@ -1,31 +1,33 @@
-"""Training: epochs over a data loader, with a progress bar and a history."""
+"""Training: epochs over a data loader, with validation, a progress bar and a history."""
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import SVI
-from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi.training.checks import (
+    check_call,
+    check_callback,
+    check_loader,
+    check_num_epochs,
+    check_schedule,
+    check_svi,
+    check_validation,
+    checked_autocast,
+    checked_device,
+)
 from pyro_ibvi.training.course import Course
 from pyro_ibvi.training.history import History
-from pyro_ibvi.training.optim import MuPOptim
-
-_EMPTY = (
-    "The training loader is empty: it yielded no batch. If the data set is smaller than the batch "
-    "size, drop drop_last=True; an iterator can be used for one epoch only."
-)
+from pyro_ibvi.training.progress import Progress
+from pyro_ibvi.training.schedules import Interval, step_scheduler
+from pyro_ibvi.training.step import Stepper
+from pyro_ibvi.training.validation import Best, Metrics, validate
 
 
 def fit(
@@ -34,19 +36,26 @@ def fit(
     num_epochs: int,
     *,
     valid_loader: Iterable[Any] | None = None,
+    metrics: Metrics | None = None,
+    patience: int | None = None,
+    monitor: str | None = None,
     callback: Callable[[int, History], bool | None] | None = None,
     history: History | None = None,
     device: torch.device | str | None = None,
+    schedule_every: Interval = "epoch",
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_steps: int | None = None,
     progress: bool = True,
 ) -> History:
     """Trains by ``svi.step`` on each batch, for any Pyro model and guide.
 
-    Modules are in training mode for steps and in evaluation mode for the validation loss, and
-    are given back as they were. The scheduler of a :class:`~pyro_ibvi.MuPOptim` takes a step
+    Modules are in training mode for steps and in evaluation mode for validation, and are given
+    back as they were; a layer that its user put into evaluation mode while the rest trains stays
+    there. The scheduler of a :class:`~pyro_ibvi.MuPOptim`, or one of ``pyro.optim``, takes a step
     after each epoch, on the validation loss if it asks for one. If a loss is not finite, training
-    stops before the optimizer's step, so that the parameters are those of the last good step.
+    stops before the optimizer's step: parameters and buffers are those of the last good step.
 
     With a ``checkpoint`` a training that was killed goes on where the file was written last: set
     up everything as before and call ``fit`` again. What follows is bit for bit what would have
@@ -65,11 +74,23 @@ def fit(
         train_loader: Batches, iterated once per epoch: tuples of the model's arguments, mappings
             of its keyword arguments, or single tensors.
         num_epochs: Number of epochs; with a checkpoint, in total, those before a restart included.
-        valid_loader: Batches for the validation loss.
+        valid_loader: Batches for the validation loss and the metrics.
+        metrics: What else to measure after each epoch: a function of model, guide and validation
+            loader that returns numbers by name, such as
+            ``functools.partial(ibvi.evaluate, num_samples=16)``. Its random numbers are the same
+            each time and do not touch those of the training.
+        patience: Number of epochs without a better ``monitor`` after which training stops. If it
+            is given, the state of the best epoch is put back at the end.
+        monitor: The number to watch, smaller being better: ``"valid_loss"`` or a metric; by
+            default ``"nll"`` if that is among the metrics, or else the validation loss.
         callback: Called with the epoch, from 0, and the history after each epoch; training stops
             when it returns True.
         history: A history to go on with.
-        device: Where batches are moved to; by default the device of the guide's parameters.
+        device: Where batches are moved to; by default the device of the model's parameters.
+        schedule_every: When the scheduler takes a step: after each ``"epoch"`` or ``"step"``.
+        accumulate: Number of batches whose gradients are averaged for one step, weighted by
+            their sizes, as if they were one.
+        autocast: ``torch.bfloat16`` for the network's inner arithmetic, or None.
         checkpoint: File to which the state of the training is written after each epoch, and from
             which it goes on if the file exists. A training that is at its end, or that a callback
             stopped, is restored and not continued: delete the file to start anew.
@@ -81,8 +102,9 @@ def fit(
 
     Raises:
         FileNotFoundError: If the checkpoint's folder does not exist.
-        ValueError: If a loader is empty, ``num_epochs`` is not positive, or the checkpoint is
-            damaged or of another training.
+        TypeError: If an argument is of the wrong kind, or a batch does not fit the model.
+        ValueError: If a loader is empty, ``num_epochs`` is not positive, the parts of ``svi``
+            belong to different pairs, or the checkpoint is damaged or of another training.
         FloatingPointError: If a loss is not finite.
 
     Example:
@@ -90,6 +112,7 @@ def fit(
         >>> x = torch.linspace(-1, 1, 32).unsqueeze(-1)
         >>> loader = torch.utils.data.DataLoader(
         ...     torch.utils.data.TensorDataset(x, x**2), batch_size=8)
+        >>> from torch import nn
         >>> net = ibvi.RandomModule(nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)))
         >>> model = ibvi.SupervisedModel(net, ibvi.Normal(0.1), num_data=32)
         >>> guide = ibvi.AutoMuPNormal(model)
@@ -98,134 +121,57 @@ def fit(
         >>> ibvi.fit(svi, loader, num_epochs=2, progress=False).num_epochs
         2
     """
-    check_positive_int("num_epochs", num_epochs)
+    check_svi(svi)
+    check_num_epochs(num_epochs)
+    check_loader("train_loader", train_loader)
+    if valid_loader is not None:
+        check_loader("valid_loader", valid_loader)
+    check_validation(valid_loader, metrics=metrics, patience=patience, monitor=monitor)
+    check_callback(callback)
+    check_schedule(svi.optim, schedule_every)
+    for name, number in (("accumulate", accumulate), ("patience", patience)):
+        if number is not None:
+            check_positive_int(name, number)
     if history is not None and checkpoint is not None:
         raise ValueError("A checkpoint holds the history: pass `history` or `checkpoint` alone.")
     history = History() if history is None else history
+    stepper = Stepper(svi, checked_device(device), checked_autocast(autocast))
+    best = Best(svi, monitor, patience)
     loaders = {"train_loader": train_loader, "valid_loader": valid_loader}
-    course = Course(svi, history, checkpoint, checkpoint_steps, loaders)
-    desc = "fit, resumed" if course.is_begun else "fit"
-    first = _resume(course, train_loader, device) if course.is_begun else 0
+    course = Course(stepper, history, best, checkpoint, checkpoint_steps, loaders, accumulate)
+    first = course.resume(num_epochs) if course.is_begun else 0
     epochs = range(first, first if course.is_stopped else num_epochs)
-    hidden = None if progress else True
-    bar = tqdm(epochs, desc, initial=first, total=num_epochs, unit="epoch", disable=hidden)
-    for _ in bar:
-        history.train_loss.append(_train_epoch(course, train_loader, device))
-        shown = {"loss": f"{history.train_loss[-1]:.4g}"}
+    bar = Progress(train_loader, num_epochs, first, accumulate, hidden=not progress)
+    for _ in epochs:
+        _train_epoch(course, train_loader, bar, schedule_every)
         if valid_loader is not None:
-            history.valid_loss.append(_evaluate(svi, valid_loader, device))
-            shown["valid"] = f"{history.valid_loss[-1]:.4g}"
-        bar.set_postfix(shown)
-        _step_scheduler(svi.optim, history)
-        is_stopped = callback is not None and bool(callback(history.num_epochs - 1, history))
+            validate(stepper, valid_loader, metrics, history)
+        if schedule_every == "epoch":
+            step_scheduler(svi.optim, history)
+        is_stopped = best.see(history)
+        if callback is not None:
+            is_stopped |= bool(callback(history.num_epochs - 1, history))
+        bar.end_epoch(history)
         course.save(is_stopped=is_stopped)
         if is_stopped:
             break
     bar.close()
+    best.restore()
     return history
 
 
-def _resume(course: Course, loader: Iterable[Any], device: torch.device | str | None) -> int:
-    """Goes on from a checkpoint; returns the number of epochs that are done."""
-    svi = course.svi
-    with module_mode(svi.model, svi.guide, training=True):
-        for batch in loader:
-            args, kwargs = as_call(to_device(batch, device or _device_of(svi)))
-            course.resume(*args, **kwargs)
-            return course.history.num_epochs
-    raise ValueError(_EMPTY)
-
-
 def _train_epoch(
-    course: Course, loader: Iterable[Any], device: torch.device | str | None
-) -> float:
-    svi, epoch = course.svi, course.history.num_epochs
+    course: Course, loader: Iterable[Any], bar: Progress, schedule_every: Interval
+) -> None:
+    svi, history = course.stepper.svi, course.history
     with module_mode(svi.model, svi.guide, training=True):
-        for batch in course.batches(loader):
-            args, kwargs = as_call(to_device(batch, device or _device_of(svi)))
-            with _checked_loss(svi, f"step {course.num_steps} of epoch {epoch}"):
-                loss = svi.step(*args, **kwargs)
+        for batches in course.batches(loader):
+            if course.num_steps == 0:
+                check_call(svi.model, *course.stepper.call(batches[0]))
+            where = f"step {course.num_steps} of epoch {history.num_epochs}"
+            loss = course.stepper.step(batches, where)
+            if schedule_every == "step":
+                step_scheduler(svi.optim, history)
             course.add_step(loss)
-    if course.num_steps == 0:
-        raise ValueError(_EMPTY)
-    return course.end_epoch()
-
-
-def _evaluate(svi: SVI, loader: Iterable[Any], device: torch.device | str | None) -> float:
-    total, num_data = 0.0, 0
-    with module_mode(svi.model, svi.guide, training=False):
-        for batch in loader:
-            args, kwargs = as_call(to_device(batch, device or _device_of(svi)))
-            tensor = first_tensor((args, kwargs))
-            size = 1 if tensor is None else len(tensor)
-            total += size * svi.evaluate_loss(*args, **kwargs)
-            num_data += size
-    if num_data == 0:
-        raise ValueError("The validation loader is empty: it yielded no batch.")
-    return total / num_data
-
-
-def _step_scheduler(optim: Any, history: History) -> None:
-    if not isinstance(optim, MuPOptim) or optim.scheduler is None:
-        return
-    with warnings.catch_warnings():
-        # The optimizer's steps may all have been taken before a restart.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        if isinstance(optim.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            optim.step_scheduler((history.valid_loss or history.train_loss)[-1])
-        else:
-            optim.step_scheduler()
-
-
-@contextmanager
-def _checked_loss(svi: SVI, where: str) -> Iterator[None]:
-    """Stops ``svi.step`` between the gradient and the optimizer if the loss is not finite."""
-    loss_and_grads = svi.loss_and_grads
-
-    def checked(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = loss_and_grads(model, guide, *args, **kwargs)
-        if not math.isfinite(loss):
-            raise FloatingPointError(_diagnose(model, guide, args, kwargs, float(loss), where))
-        return loss
-
-    svi.loss_and_grads = checked
-    try:
-        yield
-    except FloatingPointError:
-        for parameter in _parameters(svi):
-            parameter.grad = None
-        raise
-    finally:
-        svi.loss_and_grads = loss_and_grads
-
-
-def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: float, where: str) -> str:
-    """A sentence that says at which sites a loss is not finite."""
-    with torch.no_grad(), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
-    bad = []
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or not isinstance(site["value"], Tensor):
-            continue
-        if site["value"].is_floating_point() and not site["value"].isfinite().all():
-            bad.append(f"{name!r} (its value)")
-        elif site["is_observed"] and not site["fn"].log_prob(site["value"]).isfinite().all():
-            bad.append(f"{name!r} (its log-probability)")
-    sites = ", ".join(bad) or "none that another draw shows"
-    return (
-        f"The loss is {loss} at {where}; sites that are not finite: {sites}. The parameters are "
-        f"those before this step. Usual causes: a learning rate that is too large, or NaN or "
-        f"infinite data."
-    )
-
-
-def _parameters(svi: SVI) -> Iterator[nn.Parameter]:
-    for root in (svi.model, svi.guide):
-        if isinstance(root, nn.Module):
-            yield from root.parameters()
-
-
-def _device_of(svi: SVI) -> torch.device | None:
-    parameter = next(_parameters(svi), None)
-    return None if parameter is None else parameter.device
+            bar.step()
+    course.end_epoch()

@@ -318,6 +318,7 @@ def test_bad_input(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*the number of batches is 3 now and was 5")
 def test_a_checkpoint_of_other_loaders_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     with pytest.raises(Killed):

@@ -1,0 +1,71 @@
+"""Whether a model, a guide and an optimizer belong together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyro_ibvi._util.modes import owner_module
+
+
+def check_pair(model: Any, guide: Any) -> None:
+    """Checks that a guide was made for a model, as far as both are modules.
+
+    A guide of a part of the model, of a function or of an effect handler passes: nothing can be
+    said of those.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Raises:
+        TypeError: If the guide is the model, or a class.
+        ValueError: If the guide was made for another model.
+    """
+    if isinstance(guide, type):
+        raise TypeError(
+            f"The guide must be an object, got the class {guide.__name__}: write "
+            f"{guide.__name__}(model)."
+        )
+    if guide is model:
+        raise TypeError("The model itself was passed as its guide: write AutoMuPNormal(model).")
+    mine, own = owner_module(model), owner_module(_model_of(guide))
+    if mine is None or own is None or own is mine:
+        return
+    if any(module is own for module in mine.modules()) or any(
+        module is mine for module in own.modules()
+    ):
+        return
+    raise ValueError(
+        f"The guide was made for another {type(own).__name__} than the model that it is used "
+        f"with: make it anew, AutoMuPNormal(model), or use the model that is guide.model."
+    )
+
+
+def check_optimizer_of(optim: Any, guide: Any) -> None:
+    """Checks that an optimizer that was made for a guide is used with it.
+
+    Args:
+        optim: The optimizer.
+        guide: The guide that is trained.
+
+    Raises:
+        ValueError: If none of the parameters of the optimizer's guide is one of this guide.
+    """
+    its, ours = owner_module(getattr(optim, "guide", None)), owner_module(guide)
+    if its is None or ours is None or its is ours:
+        return
+    trained = set(ours.parameters())
+    if trained and trained.isdisjoint(its.parameters()):
+        raise ValueError(
+            f"The optimizer was made for another guide than the one that is trained: write "
+            f"{type(optim).__name__}(..., guide) with the guide of this SVI."
+        )
+
+
+def _model_of(guide: Any) -> Any:
+    """The model that a guide was made for; a pickled guide has lost it."""
+    if not isinstance(guide, nn.Module) or getattr(guide, "_model", None) is None:
+        return None
+    return getattr(guide, "model", None)

@@ -1,0 +1,234 @@
+"""What a training cannot do, said before it begins."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi._util.pairs import check_optimizer_of, check_pair
+from pyro_ibvi.training.schedules import has_scheduler, is_plateau
+from pyro_ibvi.training.state import modules_of
+
+_LOADER = "DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)"
+
+
+def check_svi(svi: Any) -> None:
+    """Checks the parts of a training.
+
+    Args:
+        svi: The training.
+
+    Raises:
+        TypeError: If it, or its objective, is of the wrong kind.
+        ValueError: If its parts belong to different pairs, or are on different devices.
+    """
+    if not isinstance(svi, SVI):
+        raise TypeError(
+            f"Training needs a pyro.infer.SVI, got {_name(svi)}: write "
+            f"fit(SVI(model, guide, optim, TraceExpectedLogLikelihood()), loader, num_epochs)."
+        )
+    loss = svi.loss
+    if isinstance(loss, type):
+        raise TypeError(
+            f"The loss of SVI must be an object, got the class {loss.__name__}: write "
+            f"{loss.__name__}(), with parentheses."
+        )
+    if isinstance(loss, nn.Module) or not callable(loss):
+        raise TypeError(
+            f"The loss of SVI must be an objective such as TraceExpectedLogLikelihood(), got "
+            f"{_name(loss)}: what it says of outputs and targets, the model's likelihood says."
+        )
+    check_pair(svi.model, svi.guide)
+    check_optimizer_of(svi.optim, svi.guide)
+    devices = {
+        kind: {p.device for p in module.parameters()} for kind, module in modules_of(svi).items()
+    }
+    if len(set().union(*devices.values())) > 1:
+        places = ", ".join(f"{kind}: {sorted(map(str, d))}" for kind, d in devices.items())
+        raise ValueError(
+            f"Model and guide are on different devices ({places}): move both, "
+            f"model.to(device) and guide.to(device), before training."
+        )
+
+
+def check_loader(name: str, loader: Any) -> None:
+    """Checks that something can be a loader.
+
+    Args:
+        name: Name of the argument.
+        loader: Its value.
+
+    Raises:
+        TypeError: If it gives no batches.
+    """
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"{name} is a data set, which gives single data: write "
+            f"DataLoader(data, batch_size=128, shuffle=True)."
+        )
+    is_pair = isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader)
+    if is_pair or isinstance(loader, (str, Tensor)) or hasattr(loader, "to_numpy"):
+        raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
+    if not isinstance(loader, Iterable) or isinstance(loader, (int, float)):
+        raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
+
+
+def check_num_epochs(num_epochs: Any) -> None:
+    """Checks a number of epochs.
+
+    Args:
+        num_epochs: The number.
+
+    Raises:
+        TypeError: If data stand in its place.
+    """
+    if isinstance(num_epochs, (Tensor, list, tuple)) or hasattr(num_epochs, "shape"):
+        raise TypeError(
+            f"The third argument is the number of epochs, got {_name(num_epochs)}; x and y come "
+            f"in batches: fit(svi, {_LOADER}, num_epochs=20)."
+        )
+    check_positive_int("num_epochs", num_epochs)
+
+
+def check_callback(callback: Any) -> None:
+    """Checks a callback.
+
+    Args:
+        callback: The callback.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if callback is not None and (not callable(callback) or isinstance(callback, type)):
+        raise TypeError(
+            f"The callback must be a function of the epoch and the history that returns True to "
+            f"stop, got {callback!r}."
+        )
+
+
+def check_schedule(optim: Any, interval: Any) -> None:
+    """Checks when a scheduler is stepped.
+
+    Args:
+        optim: The optimizer.
+        interval: ``"epoch"`` or ``"step"``.
+
+    Raises:
+        ValueError: If there is no such interval, or nothing to step by it.
+    """
+    if interval not in ("epoch", "step"):
+        raise ValueError(f"schedule_every must be 'epoch' or 'step', got {interval!r}.")
+    if interval == "step" and not has_scheduler(optim):
+        raise ValueError(
+            "schedule_every='step' needs a scheduler: MuPOptim(..., scheduler=lambda optimizer: "
+            "torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps))."
+        )
+    if interval == "step" and is_plateau(optim):
+        raise ValueError(
+            "ReduceLROnPlateau looks at the validation loss, once an epoch: leave "
+            "schedule_every='epoch'."
+        )
+
+
+def checked_device(device: Any) -> torch.device | None:
+    """A device by its name.
+
+    Args:
+        device: The device, its name, or None.
+
+    Returns:
+        The device, or None.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device is None or isinstance(device, torch.device):
+        return device
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"There is no device {device!r}: write 'cpu', 'cuda', 'cuda:0' or 'mps'."
+        ) from error
+
+
+def checked_autocast(autocast: Any) -> torch.dtype | None:
+    """A type for inner arithmetic.
+
+    Args:
+        autocast: The type, or None.
+
+    Returns:
+        The type, or None.
+
+    Raises:
+        ValueError: If it is another one than bfloat16.
+    """
+    if autocast is None or autocast is torch.bfloat16:
+        return autocast
+    more = ": its range needs scaled gradients, which this loop has not"
+    raise ValueError(
+        f"autocast must be torch.bfloat16 or None, got {autocast!r}"
+        f"{more * (autocast is torch.float16)}."
+    )
+
+
+def check_validation(valid_loader: Any, **needing: Any) -> None:
+    """Checks that there are validation data if anything looks at them.
+
+    Args:
+        valid_loader: The validation loader.
+        **needing: Arguments that need it.
+
+    Raises:
+        TypeError: If they can be iterated once only.
+        ValueError: If there are none.
+    """
+    given = [name for name, value in needing.items() if value is not None]
+    if valid_loader is None and given:
+        raise ValueError(f"{given[0]} looks at validation data: pass valid_loader=.")
+    if isinstance(valid_loader, Iterator):
+        raise TypeError(
+            "valid_loader is an iterator, which gives its batches once, and is needed after each "
+            "epoch: pass a DataLoader or a list of batches."
+        )
+
+
+def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Checks that a model takes a batch.
+
+    Args:
+        model: The model.
+        args: Positional arguments, the parts of the batch.
+        kwargs: Keyword arguments, the batch's keys.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    owner = owner_module(model)
+    function = owner.forward if owner is not None and owner is model else model
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a callable that does not tell
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = f"the keys {list(kwargs)}" if kwargs else f"{len(args)} parts"
+        raise TypeError(
+            f"A batch of {given} does not fit the model, which takes {signature}: {error}. Let "
+            f"the loader give the model's arguments, as a tuple (x, y) or as a mapping of its "
+            f"names; several inputs go into one: ((x1, x2), y)."
+        ) from None
+
+
+def _name(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__

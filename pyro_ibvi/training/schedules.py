@@ -1,0 +1,67 @@
+"""Learning rate schedulers, stepped as torch has them stepped."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+from pyro.optim import PyroLRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pyro_ibvi.training.history import History
+from pyro_ibvi.training.optim import MuPOptim
+
+Interval = Literal["epoch", "step"]
+
+
+def has_scheduler(optim: Any) -> bool:
+    """Whether an optimizer has a schedule that must be stepped.
+
+    Args:
+        optim: The optimizer.
+
+    Returns:
+        Whether it has; True as long as an optimizer cannot tell, before a guide has parameters.
+    """
+    if isinstance(optim, MuPOptim):
+        try:
+            return optim.scheduler is not None
+        except RuntimeError:
+            return True
+    return isinstance(optim, PyroLRScheduler)
+
+
+def step_scheduler(optim: Any, history: History) -> None:
+    """Steps the scheduler of a :class:`~pyro_ibvi.MuPOptim`, or one of Pyro's, if there is one.
+
+    Args:
+        optim: The optimizer.
+        history: The history, for schedulers that look at the validation loss.
+    """
+    if not has_scheduler(optim):
+        return
+    with warnings.catch_warnings():
+        # The optimizer's steps may all have been taken before a restart.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        step = optim.step_scheduler if isinstance(optim, MuPOptim) else optim.step
+        if is_plateau(optim):
+            step((history.valid_loss or history.train_loss)[-1])
+        else:
+            step()
+
+
+def is_plateau(optim: Any) -> bool:
+    """Whether an optimizer's schedule looks at a loss.
+
+    Args:
+        optim: The optimizer.
+
+    Returns:
+        Whether it does.
+    """
+    if isinstance(optim, MuPOptim):
+        try:
+            return isinstance(optim.scheduler, ReduceLROnPlateau)
+        except RuntimeError:
+            return False
+    return getattr(optim, "pt_scheduler_constructor", None) is ReduceLROnPlateau

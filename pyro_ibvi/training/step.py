@@ -1,0 +1,164 @@
+"""One step of a training, which is taken as a whole or leaves everything as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from torch import Tensor
+
+from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.training.state import buffers_of, device_of, named_parameters, parameters_of
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Stepper:
+    """Takes steps of ``SVI`` on one batch or on several whose gradients are averaged.
+
+    Args:
+        svi: The training.
+        device: Where batches are moved to; by default where the parameters are.
+        autocast: Floating point type of a network's inner arithmetic, or None.
+    """
+
+    def __init__(
+        self, svi: SVI, device: torch.device | None, autocast: torch.dtype | None
+    ) -> None:
+        self.svi = svi
+        self._device = device
+        self._autocast = autocast
+
+    def call(self, batch: Any) -> Call:
+        """A batch as arguments of the model, on its device.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            Positional and keyword arguments.
+        """
+        return as_call(to_device(batch, self._device or device_of(self.svi)))
+
+    def step(self, batches: Sequence[Any], where: str) -> float:
+        """Takes a step.
+
+        Args:
+            batches: The batches, each of which estimates the objective.
+            where: Which step it is, for messages.
+
+        Returns:
+            The loss, the batches weighted by their sizes.
+
+        Raises:
+            FloatingPointError: If a loss is not finite. As after any error, parameters, their
+                gradients and buffers are those before the step.
+        """
+        calls = [self.call(batch) for batch in batches]
+        with _undone_on_error(self.svi), self._on_all(calls, where):
+            args, kwargs = calls[0]
+            return float(self.svi.step(*args, **kwargs))
+
+    @contextmanager
+    def _on_all(self, calls: Sequence[Call], where: str) -> Iterator[None]:
+        """Makes ``svi.step`` see all batches, and stop before the optimizer at a bad loss."""
+        svi = self.svi
+        loss_and_grads = svi.loss_and_grads
+
+        def on_all(model: Any, guide: Any, *_: Any, **__: Any) -> Any:
+            total, done = 0.0, 0
+            for args, kwargs in calls:
+                size = _batch_size(args, kwargs)
+                if done:
+                    self._scale_gradients(done / size)
+                with self._precision():
+                    loss = loss_and_grads(model, guide, *args, **kwargs)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        _diagnosis(model, guide, args, kwargs, float(loss), where)
+                    )
+                if len(calls) == 1:
+                    return loss
+                total, done = total + size * float(loss), done + size
+                self._scale_gradients(size / done)
+            return total / done
+
+        svi.loss_and_grads = on_all
+        try:
+            yield
+        finally:
+            svi.loss_and_grads = loss_and_grads
+
+    def _precision(self) -> Any:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        device = self._device or device_of(self.svi) or torch.device("cpu")
+        return torch.autocast(device.type, dtype=self._autocast)
+
+    def _scale_gradients(self, factor: float) -> None:
+        if factor == 1.0:
+            return
+        gradients = {p.grad for p in named_parameters(self.svi).values() if p.grad is not None}
+        for gradient in gradients:
+            gradient.mul_(factor)
+
+
+@contextmanager
+def _undone_on_error(svi: SVI) -> Iterator[None]:
+    """Gives gradients and buffers back as they were if a step fails.
+
+    Random numbers that it drew stay drawn.
+    """
+    buffers = buffers_of(svi)
+    before = [buffer.clone() for buffer in buffers]
+    without = {p for p in _all_parameters(svi) if p.grad is None}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+        for parameter in _all_parameters(svi):
+            is_new = parameter.grad is None or parameter in without
+            parameter.grad = None if is_new else torch.zeros_like(parameter)
+        raise
+
+
+def _all_parameters(svi: SVI) -> Iterator[Tensor]:
+    yield from parameters_of(svi)
+    for _, parameter in pyro.get_param_store().named_parameters():
+        yield parameter
+
+
+def _batch_size(args: Any, kwargs: Any) -> int:
+    tensor = first_tensor((args, kwargs))
+    return 1 if tensor is None else len(tensor)
+
+
+def _diagnosis(model: Any, guide: Any, args: Any, kwargs: Any, loss: float, where: str) -> str:
+    """A sentence that says at which sites a loss is not finite."""
+    with own_random_numbers(), torch.no_grad(), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs)
+    bad = []
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or not isinstance(site["value"], Tensor):
+            continue
+        if site["value"].is_floating_point() and not site["value"].isfinite().all():
+            bad.append(f"{name!r} (its value)")
+        elif site["is_observed"] and not site["fn"].log_prob(site["value"]).isfinite().all():
+            bad.append(f"{name!r} (its log-probability)")
+    sites = ", ".join(bad) or "none that another draw shows"
+    return (
+        f"The loss is {loss} at {where}; sites that are not finite: {sites}. The parameters are "
+        f"those before this step. Usual causes: a learning rate that is too large, or NaN or "
+        f"infinite data."
+    )

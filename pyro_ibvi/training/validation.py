@@ -1,0 +1,117 @@
+"""What is measured on validation data after an epoch, and the best state by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pyro.infer import SVI
+
+from pyro_ibvi._util.inputs import first_tensor
+from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.training.history import History
+from pyro_ibvi.training.state import get_tensors, set_tensors
+from pyro_ibvi.training.step import Stepper
+
+#: Takes model, guide and validation loader, and gives numbers by name.
+Metrics = Callable[[Any, Any, Iterable[Any]], Mapping[str, float]]
+#: Draws for metrics are the same after each epoch: what differs between epochs is the network.
+_SEED = 0
+
+
+def validate(
+    stepper: Stepper, loader: Iterable[Any], metrics: Metrics | None, history: History
+) -> None:
+    """Adds the validation loss and the metrics of an epoch to the history.
+
+    Args:
+        stepper: Who takes the training's steps.
+        loader: Validation data.
+        metrics: What to measure of predictions.
+        history: The history.
+
+    Raises:
+        ValueError: If the loader is empty.
+    """
+    svi = stepper.svi
+    total, num_data = 0.0, 0
+    with module_mode(svi.model, svi.guide, training=False):
+        for batch in loader:
+            args, kwargs = stepper.call(batch)
+            tensor = first_tensor((args, kwargs))
+            size = 1 if tensor is None else len(tensor)
+            total += size * svi.evaluate_loss(*args, **kwargs)
+            num_data += size
+        if num_data == 0:
+            raise ValueError("The validation loader is empty: it yielded no batch.")
+        history.valid_loss.append(total / num_data)
+        if metrics is not None:
+            with own_random_numbers(_SEED):
+                history.add_metrics(metrics(svi.model, svi.guide, loader))
+
+
+class Best:
+    """The best state so far, by a number that should be small, and how long ago it was.
+
+    Args:
+        svi: The training.
+        monitor: Name of the number in the history; by default ``"nll"`` if that is measured, or
+            else the validation loss.
+        patience: Number of epochs without a better one after which training stops; None keeps
+            no state and never stops.
+
+    Attributes:
+        epoch: The best epoch, from 0, or None.
+    """
+
+    def __init__(self, svi: SVI, monitor: str | None, patience: int | None) -> None:
+        self._svi = svi
+        self._monitor = monitor
+        self._patience = patience
+        self._value = math.inf
+        self._tensors: dict[str, Any] | None = None
+        self.epoch: int | None = None
+
+    def see(self, history: History) -> bool:
+        """Looks at the last epoch.
+
+        Args:
+            history: The history.
+
+        Returns:
+            Whether training has waited long enough for a better one.
+
+        Raises:
+            ValueError: If there is no number of the name.
+        """
+        if self._patience is None:
+            return False
+        last = history.last()
+        name = self._monitor or ("nll" if "nll" in last else "valid_loss")
+        if name not in last:
+            raise ValueError(f"monitor={name!r} is not measured: choose among {sorted(last)}.")
+        epoch = history.num_epochs - 1
+        if self.epoch is None or last[name] < self._value:
+            self._value, self.epoch = last[name], epoch
+            self._tensors = get_tensors(self._svi)
+        return epoch - self.epoch >= self._patience
+
+    def restore(self) -> None:
+        """Puts the best state back, if one was kept."""
+        if self._tensors is not None:
+            set_tensors(self._svi, self._tensors)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it."""
+        return {"value": self._value, "epoch": self.epoch, "tensors": self._tensors}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            state: What :meth:`state` gave.
+        """
+        self._value, self.epoch = state["value"], state["epoch"]
+        self._tensors = state["tensors"]

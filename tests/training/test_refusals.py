@@ -1,0 +1,165 @@
+"""What fit refuses, in sentences, and that a refusal leaves everything as it was."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pyro_ibvi as ibvi
+from tests.training.killable import make_svi as make_killable
+from tests.training.killable import train
+from tests.training.test_loop import make_data, make_loader, make_svi
+
+X, Y = make_data()
+
+
+def everything(svi):
+    state = {**svi.model.state_dict(), **{f"q.{k}": v for k, v in svi.guide.state_dict().items()}}
+    return {name: value.clone() for name, value in state.items()}
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+def test_a_refused_step_leaves_parameters_gradients_and_statistics():
+    net = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    svi = make_svi(net)
+    ibvi.fit(svi, make_loader(), 1, progress=False)
+    before = everything(svi)
+    parameters = [*svi.model.parameters(), *svi.guide.parameters()]
+    without = [parameter.grad is None for parameter in parameters]
+    huge = torch.full((10, 1), 3e38)
+    for accumulate in (1, 2):
+        with pytest.raises(FloatingPointError, match="step 0 of epoch 0"):
+            ibvi.fit(
+                svi,
+                [(X[:10], huge), (huge, Y[:10])],
+                1,
+                accumulate=accumulate,
+                progress=False,
+            )
+        for name, value in everything(svi).items():
+            assert torch.equal(value, before[name]), name
+        assert [parameter.grad is None for parameter in parameters] == without
+        assert not any(p.grad is not None and p.grad.any() for p in parameters)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+def test_a_parameter_in_pyros_store_keeps_no_bad_gradient():
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(1.0))
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale, validate_args=False), obs=x)
+
+    svi = SVI(
+        model, AutoNormal(model), pyro.optim.SGD({"lr": 1e-3}), ibvi.TraceExpectedLogLikelihood()
+    )
+    ibvi.fit(svi, [X[:, 0]], 1, progress=False)
+    pyro.enable_validation(False)
+    with pytest.raises(FloatingPointError):
+        ibvi.fit(svi, [X[:, 0] * math.nan], 1, progress=False)
+    pyro.enable_validation(True)
+    gradient = pyro.get_param_store().get_param("scale").grad
+    assert gradient is None or gradient == 0
+
+
+def test_parts_of_different_pairs_are_refused():
+    svi, other = make_svi(), make_svi()
+    loader = make_loader()
+    with pytest.raises(ValueError, match="guide was made for another SupervisedModel"):
+        ibvi.fit(SVI(other.model, svi.guide, svi.optim, svi.loss.__self__), loader, 1)
+    with pytest.raises(ValueError, match="optimizer was made for another guide"):
+        ibvi.fit(SVI(svi.model, svi.guide, other.optim, svi.loss.__self__), loader, 1)
+    with pytest.raises(TypeError, match="model itself was passed as its guide"):
+        ibvi.fit(SVI(svi.model, svi.model, svi.optim, svi.loss.__self__), loader, 1)
+
+
+def test_guides_of_parts_functions_and_handlers_pass():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    blocked = pyro.poutine.block(model, hide=["x"])
+    for guide in (AutoNormal(model), AutoNormal(blocked)):
+        svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-3}), ibvi.TraceExpectedLogLikelihood())
+        assert ibvi.fit(svi, [X[:, 0]], 1, progress=False).num_epochs == 1
+
+
+def mistakes():
+    svi = make_svi()
+    loader = make_loader()
+    loss = ibvi.TraceExpectedLogLikelihood
+    parts = svi.model, svi.guide, svi.optim
+    yield (svi.model, loader, 1), {}, TypeError, "needs a pyro.infer.SVI, got SupervisedModel"
+    yield (SVI(*parts, loss), loader, 1), {}, TypeError, r"class .*: write .*LogLikelihood\(\)"
+    yield (SVI(*parts, nn.CrossEntropyLoss()), loader, 1), {}, TypeError, "got CrossEntropyLoss"
+    yield (svi, X, Y), {}, TypeError, "third argument is the number of epochs, got Tensor"
+    yield (svi, (X, Y), 1), {}, TypeError, r"must give batches, got tuple.*DataLoader\(Tensor"
+    yield (svi, X, 1), {}, TypeError, "train_loader must give batches, got Tensor"
+    yield (svi, TensorDataset(X, Y), 1), {}, TypeError, r"is a data set.*DataLoader\(data"
+    yield (svi, 5, 1), {}, TypeError, "must give batches, got int"
+    yield (svi, [(X[:9], Y[:9], Y[:9])], 1), {}, TypeError, r"3 parts does not fit.*\(x, y\)"
+    yield (svi, [{"x": X, "label": Y}], 1), {}, TypeError, r"keys \['x', 'label'\] does not fit"
+    options = {
+        "callback": ("stop", TypeError, "callback must be a function.*'stop'"),
+        "checkpoint": (True, TypeError, "path of a file.*True"),
+        "device": ("gpu", ValueError, "no device 'gpu': write 'cpu', 'cuda'"),
+        "autocast": (torch.float16, ValueError, "bfloat16 or None, got torch.float16: its range"),
+        "accumulate": (0, ValueError, "accumulate must be a positive whole number"),
+        "patience": (3, ValueError, "patience looks at validation data: pass valid_loader="),
+        "metrics": (len, ValueError, "metrics looks at validation data"),
+        "schedule_every": ("step", ValueError, "schedule_every='step' needs a scheduler"),
+        "valid_loader": (iter([]), TypeError, "valid_loader is an iterator"),
+    }
+    for name, (value, error, match) in options.items():
+        yield (svi, loader, 1), {name: value}, error, match
+    yield (svi, loader, 1), {"schedule_every": "batch"}, ValueError, "'epoch' or 'step', got 'b"
+    yield (
+        (svi, loader, 1),
+        {"valid_loader": loader, "patience": 1, "monitor": "nll"},
+        ValueError,
+        r"monitor='nll' is not measured: choose among \['train_loss', 'valid_loss'\]",
+    )
+    plateau = make_svi(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    yield (plateau, loader, 1), {"schedule_every": "step"}, ValueError, "ReduceLROnPlateau looks"
+
+
+@pytest.mark.parametrize("number", range(len(list(mistakes()))))
+def test_a_mistake_gets_a_sentence(number):
+    args, kwargs, error, match = list(mistakes())[number]
+    with pytest.raises(error, match=match):
+        ibvi.fit(*args, progress=False, **kwargs)
+
+
+CHANGES = {
+    "rate": (
+        "the learning rate is 0.5 now and was 0.002; the rates of the checkpoint are used",
+        lambda svi: setattr(svi.optim, "lr", 0.5),
+    ),
+    "num_data": (
+        "the num_data is 80 now and was 37",
+        lambda svi: setattr(svi.model, "num_data", 80),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_resuming_with_other_settings_is_said(tmp_path, change):
+    train(make_killable("momentum"), checkpoint=tmp_path / "run.pt", num_epochs=1)
+    svi = make_killable("momentum")
+    message, apply = CHANGES[change]
+    apply(svi)
+    with pytest.warns(UserWarning, match=rf"resumed with other settings: {message}"):
+        train(svi, checkpoint=tmp_path / "run.pt", num_epochs=2)
+
+
+def test_fewer_epochs_than_were_done_are_said(tmp_path):
+    train(make_killable("momentum"), checkpoint=tmp_path / "run.pt", num_epochs=2)
+    with pytest.warns(UserWarning, match="2 epochs were trained already and num_epochs is 1"):
+        train(make_killable("momentum"), checkpoint=tmp_path / "run.pt", num_epochs=1)
