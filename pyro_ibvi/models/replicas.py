@@ -169,7 +169,8 @@ class Replica:
                 else:
                     old.__dict__.pop(name, None)
         for old_container, new_container in containers if attributes else ():
-            _refill(old_container, _settle(new_container, originals))
+            # Its parts, since the container itself is one of the copies.
+            _refill(old_container, _settle(copy.copy(new_container), originals))
 
     def _copy(self, module: nn.Module) -> nn.Module:
         known = self._pairs.get(id(module))

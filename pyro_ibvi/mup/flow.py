@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,13 +86,15 @@ def _find_steps(net: nn.Module, example_input: Any, flow: Flow, weights: list[st
         return []
     if example_input is not None:
         try:
-            return record_steps(_plain_copy(net), example_input)
+            with warnings.catch_warnings(action="ignore"):  # they come when the network is used
+                return record_steps(_plain_copy(net), example_input)
         except Exception as error:  # whatever the network's own code raises
             raise ValueError(
                 f"The {type(net).__name__} fails on example_input: {type(error).__name__}: {error}"
             ) from error
     try:
-        return list(trace_steps(_plain_copy(net)))
+        with warnings.catch_warnings(action="ignore"):
+            return list(trace_steps(_plain_copy(net)))
     except Exception as error:  # of a proxy in the place of data, anything
         if len(weights) > 1:
             flow.assumption = _assumption(net, weights, error)

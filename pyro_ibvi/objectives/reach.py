@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Autograd's name of a block that is run again in the backward pass, by a graph of its own.
+_HIDING = "CheckpointFunctionBackward"
+
 
 class Reachable:
     """The set of tensors that some roots depend on, by their autograd graph.
+
+    A block under ``torch.utils.checkpoint(use_reentrant=True)`` hides what it was computed from
+    until the backward pass runs it again: then everything counts as reached.
 
     Args:
         roots: Tensors; those without a graph reach themselves only.
@@ -19,6 +25,7 @@ class Reachable:
     def __init__(self, roots: Iterable[Tensor]) -> None:
         self.leaves: set[int] = set()
         self._nodes: set[Any] = set()
+        self._is_hidden = False
         stack: list[Any] = []
         for root in roots:
             if root.grad_fn is not None:
@@ -30,11 +37,14 @@ class Reachable:
             if node is None or node in self._nodes:
                 continue
             self._nodes.add(node)
+            self._is_hidden |= node.name() == _HIDING
             if hasattr(node, "variable"):
                 self.leaves.add(id(node.variable))
             stack += [parent for parent, _ in node.next_functions]
 
     def __contains__(self, tensor: Tensor) -> bool:
+        if self._is_hidden:
+            return True
         if tensor.grad_fn is not None:
             return tensor.grad_fn in self._nodes
         return id(tensor) in self.leaves
