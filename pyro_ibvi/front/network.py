@@ -21,7 +21,14 @@ from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
 from pyro_ibvi.objectives import TraceExpectedLogLikelihood
-from pyro_ibvi.prediction import Prediction, predict, score
+from pyro_ibvi.prediction import (
+    FrozenDraws,
+    Prediction,
+    frozen_draws,
+    mean_network,
+    predict,
+    score,
+)
 from pyro_ibvi.training import History, MuPOptim, fit
 
 #: Arguments that suit networks from a few units to a few thousand under ``MaximalUpdate``.
@@ -239,6 +246,25 @@ class VariationalNetwork:
             for kind, module in (("model", self.model), ("guide", self.guide))
             for name, value in module.state_dict().items()
         }
+
+    def mean_network(self) -> nn.Module:
+        """The plain network with each weight at its mean, see :mod:`pyro_ibvi.prediction`."""
+        self._check_parts()
+        return mean_network(self.model, self.guide)
+
+    def frozen_draws(self, num_samples: int = 16, *, seed: int | None = None) -> FrozenDraws:
+        """Draws of the weights as one module to serve, for ``torch.export`` and ONNX.
+
+        Args:
+            num_samples: Number of draws.
+            seed: As for :meth:`predict`, whose draws these are.
+
+        Returns:
+            A module that gives the predictive mean and variance.
+        """
+        self._check_parts()
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return frozen_draws(self.model, self.guide, num_samples=num_samples, generator=generator)
 
     def to(self, device: torch.device | str) -> VariationalNetwork:
         """Moves model and guide to a device, the optimizer's state with them.

@@ -77,7 +77,7 @@ def predict(
     device = next((p.device for p in model.parameters()), None)
     x = to_device(x, device)
     outputs = []
-    with _evaluation(guide), _random_state(generator, guide):
+    with _evaluation(guide), seeded_numbers(generator, guide):
         num_drawn, num_run = chunk_size, chunk_size
         if num_drawn is None or num_run is None:
             num_drawn, num_run = _default_chunk_sizes(model, x, batch_size)
@@ -133,8 +133,18 @@ def _evaluation(guide: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _random_state(generator: torch.Generator | None, guide: Any) -> Iterator[None]:
-    """Draws from a generator's seed; other guides than ours know the global random state alone."""
+def seeded_numbers(generator: torch.Generator | None, guide: Any) -> Iterator[None]:
+    """Random numbers from a generator's seed.
+
+    Other guides than this package's know the global random state alone.
+
+    Args:
+        generator: The generator; without one the global random state goes on.
+        guide: The guide that draws.
+
+    Yields:
+        Nothing.
+    """
     if generator is None:
         yield
         return

@@ -97,6 +97,13 @@ def test_inputs_of_several_tensors(data):
     assert bnn.predict({"a": x, "b": x + 1}, num_samples=3).mean.shape == (40, 1)
 
 
+def test_it_is_served_elsewhere(trained, data):
+    expected = trained.predict(data[0], num_samples=4, seed=2)
+    mean, _ = trained.frozen_draws(4, seed=2)(data[0])
+    torch.testing.assert_close(mean, expected.mean, rtol=1e-6, atol=1e-6)
+    assert trained.mean_network()(data[0]).shape == (40, 1)
+
+
 def test_training_goes_on(trained, data):
     trained.fit(*data, num_epochs=3, progress=False)
     assert trained.history.num_epochs == 5

@@ -1,0 +1,165 @@
+"""Networks to serve elsewhere: plain modules of torch that need nothing of this package to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.network_copies import copy_network, unwrap
+from pyro_ibvi._util.pairs import check_pair
+from pyro_ibvi.guides.normal import AutoMuPNormal
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.prediction.chunking import draws_to_make
+from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.predictive import draw_parameters, seeded_numbers
+
+
+@torch.no_grad()
+def mean_network(model: SupervisedModel, guide: AutoMuPNormal) -> nn.Module:
+    """The network with each weight at its mean: one forward pass, and no word of uncertainty.
+
+    Its outputs are those of the network itself, logits for classes.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+
+    Returns:
+        A plain network in evaluation mode that shares nothing with the model.
+
+    Example:
+        >>> from pyro_ibvi import Normal, RandomModule
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> model = SupervisedModel(RandomModule(net), Normal(0.1))
+        >>> plain = mean_network(model, AutoMuPNormal(model))
+        >>> type(plain).__name__, plain(torch.zeros(5, 3)).shape
+        ('Sequential', torch.Size([5, 1]))
+    """
+    _check(model, guide)
+    medians = {name: value.unsqueeze(0) for name, value in guide.median().items()}
+    return _with_weights(model, _nth(model, model.net.with_draws(medians), 0))
+
+
+@torch.no_grad()
+def frozen_draws(
+    model: SupervisedModel,
+    guide: AutoMuPNormal,
+    *,
+    num_samples: int = 16,
+    generator: torch.Generator | None = None,
+) -> FrozenDraws:
+    """The predictive mean and variance by a fixed number of draws, as one module.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        num_samples: Number of draws, each of which is a network of its own in the module;
+            parameters that are not random are shared.
+        generator: As for :func:`~pyro_ibvi.predict`: in an equal state it gives equal draws.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        ValueError: If the number is not positive.
+
+    Example:
+        >>> from pyro_ibvi import Normal, RandomModule
+        >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1))
+        >>> guide, x = AutoMuPNormal(model), torch.ones(5, 3)
+        >>> served = frozen_draws(model, guide, num_samples=4)
+        >>> program = torch.export.export(served, (x,)).module()
+        >>> mean, variance = program(x)
+        >>> mean.shape, variance.shape
+        (torch.Size([5, 1]), torch.Size([5, 1]))
+    """
+    _check(model, guide)
+    check_positive_int("num_samples", num_samples)
+    networks: list[nn.Module] = []
+    at_once = draws_to_make(model.net)
+    with seeded_numbers(generator, guide):
+        for start in range(0, num_samples, at_once):
+            size = min(at_once, num_samples - start)
+            values = draw_parameters(model, guide, None, size)
+            networks += [_with_weights(model, _nth(model, values, i)) for i in range(size)]
+    for network in networks[1:]:
+        _share(networks[0], network, {_own_name(model, name) for name in model.net.stochastic})
+    return FrozenDraws(networks, copy_network(model.likelihood)).eval()
+
+
+class FrozenDraws(nn.Module):
+    """A mixture of networks that stand for draws of the weights.
+
+    It runs in plain torch: ``torch.export``, ``torch.jit.trace`` and ONNX take it.
+
+    Args:
+        networks: The networks, one per draw.
+        likelihood: The distribution of a target given a network's output.
+    """
+
+    def __init__(self, networks: list[nn.Module], likelihood: Likelihood) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.likelihood = likelihood
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the target, noise included; class probabilities for labels.
+
+        Args:
+            *args: Arguments of the network.
+            **kwargs: Keyword arguments of the network.
+
+        Returns:
+            The mean and the variance, as in :class:`~pyro_ibvi.Prediction`.
+        """
+        outputs = torch.stack([network(*args, **kwargs) for network in self.networks])
+        prediction = Prediction(outputs, self.likelihood)
+        return prediction.mean, prediction.variance
+
+
+def _check(model: Any, guide: Any) -> None:
+    if not isinstance(model, SupervisedModel) or not isinstance(guide, AutoMuPNormal):
+        raise TypeError(
+            f"Networks are exported from a SupervisedModel and its AutoMuPNormal guide, got "
+            f"{type(model).__name__} and {type(guide).__name__}."
+        )
+    check_pair(model, guide)
+
+
+def _nth(model: SupervisedModel, values: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
+    """One of several draws, beside the parameters that are no draws."""
+    return {name: v[i] if name in model.net.stochastic else v for name, v in values.items()}
+
+
+def _own_name(model: SupervisedModel, name: str) -> str:
+    """A parameter's name in the network that the user wrote, inside of its wrappers."""
+    return name.removeprefix(unwrap(model.net.network)[1])
+
+
+def _with_weights(model: SupervisedModel, values: Mapping[str, Tensor]) -> nn.Module:
+    network = copy_network(unwrap(model.net.network)[0])
+    parameters = dict(network.named_parameters())
+    for name, value in model.net.network_values(values).items():
+        parameters[_own_name(model, name)].copy_(value)
+    return network.requires_grad_(False).eval()
+
+
+def _share(first: nn.Module, other: nn.Module, own: set[str]) -> None:
+    """Puts one network's parameters and buffers in the place of an equal other's.
+
+    Args:
+        first: The network whose parameters are shared.
+        other: The network that takes them.
+        own: Names of parameters that it keeps, wherever they are used.
+    """
+    kept = {parameter for name, parameter in other.named_parameters() if name in own}
+    for module, twin in zip(first.modules(), other.modules(), strict=True):
+        for key, parameter in module._parameters.items():
+            if twin._parameters[key] not in kept:
+                twin._parameters[key] = parameter
+        twin._buffers.update(module._buffers)
