@@ -9,21 +9,34 @@ the same loss and the same gradients.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
+from pyro_ibvi._util.inputs import map_tensors
+from pyro_ibvi.guides.alignment import drop_misaligned
+from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.models.parameters import announce_parameter
 from pyro_ibvi.models.random_module import RandomModule
-from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.models.supervised import SupervisedModel, batch_of
+
+#: Draws of the weights in a step: one, one for each datum, or one for each of so many parts.
+NumDraws: TypeAlias = int | Literal["batch", "datum"]
 
 #: What the classes do themselves; a subclass that does otherwise takes the long way.
-_MODEL_METHODS = ("forward", "sample_parameters", "run", "log_likelihood", "__call__")
+_MODEL_METHODS = (
+    "forward",
+    "sample_parameters",
+    "run",
+    "log_likelihood",
+    "log_likelihood_of",
+    "__call__",
+)
 _GUIDE_METHODS = ("forward", "rsample", "__call__")
 
 
@@ -35,8 +48,16 @@ class Draws(Protocol):
         """The sites, those together that share their noise."""
         ...
 
-    def rsample(self) -> dict[str, Tensor]:
-        """One draw of every site."""
+    def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
+        """One draw of every site, or of those of some layers."""
+        ...
+
+    def loc(self, name: str) -> Tensor:
+        """Mean of a site."""
+        ...
+
+    def factor(self, name: str) -> Tensor:
+        """Factor of a site's covariance."""
         ...
 
     def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -60,6 +81,7 @@ class DirectRoute:
         self.model = weakref.ref(model)
         self._own = own
         self._announced: dict[str, Tensor] = {}
+        self._per_datum: PerDatum | None = None
 
     @property
     def observed(self) -> str:
@@ -90,12 +112,17 @@ class DirectRoute:
             and not torch._C._are_functorch_transforms_active()
         )
 
-    def log_likelihood(self, *args: Any, **kwargs: Any) -> tuple[Tensor, float]:
-        """The log-likelihood of each datum for one draw of the guide.
+    def log_likelihood(
+        self, *args: Any, draws: NumDraws = "batch", **kwargs: Any
+    ) -> tuple[Tensor, float]:
+        """The log-likelihood of each datum for a draw of the guide, or several.
 
         Args:
             *args: Inputs and targets.
-            **kwargs: The same by name, ``x`` and ``y``.
+            draws: ``"batch"`` for one draw of all sites; ``"datum"`` for a draw for each datum of
+                the sites that can have it and one of the others, which a warning names; a number
+                for as many draws of the others, each for a part of the batch.
+            **kwargs: Inputs and targets by name, ``x`` and ``y``.
 
         Returns:
             The log-likelihoods in nats, shape ``(batch,)``, and the scale of each.
@@ -109,9 +136,35 @@ class DirectRoute:
                 announce_parameter(name, parameter, self._announced)
             for name, parameter in net.named_point_estimates():
                 announce_parameter(name, parameter, self._announced)
-        draws = guide.rsample()
-        values = {name: draws[net.site_name(name)] for name in net.stochastic}
-        return model.log_likelihood(values, *args, **kwargs)
+        if draws != "batch":
+            return self._many_draws(model, guide, draws, *args, **kwargs)
+        return model.log_likelihood(self._values(net, guide.rsample()), *args, **kwargs)
+
+    def _many_draws(
+        self, model: SupervisedModel, guide: Draws, draws: NumDraws, x: Any, y: Tensor
+    ) -> tuple[Tensor, float]:
+        if self._per_datum is None:
+            self._per_datum = PerDatum(guide.layers, model.net)
+            drop_misaligned(self._per_datum, model, guide, x)
+            if draws == "datum":
+                warn_of(self._per_datum.left_out())
+        parts = [x] if draws == "datum" else cut_batch(x, int(draws))
+        outputs = [self._output(self._per_datum, model, guide, part) for part in parts]
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return model.log_likelihood_of(output, x, y)
+
+    def _output(self, per_datum: PerDatum, model: SupervisedModel, guide: Draws, x: Any) -> Tensor:
+        while True:
+            values, maps = per_datum.draw(guide, len(batch_of(x)))
+            try:
+                return model.run(self._values(model.net, values), x, maps)
+            except NoDrawPerDatumError as error:  # a batch of another form than the first
+                lost = [n for n, i in per_datum.inputs.items() if i.layer == error.layer]
+                per_datum.drop(error.layer)
+                warn_of(lost)
+
+    def _values(self, net: RandomModule, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: draws[net.site_name(name)] for name in net.stochastic}
 
 
 def find_route(guide: Draws, own: type[nn.Module], model: Any) -> DirectRoute | None:
@@ -134,6 +187,25 @@ def find_route(guide: Draws, own: type[nn.Module], model: Any) -> DirectRoute | 
     if {site.name for site in sites} != weights or any(site.frames for site in sites):
         return None
     return DirectRoute(guide, own, model)
+
+
+def cut_batch(x: Any, num_parts: int) -> list[Any]:
+    """A batch in parts of nearly equal size.
+
+    Args:
+        x: Inputs.
+        num_parts: Number of parts, reduced to the number of data if it is larger.
+
+    Returns:
+        The parts in their order; what has no row for each datum goes to all.
+    """
+    num_data = len(batch_of(x))
+    parts = torch.arange(num_data).tensor_split(min(num_parts, num_data))
+
+    def part_of(rows: slice) -> Any:
+        return map_tensors(lambda t: t[rows] if t.dim() and len(t) == num_data else t, x)
+
+    return [part_of(slice(int(p[0]), int(p[-1]) + 1)) for p in parts]
 
 
 def _acts_as_itself(module: Any, own: type, methods: tuple[str, ...]) -> bool:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -201,13 +201,17 @@ class AutoMuPNormal(AutoGuide):
         points = {s.name for layer in self.layers if layer.covariance is None for s in layer.sites}
         return {name: v.clone() if name in points else v for name, v in draws.items()}
 
-    def rsample(self) -> dict[str, Tensor]:
+    def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
         """Draws every global site once, differentiably, outside of any Pyro model.
+
+        Args:
+            layers: Some of :attr:`layers`, to draw their sites alone.
 
         Returns:
             The draws by site name.
         """
-        return draw_sites(self, self._made_layers(), self._pool, torch.Size())
+        layers = self._made_layers() if layers is None else layers
+        return draw_sites(self, layers, self._pool, torch.Size())
 
     # -- the posterior by name -----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.random_module import RandomModule
+from pyro_ibvi.models.replicas import InputMap
 
 
 class SupervisedModel(PyroModule):
@@ -72,12 +73,19 @@ class SupervisedModel(PyroModule):
         """
         return self.net.sample_parameters()
 
-    def run(self, values: Mapping[str, Tensor], x: Any) -> Tensor:
+    def run(
+        self,
+        values: Mapping[str, Tensor],
+        x: Any,
+        input_maps: Mapping[str, InputMap] | None = None,
+    ) -> Tensor:
         """The network's output for given weights.
 
         Args:
             values: Parameters by name, as :meth:`sample_parameters` returns them.
             x: Inputs.
+            input_maps: For layers of the network by name, a function that their first input goes
+                through.
 
         Returns:
             The output, see :meth:`RandomModule.run`.
@@ -88,6 +96,8 @@ class SupervisedModel(PyroModule):
         """
         args, kwargs = as_call(x)
         try:
+            if input_maps:
+                return self.net.runner.run(values, args, kwargs, input_maps=input_maps)
             return self.net.run(values, *args, **kwargs)
         except RuntimeError as error:
             raise_dtype_mismatch(error, x, values)
@@ -132,8 +142,20 @@ class SupervisedModel(PyroModule):
             The log-likelihood of each datum in nats, shape ``(batch,)``, and the scale from the
             batch to the whole data set.
         """
+        return self.log_likelihood_of(self.run(values, x), x, y)
+
+    def log_likelihood_of(self, output: Tensor, x: Any, y: Tensor) -> tuple[Tensor, float]:
+        """Log-likelihoods of observed targets for a network's output.
+
+        Args:
+            output: What the network made of the inputs.
+            x: The inputs.
+            y: Targets.
+
+        Returns:
+            As for :meth:`log_likelihood`.
+        """
         batch_size = batch_of(x).shape[0]
-        output = self.run(values, x)
         self._check(x, y, output, 1)
         y = self.likelihood.convert_target(y, output)
         log_probs = self.likelihood(output, 1).log_prob(y)

@@ -18,6 +18,7 @@ Regularization*, arXiv:2505.20235.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,8 +31,9 @@ from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_ibvi.objectives.head import ClosedFormHead
+from pyro_ibvi.objectives.pairs import Known
 from pyro_ibvi.objectives.penalty import DivergencePenalty
-from pyro_ibvi.objectives.routes import KnownRoutes, direct_route
+from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood, Weights
 
@@ -43,6 +45,10 @@ def _compute_log_r(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
         for _, site in sample_sites(trace):
             log_r.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
     return log_r
+
+
+#: Stands among a pair's warnings for that of its draws; no site has this name.
+_DRAWS = "draws="
 
 
 class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
@@ -106,6 +112,13 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         ignore_jit_warnings: As for `Trace_ELBO`; nothing here is compiled.
         jit_options: As for `Trace_ELBO`; nothing here is compiled.
         retain_graph: As for `Trace_ELBO`.
+        draws: Draws of the weights in a step: ``"batch"`` for one; ``"datum"`` for one for each
+            datum; a number for one for each of so many parts of the batch. The loss is a sum over
+            data, so its expectation is the same and its gradient's variance falls. A draw for each
+            datum needs noise on the inputs of layers, :class:`~pyro_ibvi.Multiplicative`; other
+            noise is drawn once, or once for each part. It needs the evaluation without traces,
+            too. A warning says where it is not to be had. Batch statistics of norm layers are
+            those of a part.
         penalty: A divergence from the prior in closed form, added to the loss.
         head: Takes the expectation over a network's last layer in closed form.
 
@@ -137,11 +150,13 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
     def __init__(
         self,
         *args: Any,
+        draws: NumDraws = "batch",
         penalty: DivergencePenalty | None = None,
         head: ClosedFormHead | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.draws = as_draws(draws)
         self.penalty = penalty
         self.head = head
         self._routes = KnownRoutes()
@@ -239,17 +254,35 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         """Yields loss, surrogate and each site's term of every particle."""
         route = direct_route(model, guide) if self._may_go_direct else None
         if route is not None and route in self._routes and route.is_open(args, kwargs):
+            draws: Any = {} if self.draws == "batch" else {"draws": self.draws}
             for _ in range(self.num_particles):
-                log_probs, scale = route.log_likelihood(*args, **kwargs)
+                log_probs, scale = route.log_likelihood(*args, **draws, **kwargs)
                 if self.reduction == "mean":  # in the traces' order, equal to the last digit
                     scale = scale * (1.0 / (len(log_probs) * scale))
                 elbo = (log_probs if scale == 1.0 else log_probs * scale).sum()
                 yield -elbo.detach(), -elbo, [(route.observed, elbo.detach())]
             return
+        known = self._pairs.of(model, guide)
         for traces in self._get_traces(model, guide, args, kwargs):
-            if self._pairs.of(model, guide).judged:
+            if known.judged:
                 self._routes.learn(route, *traces)
+            if known.judged and self.draws != "batch":
+                self._warn_of_one_draw(known, route)
             yield *self._differentiable_loss_particle(*traces), _site_sums(*traces)
+
+    def _warn_of_one_draw(self, known: Known, route: DirectRoute | None) -> None:
+        """Says once that a pair goes by traces, unless that is its first step alone."""
+        is_first = route is not None and route in self._routes and not known.went_by_traces
+        known.went_by_traces = True
+        if not is_first and _DRAWS not in known.warned:
+            known.warned.add(_DRAWS)
+            warnings.warn(
+                f"draws={self.draws!r}: this model and guide have one draw for a batch, since "
+                f"several need the evaluation without Pyro's traces, which is for a "
+                f"SupervisedModel with its AutoMuPNormal, kl_weight=0, and no handlers or hooks.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     @property
     def _may_go_direct(self) -> bool:

@@ -19,6 +19,7 @@ class Known:
         checked: Which sets of sites were checked.
         judged: Which sets of sites were judged at ``kl_weight=0``.
         warned: Names that a warning has named.
+        went_by_traces: Whether a step with several draws of the weights went by traces.
         data: Names of point masses that are data, no computed values.
     """
 
@@ -26,6 +27,7 @@ class Known:
     checked: set[int] = field(default_factory=set)
     judged: set[int] = field(default_factory=set)
     warned: set[str] = field(default_factory=set)
+    went_by_traces: bool = False
     data: set[str] = field(default_factory=set)
 
 

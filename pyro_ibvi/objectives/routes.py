@@ -8,13 +8,16 @@ the short way gives the same terms.
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi.objectives.sites import sample_sites
+
+#: Draws in a step: one, one for each datum, or one for each of so many parts of the batch.
+NumDraws: TypeAlias = int | Literal["batch", "datum"]
 
 
 class DirectRoute(Protocol):
@@ -29,8 +32,10 @@ class DirectRoute(Protocol):
         """Whether a step with these arguments may go without traces, handlers and hooks."""
         ...
 
-    def log_likelihood(self, *args: Any, **kwargs: Any) -> tuple[Tensor, float]:
-        """Log-likelihoods ``(batch,)`` for one draw of the guide, and the scale of each."""
+    def log_likelihood(
+        self, *args: Any, draws: NumDraws = "batch", **kwargs: Any
+    ) -> tuple[Tensor, float]:
+        """Log-likelihoods ``(batch,)`` for draws of the guide, and the scale of each."""
         ...
 
 
@@ -40,6 +45,27 @@ class HasDirectRoute(Protocol):
     def direct_route(self, model: Any) -> DirectRoute | None:
         """The route for a model, the same object as long as the pair lives, or None."""
         ...
+
+
+def as_draws(draws: object) -> NumDraws:
+    """Checks the number of draws in a step.
+
+    Args:
+        draws: What the user gave.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    is_number = isinstance(draws, int) and not isinstance(draws, bool) and draws > 0
+    if not is_number and draws not in ("batch", "datum"):
+        raise ValueError(
+            f"draws={draws!r}: expected 'batch' (one draw of the weights for a step), 'datum' "
+            "(one for each datum), or a number of parts of the batch that have one each."
+        )
+    return cast("NumDraws", draws)
 
 
 def direct_route(model: Any, guide: Any) -> DirectRoute | None:

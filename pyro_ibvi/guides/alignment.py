@@ -1,0 +1,94 @@
+"""Whether noise on the inputs of layers is noise on their weights, seen on one batch.
+
+A layer may be used in ways that its input does not show: its weight by a function of the user's
+own, or its input with the time in front of the data. So both ways are compared on the first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi.guides.multiplicative import Multiplicative
+from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, Parameters, PerDatum
+from pyro_ibvi.models.replicas import Replica, find_places
+from pyro_ibvi.models.supervised import SupervisedModel, batch_of
+
+#: How far both ways may be apart, relative to the largest output.
+_TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def drop_misaligned(
+    per_datum: PerDatum, model: SupervisedModel, guide: Parameters, x: Any
+) -> None:
+    """Takes out the layers in which noise on the inputs is not a draw of the weights.
+
+    The network runs without dropout and leaves no trace.
+
+    Args:
+        per_datum: The layers.
+        model: The model.
+        guide: Its guide.
+        x: A batch.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if not per_datum.inputs or _is_aligned(per_datum, model, guide, x, list(per_datum.inputs)):
+            return
+        for name, inputs in list(per_datum.inputs.items()):
+            if not _is_aligned(per_datum, model, guide, x, [name]):
+                per_datum.drop(inputs.layer)
+
+
+def _is_aligned(
+    per_datum: PerDatum, model: SupervisedModel, guide: Parameters, x: Any, names: list[str]
+) -> bool:
+    """Whether the last datum's output is that of the weights which its noise stands for."""
+    values, maps = per_datum.draw(guide, len(batch_of(x)))
+    layers = {name: per_datum.inputs[name].layer for name in names}
+    chosen = {layer: maps[layer] for layer in layers.values()}
+    seed = torch.initial_seed()
+    try:
+        output = _output(model, values, x, chosen, seed)
+    except NoDrawPerDatumError as error:
+        if len(names) == 1:
+            return False
+        per_datum.drop(error.layer)
+        rest = [name for name in names if name in per_datum.inputs]
+        return not rest or _is_aligned(per_datum, model, guide, x, rest)
+    for name, layer in layers.items():
+        loc, factor = guide.loc(name), guide.factor(name)
+        noise = maps[layer].noise(loc)[-1].reshape(factor.shape)
+        values[name] = Multiplicative(1.0).draw(loc, factor, noise)
+    expected = _output(model, values, x, {}, seed)
+    if expected.shape != output.shape:
+        return False
+    difference = (output[-1] - expected[-1]).abs().max()
+    return bool(difference <= _TOLERANCE * expected.abs().max())
+
+
+def _output(
+    model: SupervisedModel,
+    values: Mapping[str, Tensor],
+    x: Any,
+    maps: Mapping[str, InputNoise],
+    seed: int,
+) -> Tensor:
+    """The first tensor that the network makes of a batch, in evaluation mode."""
+    net = model.net
+    named = {name: values[net.site_name(name)] for name in net.stochastic}
+    replica = Replica(net.network, own_buffers=True, training=False)
+    replica.put(net.network_values(named), find_places(net.network))
+    for layer, function in maps.items():
+        replica.map_input(layer, function)
+    args, kwargs = as_call(x)
+    torch.manual_seed(seed)  # a network's own random numbers are the same both times
+    output = replica.network(*args, **kwargs)
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
+    first: Tensor = tensors[0]
+    return first.float() if first.is_floating_point() else first

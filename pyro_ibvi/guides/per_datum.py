@@ -1,0 +1,230 @@
+r"""Noise of each datum in the place of noise of each batch.
+
+A multiplication of the columns of a weight matrix is one of the layer's inputs,
+:math:`W (1 + s z)\, x = \text{loc}\, ((1 + s z)\, x)`. So where the noise of a site is
+:class:`~pyro_ibvi.Multiplicative`, each datum of a batch can have a draw of its own for the price
+of a multiplication: the network runs with the means and the inputs of the layer are multiplied.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ibvi._util.network_copies import is_compiled
+from pyro_ibvi.guides.multiplicative import Multiplicative
+from pyro_ibvi.guides.noise import fill_normal
+from pyro_ibvi.guides.sites import Layer
+from pyro_ibvi.models.random_module import RandomModule
+from pyro_ibvi.models.replicas import find_places
+
+#: Layers whose input has channels in its second dimension, with its number of dimensions.
+_CHANNELS_SECOND = {
+    nn.Conv1d: 3,
+    nn.Conv2d: 4,
+    nn.Conv3d: 5,
+    nn.ConvTranspose1d: 3,
+    nn.ConvTranspose2d: 4,
+    nn.ConvTranspose3d: 5,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a layer's input holds the data and the units.
+
+    Attributes:
+        layer: Name of the layer in the network.
+        units: Dimension of the units.
+        least_dims: The least number of dimensions of an input with data in it.
+        batch: Dimension of the data.
+    """
+
+    layer: str
+    units: int
+    least_dims: int
+    batch: int = 0
+
+
+class NoDrawPerDatumError(RuntimeError):
+    """The input of a layer does not hold the data where a draw for each would be.
+
+    Args:
+        layer: Name of the layer.
+        shape: Shape of its input.
+    """
+
+    def __init__(self, layer: str, shape: tuple[int, ...]) -> None:
+        self.layer = layer
+        super().__init__(f"The input of the layer {layer!r} has the shape {shape}.")
+
+
+class InputNoise:
+    """A function of a layer's input that multiplies it by noise, a draw for each datum.
+
+    All calls of one run have the same noise.
+
+    Args:
+        inputs: The layer.
+        factor: The site's factor, one number for each unit.
+        batch_size: Number of data.
+    """
+
+    def __init__(self, inputs: Inputs, factor: Tensor, batch_size: int) -> None:
+        self.inputs, self.factor = inputs, factor.reshape(-1)
+        self._batch_size = batch_size
+        self._noise: Tensor | None = None
+
+    def noise(self, like: Tensor) -> Tensor:
+        """The noise, drawn when it is first asked for.
+
+        Args:
+            like: A tensor of the wanted type and device.
+
+        Returns:
+            Standard normal numbers, shape ``(batch, units)``.
+        """
+        if self._noise is None:
+            self._noise = fill_normal(like.new_empty(self._batch_size, len(self.factor)))
+        return self._noise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The input times ``1 + s z``.
+
+        Args:
+            x: The input.
+
+        Returns:
+            A tensor of its shape.
+
+        Raises:
+            NoDrawPerDatumError: If it does not hold a row for each datum.
+        """
+        inputs = self.inputs
+        if not isinstance(x, Tensor) or x.dim() < inputs.least_dims:
+            raise NoDrawPerDatumError(inputs.layer, tuple(getattr(x, "shape", ())))
+        num_rows, num_units = x.shape[inputs.batch], x.shape[inputs.units]
+        if num_units != len(self.factor) or num_rows % self._batch_size or not num_rows:
+            raise NoDrawPerDatumError(inputs.layer, tuple(x.shape))
+        noise = self.noise(x)
+        if num_rows != self._batch_size:  # each datum has several rows, one after the other
+            noise = noise.repeat_interleave(num_rows // self._batch_size, 0)
+        own = [1] * x.dim()
+        own[inputs.units] = num_units
+        shape = own.copy()
+        shape[inputs.batch] = num_rows
+        return torch.addcmul(x, x * noise.reshape(shape), self.factor.reshape(own))
+
+
+class Parameters(Protocol):
+    """What is asked of a guide."""
+
+    def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
+        """One draw of every site, or of those of some layers."""
+        ...
+
+    def loc(self, name: str) -> Tensor:
+        """Mean of a site."""
+        ...
+
+    def factor(self, name: str) -> Tensor:
+        """Factor of a site's covariance."""
+        ...
+
+
+class PerDatum:
+    """Which sites of a guide can have a draw for each datum, and the functions that do it.
+
+    Args:
+        layers: The guide's layers.
+        net: The network whose weights they are.
+    """
+
+    def __init__(self, layers: Sequence[Layer], net: RandomModule) -> None:
+        self._layers, self._network = layers, net.network
+        names = {net.site_name(name): name for name in net.stochastic}
+        places = find_places(net.network)
+        self.inputs: dict[str, Inputs] = {}
+        if any(is_compiled(module) for module in net.network.modules()):
+            return  # a function that is new at each run would be compiled at each run
+        for layer in layers:
+            name = names[layer.name]
+            if isinstance(layer.covariance, Multiplicative) and len(places[name]) == 1:
+                found = _find_inputs(net.network, name)
+                if found is not None:
+                    self.inputs[layer.name] = found
+
+    @property
+    def others(self) -> list[Layer]:
+        """The guide's layers that have one draw for a batch."""
+        return [layer for layer in self._layers if layer.name not in self.inputs]
+
+    def left_out(self) -> list[str]:
+        """Names of the random sites that have one draw for a batch."""
+        others = [layer for layer in self.others if layer.covariance is not None]
+        return [site.name for layer in others for site in layer.sites]
+
+    def drop(self, layer: str) -> None:
+        """Gives the site of a layer one draw for a batch after all.
+
+        Args:
+            layer: Name of the layer in the network.
+        """
+        self.inputs = {name: i for name, i in self.inputs.items() if i.layer != layer}
+
+    def draw(
+        self, guide: Parameters, batch_size: int
+    ) -> tuple[dict[str, Tensor], dict[str, InputNoise]]:
+        """Draws all sites for one run.
+
+        Args:
+            guide: The guide.
+            batch_size: Number of data.
+
+        Returns:
+            Values by site, the mean where each datum has a draw of its own, and for each layer of
+            those the function of its input.
+        """
+        values = guide.rsample(self.others)
+        maps = {}
+        for name, inputs in self.inputs.items():
+            values[name] = guide.loc(name)
+            maps[inputs.layer] = InputNoise(inputs, guide.factor(name), batch_size)
+        return values, maps
+
+
+def _find_inputs(net: nn.Module, name: str) -> Inputs | None:
+    """Where the layer of a weight has its inputs, if noise on these is noise on the weight."""
+    path, _, own_name = name.rpartition(".")
+    layer: Any = net.get_submodule(path)
+    if own_name == "weight" and isinstance(layer, nn.Linear):
+        return Inputs(path, -1, least_dims=2)
+    for kind, num_dims in _CHANNELS_SECOND.items():
+        if own_name == "weight" and isinstance(layer, kind):
+            return Inputs(path, 1, least_dims=num_dims)
+    is_recurrent = isinstance(layer, nn.RNNBase) and not layer.bidirectional
+    if own_name == "weight_ih_l0" and is_recurrent:
+        return Inputs(path, -1, least_dims=3, batch=0 if layer.batch_first else 1)
+    return None
+
+
+def warn_of(names: Sequence[str]) -> None:
+    """Warns of sites that have one draw for a batch where one for each datum was asked for.
+
+    Args:
+        names: The sites.
+    """
+    if names:
+        warnings.warn(
+            f"draws='datum': the random sites {list(names)} have one draw for a batch. A draw for "
+            f"each datum can be had where the covariance is Multiplicative and the layer reads an "
+            f"input with the data in its first dimension; draws=8 draws all sites eight times, "
+            f"for an eighth of the batch each.",
+            UserWarning,
+            stacklevel=2,
+        )
