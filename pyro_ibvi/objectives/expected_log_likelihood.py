@@ -219,22 +219,15 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         warn_if_nan(torch.as_tensor(loss), "loss")
         return loss + (surrogate - surrogate.detach())
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    def _loss_and_grads(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> float:
-        """Estimates the loss and add its gradient to the parameters' ``grad``.
-
-        Args:
-            model: The model.
-            guide: The guide.
-            *args: Arguments of both.
-            **kwargs: Keyword arguments of both.
-
-        Returns:
-            The loss, in nats per data set, or per datum for ``reduction="mean"``.
-        """
         if self._is_elbo:
-            return super().loss_and_grads(model, guide, *args, **kwargs)
+            return super()._loss_and_grads(model, guide, args, kwargs)
         losses, sums = [], []
         for loss, surrogate_particle, terms in self._particles(model, guide, args, kwargs):
             losses.append(loss)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+from pyro_ibvi._util.undo import Undo
+
 
 @dataclass
 class Known:
@@ -21,7 +23,10 @@ class Known:
         warned: Names that a warning has named.
         went_by_traces: Whether a step with several draws of the weights went by traces.
         data: Names of point masses that are data, no computed values.
+        undo: Takes back a step that ends in an error.
     """
+
+    undo: Undo
 
     max_plate_nesting: float = math.inf
     checked: set[int] = field(default_factory=set)
@@ -63,8 +68,8 @@ class Pairs:
             try:
                 references = [weakref.ref(owner, forget) for owner in owners]
             except TypeError:
-                return Known()
-            known[key] = Known(), references
+                return Known(Undo(model, guide))
+            known[key] = Known(Undo(model, guide)), references
         return self._known[key][0]
 
     def __len__(self) -> int:

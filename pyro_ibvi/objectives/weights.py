@@ -189,6 +189,36 @@ class ExpectedLogLikelihood:
         }
         return model_weights, guide_weights
 
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """Estimates the loss and adds its gradient to the parameters' ``grad``.
+
+        If that ends in an error, buffers (BatchNorm's statistics) and gradients are put back; the
+        random numbers that were drawn are gone.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            *args: Arguments of both.
+            **kwargs: Keyword arguments of both.
+
+        Returns:
+            The loss, in nats per data set, or per datum for ``reduction="mean"``.
+        """
+        with self._pairs.of(model, guide).undo.if_refused():
+            return self._loss_and_grads(model, guide, args, kwargs)
+
+    def _loss_and_grads(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> float:
+        loss: float = super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
+        return loss
+
     def _get_traces(
         self,
         model: Callable[..., Any],
@@ -273,7 +303,7 @@ class ExpectedLogLikelihood:
         if is_validation_enabled():
             check_model_guide_match(*traces.recorded, self.max_plate_nesting)
         kept = kept_names(self.keep_kl, traces)
-        known = Known() if self._known is None else self._known
+        known = self._pairs.of(model, guide) if self._known is None else self._known
         case = hash((traces.structure(), self._kl_weight == 0, self.keep_kl, self.allow_local))
         if case not in known.checked:
             self.check(traces, kept)

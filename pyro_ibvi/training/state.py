@@ -61,18 +61,6 @@ def parameters_of(svi: SVI) -> Iterator[nn.Parameter]:
         yield from module.parameters()
 
 
-def buffers_of(svi: SVI) -> list[Tensor]:
-    """The buffers of the modules, such as the statistics of norm layers.
-
-    Args:
-        svi: The training.
-
-    Returns:
-        The buffers.
-    """
-    return [buffer for module in modules_of(svi).values() for buffer in module.buffers()]
-
-
 def device_of(svi: SVI) -> torch.device | None:
     """Where the training takes place.
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
-from pyro_ibvi.training.state import buffers_of, device_of, named_parameters, parameters_of
+from pyro_ibvi._util.undo import Undo
+from pyro_ibvi.training.state import device_of, modules_of, named_parameters
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -34,6 +34,7 @@ class Stepper:
         self, svi: SVI, device: torch.device | None, autocast: torch.dtype | None
     ) -> None:
         self.svi = svi
+        self._undo = Undo(*modules_of(svi).values())
         self._device = device
         self._autocast = autocast
 
@@ -63,7 +64,7 @@ class Stepper:
                 gradients and buffers are those before the step.
         """
         calls = [self.call(batch) for batch in batches]
-        with _undone_on_error(self.svi), self._on_all(calls, where):
+        with self._undo.if_refused(), self._on_all(calls, where):
             args, kwargs = calls[0]
             return float(self.svi.step(*args, **kwargs))
 
@@ -109,33 +110,6 @@ class Stepper:
         gradients = {p.grad for p in named_parameters(self.svi).values() if p.grad is not None}
         for gradient in gradients:
             gradient.mul_(factor)
-
-
-@contextmanager
-def _undone_on_error(svi: SVI) -> Iterator[None]:
-    """Gives gradients and buffers back as they were if a step fails.
-
-    Random numbers that it drew stay drawn.
-    """
-    buffers = buffers_of(svi)
-    before = [buffer.clone() for buffer in buffers]
-    without = {p for p in _all_parameters(svi) if p.grad is None}
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-        for parameter in _all_parameters(svi):
-            is_new = parameter.grad is None or parameter in without
-            parameter.grad = None if is_new else torch.zeros_like(parameter)
-        raise
-
-
-def _all_parameters(svi: SVI) -> Iterator[Tensor]:
-    yield from parameters_of(svi)
-    for _, parameter in pyro.get_param_store().named_parameters():
-        yield parameter
 
 
 def _batch_size(args: Any, kwargs: Any) -> int:
