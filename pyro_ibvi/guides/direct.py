@@ -99,13 +99,10 @@ class DirectRoute:
             Whether nothing takes part but the model, the guide and what collects parameters.
         """
         model, guide = self.model(), self.guide()
-        is_data = kwargs.keys() <= {"x", "y"} and len(args) + len(kwargs) == 2
-        y = args[1] if len(args) == 2 else kwargs.get("y")
         return (
             model is not None
             and guide is not None
-            and is_data
-            and y is not None
+            and model.read(*args, **kwargs)[1] is not None
             and all(type(h) is TraceMessenger and h.param_only for h in _PYRO_STACK)
             and _acts_as_itself(model, SupervisedModel, _MODEL_METHODS)
             and _acts_as_itself(guide, self._own, _GUIDE_METHODS)
@@ -114,7 +111,7 @@ class DirectRoute:
 
     def log_likelihood(
         self, *args: Any, draws: NumDraws = "batch", **kwargs: Any
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, float, Tensor | None]:
         """The log-likelihood of each datum for a draw of the guide, or several.
 
         Args:
@@ -125,7 +122,8 @@ class DirectRoute:
             **kwargs: Inputs and targets by name, ``x`` and ``y``.
 
         Returns:
-            The log-likelihoods in nats, shape ``(batch,)``, and the scale of each.
+            The log-likelihoods in nats, shape ``(batch,)``, the scale of each, and the number of
+            observations of each, None where it is 1.
         """
         model, guide = self.model(), self.guide()
         assert model is not None
@@ -141,8 +139,9 @@ class DirectRoute:
         return model.log_likelihood(self._values(net, guide.rsample()), *args, **kwargs)
 
     def _many_draws(
-        self, model: SupervisedModel, guide: Draws, draws: NumDraws, x: Any, y: Tensor
-    ) -> tuple[Tensor, float]:
+        self, model: SupervisedModel, guide: Draws, draws: NumDraws, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, float, Tensor | None]:
+        x, y = model.read(*args, **kwargs)
         if self._per_datum is None:
             self._per_datum = PerDatum(guide.layers, model.net)
             drop_misaligned(self._per_datum, model, guide, x)

@@ -1,9 +1,9 @@
 """What is random and what it predicts: networks with random weights, likelihoods, priors."""
 
 from pyro_ibvi.models.initialization import init_to_network
+from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import (
     Bernoulli,
-    Categorical,
     HeteroscedasticNormal,
     Likelihood,
     Normal,
@@ -11,15 +11,20 @@ from pyro_ibvi.models.likelihoods import (
 )
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.models.tasks import MultiTask
+from pyro_ibvi.models.wrapped import Masked, Standardized
 
 __all__ = [
     "Bernoulli",
     "Categorical",
     "HeteroscedasticNormal",
     "Likelihood",
+    "Masked",
+    "MultiTask",
     "Normal",
     "Poisson",
     "RandomModule",
+    "Standardized",
     "SupervisedModel",
     "init_to_network",
 ]

@@ -2,8 +2,10 @@ r"""Likelihoods: the distribution of a target given the network's output."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+from numbers import Real
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,6 +14,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.parameters import full_name, read_parameter
 
 
@@ -20,9 +24,13 @@ class Likelihood(PyroModule):
 
     #: Whether targets are counts or labels, which may come in any integer type.
     discrete: bool = False
+    #: Whether NaN among the targets marks what was not observed.
+    allows_missing: bool = False
+    #: Power ``1 / temperature`` to which the density is raised, then normalized.
+    temperature: float = 1.0
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
-        """The distribution of targets.
+        """The distribution of targets, as training counts it.
 
         Args:
             output: The network's output, shape ``(*batch, *event)``.
@@ -46,6 +54,40 @@ class Likelihood(PyroModule):
             return {}
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def density(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The distribution of targets for predictions, free of what only training weighs.
+
+        Args:
+            output: The network's output, shape ``(*batch, *event)``.
+            num_batch_dims: Number of batch dimensions.
+
+        Returns:
+            A distribution with that many batch dimensions.
+        """
+        return self(output, num_batch_dims)
+
+    def as_tensor(self, output: Any) -> Any:
+        """What the network returns as one tensor, where the likelihood can tell.
+
+        Args:
+            output: What the network returned for one draw of its weights.
+
+        Returns:
+            A tensor, or the output as it is.
+        """
+        return output
+
+    def as_target(self, target: Any) -> Any:
+        """Targets as one tensor, where the likelihood can tell.
+
+        Args:
+            target: Observed targets.
+
+        Returns:
+            A tensor, or the targets as they are.
+        """
+        return target
+
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """Shape that a target must have for an output of a shape.
 
@@ -57,16 +99,17 @@ class Likelihood(PyroModule):
         """
         return output_shape
 
-    def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and variance of the target given the output.
 
         Args:
             output: The network's output.
+            num_batch_dims: Number of batch dimensions.
 
         Returns:
             The mean and the variance, of the same shape.
         """
-        distribution = self(output)
+        distribution = self.density(output, num_batch_dims)
         return distribution.mean, distribution.variance
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
@@ -79,7 +122,34 @@ class Likelihood(PyroModule):
         Returns:
             The target.
         """
-        return target
+        return at_least_float32(target)
+
+    def at_temperature(self, temperature: float) -> Likelihood:
+        r"""A copy whose density is :math:`p(y \mid f)^{1/T}`, normalized.
+
+        Args:
+            temperature: :math:`T`, where 1 is the likelihood as it was trained.
+
+        Returns:
+            The copy, whose parameters are not trained.
+
+        Raises:
+            TypeError: If the likelihood has no tempered form.
+        """
+        if not self._has_temperature:
+            raise TypeError(f"The {type(self).__name__} likelihood has no temperature.")
+        tempered = self.detached()
+        tempered.temperature = float(temperature)
+        return tempered
+
+    def detached(self) -> Likelihood:
+        """A copy that does not move with training."""
+        copied = copy.deepcopy(self)
+        copied.requires_grad_(requires_grad=False)
+        return copied
+
+    #: Whether `forward` acts on the temperature.
+    _has_temperature: bool = False
 
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks that a target fits the network's output.
@@ -90,15 +160,15 @@ class Likelihood(PyroModule):
 
         Raises:
             TypeError: If the target has the wrong type.
-            ValueError: If it has the wrong shape or values outside of the support.
+            DataError: If it has the wrong shape or values outside of the support.
         """
         name = type(self).__name__
         expected = self.target_shape(output.shape)
         if target.shape != expected:
-            raise ValueError(
+            raise DataError(
                 f"The target has shape {tuple(target.shape)}, but for an output of shape "
                 f"{tuple(output.shape)} the {name} likelihood expects {tuple(expected)}."
-                + _reshape_hint(target.shape, expected)
+                + self._shape_hint(target, output)
             )
         if self.discrete:
             return
@@ -107,20 +177,37 @@ class Likelihood(PyroModule):
                 f"The target has dtype {target.dtype}, but the {name} likelihood expects a "
                 f"floating type: pass y.to({output.dtype})."
             )
-        if target.dtype != output.dtype and not torch.is_autocast_enabled(output.device.type):
+        if target.dtype.itemsize > output.dtype.itemsize and not torch.is_autocast_enabled(
+            output.device.type
+        ):
             raise TypeError(
                 f"The target has dtype {target.dtype} and the network's output {output.dtype}: "
                 f"pass y.to({output.dtype}), or a network.to({target.dtype})."
             )
 
+    def _shape_hint(self, target: Tensor, output: Tensor) -> str:
+        """What to write where a target has the wrong shape."""
+        expected = self.target_shape(output.shape)
+        if target.numel() == expected.numel():
+            return f" Write y.reshape({tuple(expected)})."
+        if target.shape[:1] != output.shape[:1]:
+            return (
+                " The first dimension of both is the batch: if the network puts another one "
+                "there, give SupervisedModel output=lambda out: out.transpose(0, 1)."
+            ) * (len(target.shape) > 1 and target.shape[0] in output.shape[1:])
+        return ""
 
-def _reshape_hint(shape: torch.Size, expected: torch.Size) -> str:
-    if shape.numel() == expected.numel():
-        return f" Write y.reshape({tuple(expected)})."
-    return ""
 
+def as_event(distribution: TorchDistributionMixin, num_batch_dims: int) -> TorchDistributionMixin:
+    """A distribution with some batch dimensions, the others being events.
 
-def _event(distribution: TorchDistributionMixin, num_batch_dims: int) -> TorchDistributionMixin:
+    Args:
+        distribution: The distribution.
+        num_batch_dims: Number of batch dimensions.
+
+    Returns:
+        The distribution.
+    """
     num_event_dims = len(distribution.batch_shape) - num_batch_dims
     return distribution.to_event(num_event_dims) if num_event_dims > 0 else distribution
 
@@ -139,24 +226,23 @@ class Normal(Likelihood):
         learn_scale: Whether to learn it.
 
     Raises:
-        ValueError: If the scale is not positive and finite.
+        TypeError: If the scale is no number.
+        ValueError: If it is not positive and finite.
 
     Example:
         >>> Normal(0.5)(torch.zeros(4, 1)).variance[0].item()
         0.25
     """
 
+    _has_temperature = True
+
     def __init__(self, scale: float = 1.0, *, learn_scale: bool = False) -> None:
         super().__init__()
-        if not 0 < float(scale) < math.inf:
-            raise ValueError(
-                f"The scale of the Normal likelihood is a standard deviation, positive and "
-                f"finite; got {scale!r}."
-            )
+        scale = _checked_scale("The scale of the Normal likelihood", scale)
         self.learn_scale = learn_scale
-        self._known_scale = float(scale)
+        self._known_scale = scale
         if learn_scale:
-            self._parameters["log_scale"] = nn.Parameter(torch.tensor(float(scale)).log())
+            self._parameters["log_scale"] = nn.Parameter(torch.tensor(scale).log())
 
     def arguments(self) -> dict[str, Any]:
         """The scale at the start, in full precision, and whether it is learned."""
@@ -177,7 +263,9 @@ class Normal(Likelihood):
             scale = self.scale.to(output.dtype)
         else:
             scale = torch.full((), self._known_scale, dtype=output.dtype, device=output.device)
-        return _event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
+        if self.temperature != 1.0:
+            scale = scale * self.temperature**0.5
+        return as_event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
 
 class HeteroscedasticNormal(Likelihood):
@@ -191,71 +279,37 @@ class HeteroscedasticNormal(Likelihood):
         min_scale: Smallest standard deviation, in units of the target.
 
     Raises:
-        ValueError: If ``min_scale`` is not positive and finite.
+        TypeError: If ``min_scale`` is no number.
+        ValueError: If it is not positive and finite.
 
     Example:
         >>> HeteroscedasticNormal()(torch.zeros(4, 2)).mean.shape
         torch.Size([4, 1])
     """
 
+    _has_temperature = True
+
     def __init__(self, min_scale: float = 1e-3) -> None:
         super().__init__()
-        if not 0 < min_scale < math.inf:
-            raise ValueError(f"min_scale must be positive and finite, got {min_scale!r}.")
-        self.min_scale = min_scale
+        self.min_scale = _checked_scale("min_scale", min_scale)
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of targets, half as wide as the output."""
         self.target_shape(output.shape)
         loc, raw_scale = output.chunk(2, dim=-1)
         scale = self.min_scale + nn.functional.softplus(raw_scale)
-        return _event(dist.Normal(loc, scale, validate_args=False), num_batch_dims)
+        if self.temperature != 1.0:
+            scale = scale * self.temperature**0.5
+        return as_event(dist.Normal(loc, scale, validate_args=False), num_batch_dims)
 
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """The output's shape with half of its last dimension."""
         if len(output_shape) < 2 or output_shape[-1] % 2:
-            raise ValueError(
+            raise DataError(
                 f"HeteroscedasticNormal needs an output whose last dimension holds a mean and a "
                 f"scale for each target, so an even number; got shape {tuple(output_shape)}."
             )
         return torch.Size((*output_shape[:-1], output_shape[-1] // 2))
-
-
-class Categorical(Likelihood):
-    r"""Class labels; the last dimension of the output holds the logits.
-
-    .. math:: p(y = c \mid f) = \operatorname{softmax}(f)_c
-
-    Its mean is the vector of class probabilities, that of the one-hot label.
-
-    Example:
-        >>> Categorical()(torch.zeros(4, 10)).log_prob(torch.zeros(4)).exp()
-        tensor([0.1000, 0.1000, 0.1000, 0.1000])
-    """
-
-    discrete = True
-
-    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
-        """The distribution of labels."""
-        return _event(dist.Categorical(logits=output, validate_args=False), num_batch_dims)
-
-    def target_shape(self, output_shape: torch.Size) -> torch.Size:
-        """The output's shape without its last dimension."""
-        return output_shape[:-1]
-
-    def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the one-hot label, shape ``(*batch, classes)``."""
-        probabilities = output.softmax(-1)
-        return probabilities, probabilities * (1 - probabilities)
-
-    def check_target(self, target: Tensor, output: Tensor) -> None:
-        """Checks shape, integer type and range of the labels."""
-        super().check_target(target, output)
-        if target.is_floating_point() or target.is_complex():
-            raise TypeError(
-                f"Class labels must be integers, got dtype {target.dtype}: pass y.long()."
-            )
-        _check_range(target, output.shape[-1] - 1, f"labels of {output.shape[-1]} classes")
 
 
 class Bernoulli(Likelihood):
@@ -269,10 +323,12 @@ class Bernoulli(Likelihood):
     """
 
     discrete = True
+    _has_temperature = True
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of labels, of the output's shape."""
-        return _event(dist.Bernoulli(logits=output, validate_args=False), num_batch_dims)
+        output = output if self.temperature == 1.0 else output / self.temperature
+        return as_event(dist.Bernoulli(logits=output, validate_args=False), num_batch_dims)
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
         """The target as floating point numbers."""
@@ -282,7 +338,7 @@ class Bernoulli(Likelihood):
         """Checks shape and values of the labels."""
         super().check_target(target, output)
         if target.device.type == "cpu" and not ((target == 0) | (target == 1)).all():
-            raise ValueError(
+            raise DataError(
                 f"Bernoulli labels must be 0 or 1, got values from {target.min().item()} to "
                 f"{target.max().item()}."
             )
@@ -302,7 +358,7 @@ class Poisson(Likelihood):
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of counts, of the output's shape."""
-        return _event(dist.Poisson(output.exp(), validate_args=False), num_batch_dims)
+        return as_event(dist.Poisson(output.exp(), validate_args=False), num_batch_dims)
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
         """The target as floating point numbers."""
@@ -313,15 +369,21 @@ class Poisson(Likelihood):
         super().check_target(target, output)
         on_cpu = target.is_floating_point() and target.device.type == "cpu"
         if on_cpu and not (target == target.round()).all():
-            raise ValueError("Poisson counts must be whole numbers; the target has others.")
-        _check_range(target, None, "counts")
+            raise DataError("Poisson counts must be whole numbers; the target has others.")
+        _check_counts(target)
 
 
-def _check_range(target: Tensor, largest: int | None, what: str) -> None:
+def _checked_scale(name: str, value: Any) -> float:
+    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if not is_number or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is a standard deviation, positive and finite; got {value!r}.")
+    return float(value)
+
+
+def _check_counts(target: Tensor) -> None:
     """Checks whole numbers from 0 on; on an accelerator it would wait for the device."""
-    if target.device.type != "cpu" or target.numel() == 0:
-        return
-    low, high = (bound.item() for bound in target.aminmax())
-    if low < 0 or (largest is not None and high > largest):
-        upper = "" if largest is None else f" to {largest}"
-        raise ValueError(f"Expected {what}, from 0{upper}; got values from {low} to {high}.")
+    if target.device.type == "cpu" and target.numel() and (target < 0).any():
+        low, high = (bound.item() for bound in target.aminmax())
+        raise DataError(f"Expected counts, from 0; got values from {low} to {high}.")

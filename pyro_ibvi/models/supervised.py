@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
 import pyro
-import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
-from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.batches import BatchReader, Inputs, Target
+from pyro_ibvi.models.faults import explain_fault
+from pyro_ibvi.models.labels import Categorical
+from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood
+from pyro_ibvi.models.outputs import Output, OutputPicker
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import InputMap
 
@@ -31,20 +36,51 @@ class SupervisedModel(PyroModule):
         likelihood: The distribution of a target given the network's output.
         num_data: Number ``N`` of data in the training set; by default a batch is the whole set.
             In training mode no batch may be larger.
+        output: Which part of what the network returns the likelihood takes: a position, a name,
+            or a function of what it returns for one draw of the weights, whose first dimension
+            is then the batch. By default the only tensor, or the ``logits``.
+        inputs: Which parts of a batch the network gets, by position or name: one, several in the
+            order of its arguments, or a mapping from its arguments to parts. By default a batch
+            is a pair; a longer one ends in the target if the network takes exactly the others; in
+            a mapping the target is called ``labels``, ``label``, ``target``, ``targets`` or ``y``,
+            or is the one part that the network does not take.
+        target: Which part of a batch is the target, or which are those of several tasks.
 
     Raises:
-        TypeError: If the network or the likelihood is not one of this package.
+        TypeError: If the network or the likelihood is not one of this package, or a part is
+            neither a position nor a name.
         ValueError: If ``num_data`` is not positive.
 
     Example:
+        >>> import torch
         >>> from pyro_ibvi import Normal, RandomModule
         >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
         >>> model(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
+
+        A network with an argument for each of two inputs, and batches that are mappings:
+
+        >>> class Sum(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = nn.Linear(3, 1), nn.Linear(2, 1)
+        ...     def forward(self, a, b):
+        ...         return {"sum": self.a(a) + self.b(b), "aside": a}
+        >>> model = SupervisedModel(RandomModule(Sum()), Normal(0.1), output="sum")
+        >>> batch = {"a": torch.zeros(5, 3), "b": torch.zeros(5, 2), "labels": torch.zeros(5, 1)}
+        >>> model(**batch).shape
+        torch.Size([5, 1])
     """
 
     def __init__(
-        self, net: RandomModule, likelihood: Likelihood, num_data: int | None = None
+        self,
+        net: RandomModule,
+        likelihood: Likelihood,
+        num_data: int | None = None,
+        *,
+        output: Output | None = None,
+        inputs: Inputs | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(net, RandomModule):
@@ -64,6 +100,9 @@ class SupervisedModel(PyroModule):
         self.net = net
         self.likelihood = likelihood
         self.num_data: int | None = None if num_data is None else int(num_data)
+        self._reader = BatchReader(net.network, inputs, target)
+        self._picker = OutputPicker(output, likelihood)
+        self._is_checked = False
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the weights alone; a guide finds its sites here, without any data.
@@ -73,13 +112,41 @@ class SupervisedModel(PyroModule):
         """
         return self.net.sample_parameters()
 
+    def read(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> tuple[Any, Any]:
+        """Inputs and targets of a batch.
+
+        Args:
+            x: Inputs, or the first part of the batch.
+            y: Targets, or the second part.
+            *more: Further parts.
+            **named: Parts by name.
+
+        Returns:
+            Inputs and targets, None for what is not there.
+
+        Raises:
+            TypeError: If there is nothing at all.
+            ValueError: If it cannot be told which part is what.
+        """
+        is_told = self._reader.inputs is not None or self._reader.target is not None
+        if not named and not more and not is_told and not (y is None and isinstance(x, Mapping)):
+            if x is None:
+                raise TypeError("The model needs inputs, and was called without any.")
+            return x, y
+        if not named:
+            if y is None and not more and isinstance(x, Mapping):
+                return self._reader.read(x)
+            return self._reader.read((x, *(() if y is None and not more else (y,)), *more))
+        given = {name: part for name, part in (("x", x), ("y", y)) if part is not None}
+        return self._reader.read({**given, **named})
+
     def run(
         self,
         values: Mapping[str, Tensor],
         x: Any,
         input_maps: Mapping[str, InputMap] | None = None,
     ) -> Tensor:
-        """The network's output for given weights.
+        """The network's output for given weights, as the likelihood takes it.
 
         Args:
             values: Parameters by name, as :meth:`sample_parameters` returns them.
@@ -88,40 +155,50 @@ class SupervisedModel(PyroModule):
                 through.
 
         Returns:
-            The output, see :meth:`RandomModule.run`.
+            The output, see :meth:`RandomModule.run`, in float32 at least.
 
         Raises:
-            TypeError: If the inputs' type does not fit the network's.
+            TypeError: If the inputs' type does not fit the network's, or the output is no tensor.
+            DataError: If the inputs' shape or device does not fit.
             RuntimeError: If the network fails in another way.
+            IndexError: Likewise.
+            ValueError: Likewise.
         """
         args, kwargs = as_call(x)
         try:
-            if input_maps:
-                return self.net.runner.run(values, args, kwargs, input_maps=input_maps)
-            return self.net.run(values, *args, **kwargs)
-        except RuntimeError as error:
-            raise_dtype_mismatch(error, x, values)
+            output: Tensor = self.net.runner.run(
+                values, args, kwargs, input_maps=input_maps, pick=self._picker
+            )
+        except DataError:
             raise
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            explain_fault(error, self.net.network, x, values)
+            raise
+        return output
 
-    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> Tensor:
         """The model: samples weights and targets, or observes the targets.
 
         Args:
-            x: Inputs whose first dimension is the batch: a tensor, or a tuple or a mapping of
-                tensors for networks with several arguments.
-            y: Observed targets, the batch first, or None to draw them.
+            x: Inputs: a tensor, or a tuple or a mapping of tensors for networks with several
+                arguments.
+            y: Observed targets, or None to draw them.
+            *more: Further parts of a batch, see ``inputs`` and ``target``.
+            **named: Parts of a batch by name.
 
         Returns:
             The targets.
         """
-        batch_size = batch_of(x).shape[0]
+        x, y = self.read(x, y, *more, **named)
+        _check_not_empty(x)
         values = self.sample_parameters()
         num_draw_dims = self.net.num_draw_dims(values)
         num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
         output = self.run(values, x)
         if y is not None:
-            self._check(x, y, output, num_batch_dims)
-            y = self.likelihood.convert_target(y, output)
+            y = self._checked(x, y, output, num_batch_dims)
+        # The batch is what comes out: inputs may have nodes, words or time in front.
+        batch_size = output.shape[num_batch_dims - 1] if output.dim() >= num_batch_dims else 0
         # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
         # of the whole data set each step.
         indices: Any = range(batch_size)
@@ -129,22 +206,27 @@ class SupervisedModel(PyroModule):
             return pyro.sample("obs", self.likelihood(output, num_batch_dims), obs=y)
 
     def log_likelihood(
-        self, values: Mapping[str, Tensor], x: Any, y: Tensor
-    ) -> tuple[Tensor, float]:
+        self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, float, Tensor | None]:
         """Log-likelihoods of observed targets for one draw of the weights, without Pyro.
 
         Args:
             values: Random parameters by name.
-            x: Inputs, as for the model.
-            y: Targets.
+            *args: A batch, as for the model.
+            **kwargs: Its parts by name.
 
         Returns:
-            The log-likelihood of each datum in nats, shape ``(batch,)``, and the scale from the
-            batch to the whole data set.
+            The log-likelihood of each datum in nats, shape ``(batch,)``; the scale from the
+            batch to the whole data set; and the number of observations of each datum, None where
+            it is 1.
         """
+        x, y = self.read(*args, **kwargs)
+        _check_not_empty(x)
         return self.log_likelihood_of(self.run(values, x), x, y)
 
-    def log_likelihood_of(self, output: Tensor, x: Any, y: Tensor) -> tuple[Tensor, float]:
+    def log_likelihood_of(
+        self, output: Tensor, x: Any, y: Any
+    ) -> tuple[Tensor, float, Tensor | None]:
         """Log-likelihoods of observed targets for a network's output.
 
         Args:
@@ -155,40 +237,48 @@ class SupervisedModel(PyroModule):
         Returns:
             As for :meth:`log_likelihood`.
         """
-        batch_size = batch_of(x).shape[0]
-        self._check(x, y, output, 1)
-        y = self.likelihood.convert_target(y, output)
-        log_probs = self.likelihood(output, 1).log_prob(y)
-        return log_probs, self._num_data(batch_size) / batch_size
+        y = self._checked(x, y, output, 1)
+        law = self.likelihood(output, 1)
+        log_probs: Tensor = law.log_prob(y)
+        num_observed = law.num_observed(y) if hasattr(law, "num_observed") else None
+        return log_probs, self._num_data(len(log_probs)) / len(log_probs), num_observed
 
     def _num_data(self, batch_size: int) -> int:
         num_data = batch_size if self.num_data is None else self.num_data
         if batch_size == 0:
-            raise ValueError("The batch is empty: its inputs have a first dimension of size 0.")
+            raise DataError("The batch is empty: the network's output has no rows.")
         if batch_size > num_data and self.training:
-            raise ValueError(
+            raise DataError(
                 f"The batch holds {batch_size} data, but num_data={num_data}: num_data is the "
-                f"size of the whole training set."
+                f"size of the whole training set, not the number of its batches."
             )
         # Test data are no part of the training set and may be more.
         return max(num_data, batch_size)
 
-    def _check(self, x: Any, y: Tensor, output: Tensor, num_batch_dims: int) -> None:
+    def _checked(self, x: Any, y: Any, output: Tensor, num_batch_dims: int) -> Tensor:
+        """The target as the likelihood takes it, compared with what came out of the network."""
+        likelihood = self.likelihood
+        y = likelihood.as_target(y)
         if not isinstance(y, Tensor):
-            raise TypeError(f"Targets must be a tensor, got {type(y).__name__}.")
+            hint = "; pass torch.as_tensor(y.to_numpy())" * hasattr(y, "to_numpy")
+            raise TypeError(f"Targets must be a tensor, got {type(y).__name__}{hint}.")
         if output.dim() < 1 or output.dim() < num_batch_dims:
-            raise ValueError(
+            raise DataError(
                 f"The network's output has shape {tuple(output.shape)}; its first dimension "
                 f"must be the batch."
             )
         one_draw = output[(0,) * (num_batch_dims - 1)]
-        self.likelihood.check_target(y, one_draw)
+        likelihood.check_target(y, one_draw)
         check_finite("input", x)
-        check_finite("target", y)
+        check_finite("target", y, allows_missing=likelihood.allows_missing)
+        if not self._is_checked:
+            self._is_checked = True
+            _warn_of_probabilities(likelihood, self.net.network, one_draw)
+        return likelihood.convert_target(y, output)
 
 
 def batch_of(x: Any) -> Tensor:
-    """The first tensor among the inputs, whose first dimension is the batch.
+    """The first tensor among the inputs.
 
     Args:
         x: Inputs.
@@ -201,14 +291,29 @@ def batch_of(x: Any) -> Tensor:
     """
     tensor = first_tensor(x)
     if tensor is None:
+        way = "torch.as_tensor(x.to_numpy())" if hasattr(x, "to_numpy") else "torch.as_tensor"
         raise TypeError(
             f"Inputs must be a tensor whose first dimension is the batch, or a tuple or mapping "
-            f"of such; got {type(x).__name__}. NumPy arrays go through torch.as_tensor."
+            f"of such; got {type(x).__name__}. NumPy arrays go through {way}."
         )
     return tensor
 
 
-def check_finite(what: str, x: Any) -> None:
+def _check_not_empty(x: Any) -> None:
+    has_tensors = isinstance(x, Tensor) and x.dim() > 0
+    if not has_tensors and first_tensor(x) is None and _is_array(x):
+        batch_of(x)
+    if has_tensors and len(x) == 0:
+        raise DataError("The batch is empty: its inputs have a first dimension of size 0.")
+
+
+def _is_array(x: Any) -> bool:
+    """Whether inputs are numbers of a foreign kind, rather than objects that a network knows."""
+    leaves = [*as_call(x)[0], *as_call(x)[1].values()]
+    return any(hasattr(leaf, "__array__") or isinstance(leaf, (int, float)) for leaf in leaves)
+
+
+def check_finite(what: str, x: Any, *, allows_missing: bool = False) -> None:
     """Checks that data hold no NaN and no infinity.
 
     On an accelerator this would wait for the device, so there a non-finite loss tells.
@@ -216,18 +321,23 @@ def check_finite(what: str, x: Any) -> None:
     Args:
         what: What the data are, for the message.
         x: Tensors.
+        allows_missing: Whether NaN may mark what is missing.
 
     Raises:
-        ValueError: If some number is not finite.
+        DataError: If some number is not finite.
     """
     for value in tensors_of(x):
-        if not value.is_floating_point():
+        if not value.is_floating_point() or value.device.type != "cpu" or _is_finite(value):
             continue
-        if value.device.type == "cpu" and not _is_finite(value):
-            bad = (~value.isfinite()).nonzero()[0].tolist()
-            raise ValueError(
+        is_bad = value.isinf() if allows_missing else ~value.isfinite()
+        if is_bad.any():
+            bad = is_bad.nonzero()[0].tolist()
+            hint = " Targets that are missing are marked by NaN and left out by Masked(...)." * (
+                what == "target" and bool(value.isnan().any())
+            )
+            raise DataError(
                 f"The {what} holds {value[tuple(bad)].item()} at index {tuple(bad)} of shape "
-                f"{tuple(value.shape)}. Remove or impute such data before training."
+                f"{tuple(value.shape)}. Remove or impute such data first.{hint}"
             )
 
 
@@ -236,22 +346,21 @@ def _is_finite(value: Tensor) -> bool:
     return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
 
 
-def raise_dtype_mismatch(error: RuntimeError, x: Any, values: Mapping[str, Tensor]) -> None:
-    """Raises a clearer error if a network failed on inputs of another floating type.
-
-    Args:
-        error: What the network raised.
-        x: Inputs.
-        values: The network's parameters.
-
-    Raises:
-        TypeError: If the types differ.
-    """
-    dtypes = {v.dtype for v in values.values() if v.is_floating_point()}
-    for value in tensors_of(x):
-        if value.is_floating_point() and value.dtype not in dtypes:
-            (dtype, *_) = dtypes or {torch.get_default_dtype()}
-            raise TypeError(
-                f"The input has dtype {value.dtype} and the network's weights {dtype}: pass "
-                f"x.to({dtype}), or build the model from net.to({value.dtype})."
-            ) from error
+def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
+    """Warns where a network gives probabilities to a likelihood that takes logits."""
+    kind = None
+    if isinstance(likelihood, Categorical):
+        dim = likelihood.class_dim_of(output, 1)
+        total = output.detach().sum(dim)
+        if bool((output >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
+            kind = "Softmax"
+    elif isinstance(likelihood, Bernoulli):
+        leaves = [module for module in network.modules() if not list(module.children())]
+        kind = "Sigmoid" if leaves and isinstance(leaves[-1], nn.Sigmoid) else None
+    if kind is not None:
+        warnings.warn(
+            f"The network's outputs are probabilities, and the {type(likelihood).__name__} "
+            f"likelihood takes logits: leave out the {kind} at its end.",
+            UserWarning,
+            stacklevel=2,
+        )

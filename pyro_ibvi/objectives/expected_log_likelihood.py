@@ -102,7 +102,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             the latents whose KL stays in full.
         reduction: ``"sum"`` for nats per data set (Pyro's convention), ``"mean"`` for nats per
             datum, which learning rates that follow muP expect. An observation is one batch
-            element of an observed site, counted with its scale.
+            element of an observed site, counted with its scale, unless the distribution says by
+            ``num_observed(value)`` how many there are: labels of pixels, none where missing.
         factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
             ``"drop"`` treats them as latent terms, of weight ``kl_weight``.
         allow_local: Whether a latent with one value per datum may lose its KL: no error for one
@@ -249,9 +250,13 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         if route is not None and route in self._routes and route.is_open(args, kwargs):
             draws: Any = {} if self.draws == "batch" else {"draws": self.draws}
             for _ in range(self.num_particles):
-                log_probs, scale = route.log_likelihood(*args, **draws, **kwargs)
+                log_probs, scale, num_observed = route.log_likelihood(*args, **draws, **kwargs)
                 if self.reduction == "mean":  # in the traces' order, equal to the last digit
-                    scale = scale * (1.0 / (len(log_probs) * scale))
+                    if num_observed is None:
+                        scale = scale * (1.0 / (len(log_probs) * scale))
+                    else:  # 0 for a batch of which nothing was observed
+                        count = num_observed.sum()
+                        log_probs, scale = log_probs / torch.where(count > 0, count, 1.0), 1.0
                 elbo = (log_probs if scale == 1.0 else log_probs * scale).sum()
                 yield -elbo.detach(), -elbo, [(route.observed, elbo.detach())]
             return

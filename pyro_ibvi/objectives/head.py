@@ -21,7 +21,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_ibvi.models.likelihoods import Bernoulli, Categorical, Normal, Poisson
+from pyro_ibvi.models.labels import Categorical
+from pyro_ibvi.models.likelihoods import Bernoulli, Normal, Poisson
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.mup.layers import parameter_path
 from pyro_ibvi.objectives.penalty import FactoredGaussian
@@ -114,6 +115,11 @@ class ClosedFormHead:
 
     def _check_likelihood(self, model: SupervisedModel) -> None:
         kind = type(model.likelihood)
+        if isinstance(model.likelihood, Categorical) and not model.likelihood.is_plain:
+            raise ValueError(
+                "A closed-form last layer knows Categorical() without options alone: use "
+                "TraceExpectedLogLikelihood, which draws the last layer."
+            )
         if kind is Categorical:
             if self.categorical_bound is None:
                 raise ValueError(

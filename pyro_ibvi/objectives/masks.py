@@ -116,11 +116,23 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
         mask = fn._mask if mask is None or mask is True else mask & fn._mask
     if mask is False:
         return 0.0
-    if not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
+    counts = _counts(fn, site["value"], shape)
+    if counts is None and not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
-    ones = torch.ones(shape, device=site["value"].device, dtype=real_dtype(site["value"]))
-    weighted = scale_and_mask(ones, scale, mask)
+    if counts is None:
+        counts = torch.ones(shape, device=site["value"].device, dtype=real_dtype(site["value"]))
+    weighted = scale_and_mask(counts, scale, mask)
     return weighted.sum() * (shape.numel() / weighted.numel())
+
+
+def _counts(fn: Any, value: Tensor, shape: torch.Size) -> Tensor | None:
+    """How much each batch element counts, where a distribution says so."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "num_observed"):
+        fn = fn.base_dist
+    counts: Tensor | None = fn.num_observed(value) if hasattr(fn, "num_observed") else None
+    while counts is not None and counts.dim() > len(shape):
+        counts = counts[0]  # the draws of enumeration have seen the same data
+    return counts
 
 
 def _element_masks(fn: Any, mask: Tensor | bool | None) -> Iterator[Tensor]:

@@ -34,8 +34,8 @@ class DirectRoute(Protocol):
 
     def log_likelihood(
         self, *args: Any, draws: NumDraws = "batch", **kwargs: Any
-    ) -> tuple[Tensor, float]:
-        """Log-likelihoods ``(batch,)`` for draws of the guide, and the scale of each."""
+    ) -> tuple[Tensor, float, Tensor | None]:
+        """Log-likelihoods ``(batch,)`` for draws, their scale, and how much each counts."""
         ...
 
 

@@ -25,7 +25,7 @@ class Prediction:
         self.outputs = outputs
         self.likelihood = likelihood
         with torch.no_grad():
-            means, variances = likelihood.moments(outputs)
+            means, variances = likelihood.moments(outputs, 2)
             self._mean = means.mean(0)
             self._aleatoric = variances.mean(0)
             self._epistemic = means.var(0, correction=0)
@@ -77,7 +77,7 @@ class Prediction:
         y = y.to(self.outputs.device)
         self.likelihood.check_target(y, self.outputs[0])
         y = self.likelihood.convert_target(y, self.outputs)
-        log_probs: Tensor = self.likelihood(self.outputs, 2).log_prob(y)
+        log_probs: Tensor = self.likelihood.density(self.outputs, 2).log_prob(y)
         return log_probs.logsumexp(0) - math.log(self.num_samples)
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Prediction:
         Returns:
             Targets, shape ``(num_samples, batch, *event)``.
         """
-        targets: Tensor = self.likelihood(self.outputs, 2).sample()
+        targets: Tensor = self.likelihood.density(self.outputs, 2).sample()
         return targets
 
     def __repr__(self) -> str:

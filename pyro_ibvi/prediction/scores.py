@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_ibvi.models.likelihoods import Bernoulli, Categorical
+from pyro_ibvi.models.labels import Categorical
+from pyro_ibvi.models.likelihoods import Bernoulli
 from pyro_ibvi.prediction.mixture import Prediction
 
 

@@ -99,7 +99,17 @@ def test_a_learned_scale():
 def test_a_bad_scale(scale):
     with pytest.raises(ValueError, match="is a standard deviation, positive and finite; got"):
         Normal(scale)
-    with pytest.raises(ValueError, match="min_scale must be positive and finite, got"):
+    with pytest.raises(ValueError, match="min_scale is a standard deviation, positive and finite"):
+        HeteroscedasticNormal(scale)
+
+
+@pytest.mark.parametrize("scale", ["0.1", None, True, torch.ones(2)])
+def test_a_scale_that_is_no_number(scale):
+    with pytest.raises(
+        TypeError, match="The scale of the Normal likelihood must be a number, got"
+    ):
+        Normal(scale)
+    with pytest.raises(TypeError, match="min_scale must be a number, got"):
         HeteroscedasticNormal(scale)
 
 

@@ -201,8 +201,13 @@ def test_an_output_without_a_batch():
 
 
 def test_another_error_of_the_network_is_left_as_it_is():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        model()(torch.zeros(6, 5), Y)
+    class Broken(nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("out of luck")
+
+    ours = SupervisedModel(RandomModule(Broken(3, 1), stochastic="all"), Normal())
+    with pytest.raises(RuntimeError, match="out of luck"):
+        ours(X, Y)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

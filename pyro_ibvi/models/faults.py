@@ -1,0 +1,161 @@
+"""Words for a network that fails on its input: what was expected, what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import as_call, tensors_of
+from pyro_ibvi.models.batches import Signature
+
+_CONVOLUTIONS = {
+    nn.Conv1d: "(batch, {c}, length)",
+    nn.Conv2d: "(batch, {c}, height, width)",
+    nn.Conv3d: "(batch, {c}, depth, height, width)",
+}
+
+
+def explain_fault(
+    error: Exception, network: nn.Module, x: Any, values: Mapping[str, Tensor]
+) -> None:
+    """Raises a clearer error where the input's type, device, shape or number is at fault.
+
+    Args:
+        error: What the network raised.
+        network: The network.
+        x: Its inputs.
+        values: Its parameters.
+
+    Raises:
+        TypeError: If the inputs are of another type than the network takes.
+        ValueError: If they have another shape, or are on another device.
+    """
+    if isinstance(error, TypeError):
+        _explain_arguments(error, network, x)
+        return
+    _explain_device(error, x, values)
+    _explain_dtype(error, x, values)
+    layer, given = _failing_layer(error)
+    if layer is not None and given is not None:
+        _explain_layer(error, layer, given, _name_of(network, layer), _is_first(given, x))
+
+
+def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
+    if "argument" not in str(error):
+        return
+    args, kwargs = as_call(x)
+    signature = Signature(network)
+    num = len(args) + len(kwargs)
+    too_few = num < signature.required
+    too_many = signature.most is not None and len(args) > signature.most
+    unknown = [name for name in kwargs if not signature.takes(name)]
+    if too_few or too_many or unknown:
+        given = list(kwargs) or f"{num} input(s)"
+        raise TypeError(
+            f"The network takes {signature}, and got {given}: pass several inputs as a tuple "
+            f"(first, second) or as a mapping by the arguments' names, and say by inputs= of "
+            f"SupervisedModel what of a batch they are."
+        ) from error
+
+
+def _explain_device(error: Exception, x: Any, values: Mapping[str, Tensor]) -> None:
+    devices = {value.device for value in values.values()}
+    for value in tensors_of(x):
+        if devices and value.device not in devices:
+            (device, *_) = devices
+            raise DataError(
+                f"The input is on {value.device} and the network's weights on {device}: move one "
+                f"to the other, as in x.to({str(device)!r}), and model and guide together."
+            ) from error
+
+
+def _explain_dtype(error: Exception, x: Any, values: Mapping[str, Tensor]) -> None:
+    dtypes = {v.dtype for v in values.values() if v.is_floating_point()}
+    (dtype, *_) = dtypes or {torch.get_default_dtype()}
+    for value in tensors_of(x):
+        if value.is_floating_point() and value.dtype not in dtypes:
+            raise TypeError(
+                f"The input has dtype {value.dtype} and the network's weights {dtype}: pass "
+                f"x.to({dtype}), or build the model from net.to({value.dtype})."
+            ) from error
+        is_number = not value.is_floating_point() and not value.is_complex()
+        if is_number and any(word in str(error) for word in ("dtype", "type", "Byte", "Long")):
+            hint = ", for images divided by 255" * (value.dtype == torch.uint8)
+            raise TypeError(
+                f"The input has dtype {value.dtype} and the network's weights {dtype}: pass "
+                f"x.to({dtype}){hint}."
+            ) from error
+
+
+def _failing_layer(error: Exception) -> tuple[nn.Module | None, Tensor | None]:
+    """The innermost of torch's layers in which an error came up, and the layer's input."""
+    layer, given = None, None
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame.f_locals
+        module, value = frame.get("self"), frame.get("input")
+        is_torchs = type(module).__module__.startswith("torch.nn.modules")
+        is_layer = is_torchs and not isinstance(module, nn.Sequential)
+        if isinstance(module, nn.Module) and is_layer and isinstance(value, Tensor):
+            layer, given = module, value
+        traceback = traceback.tb_next
+    return layer, given
+
+
+def _explain_layer(
+    error: Exception, layer: nn.Module, given: Tensor, name: str, is_first: bool
+) -> None:
+    shape = tuple(given.shape)
+    what = f"The input x has shape {shape}" if is_first else f"A layer's input has shape {shape}"
+    where = f"the layer {name}" + f" ({type(layer).__name__})" * (name[0] == "'")
+    if isinstance(layer, nn.Linear) and shape[-1:] != (layer.in_features,):
+        raise DataError(
+            f"{what}, but {where} expects {layer.in_features} features in the last dimension, "
+            f"got {shape[-1] if shape else 'none'}."
+        ) from error
+    for kind, text in _CONVOLUTIONS.items():
+        if isinstance(layer, kind):
+            assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+            expected = text.format(c=layer.in_channels)
+            if len(shape) != expected.count(",") + 1 or shape[1] != layer.in_channels:
+                raise DataError(f"{what}, but {where} expects {expected}.") from error
+    if isinstance(layer, nn.RNNBase) and shape[-1:] != (layer.input_size,):
+        raise DataError(
+            f"{what}, but {where} expects {layer.input_size} features in the last dimension."
+        ) from error
+    if isinstance(layer, nn.Embedding) and isinstance(error, IndexError):
+        raise DataError(
+            f"{what} with numbers up to {given.max().item()}, but {where} has rows from 0 to "
+            f"{layer.num_embeddings - 1}."
+        ) from error
+    if isinstance(layer, nn.Embedding) and given.is_floating_point():
+        raise TypeError(
+            f"{what} and dtype {given.dtype}, but {where} takes whole numbers: pass x.long()."
+        ) from error
+    if isinstance(layer, _NormBase) and "more than 1 value" in str(error):
+        raise DataError(
+            f"{what}, and {where} needs more than one datum in training: let the loader drop the "
+            f"last batch (drop_last=True), or use GroupNorm."
+        ) from error
+    if isinstance(layer, _NormBase) and shape[1:2] != (layer.num_features,):
+        raise DataError(f"{what}, but {where} expects {layer.num_features} channels.") from error
+
+
+def _name_of(network: nn.Module, layer: nn.Module) -> str:
+    """Name of a layer, or of the only one that looks like it: runs may use a copy."""
+    alike = []
+    for name, module in network.named_modules():
+        if module is layer:
+            return repr(name)
+        if repr(module) == repr(layer):
+            alike.append(name)
+    return repr(alike[0]) if len(alike) == 1 else repr(layer)
+
+
+def _is_first(given: Tensor, x: Any) -> bool:
+    return any(value.shape == given.shape for value in tensors_of(x))

@@ -1,0 +1,103 @@
+"""The tensor that a likelihood takes, among what a network returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import tensors_of
+from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi.models.batches import describe
+from pyro_ibvi.models.likelihoods import Likelihood
+
+#: Which part of a network's output the likelihood takes, or what to make of it.
+Output = int | str | Callable[[Any], Any]
+
+
+class OutputPicker:
+    """Picks the output of one draw of the weights.
+
+    Without a choice it takes what has one reading: a tensor, the ``logits`` of a mapping or named
+    tuple, the only tensor in a container.
+
+    Args:
+        choice: Position, name, or function of what the network returns.
+        likelihood: The likelihood, which may put several outputs together.
+
+    Raises:
+        TypeError: If the choice is of another type.
+    """
+
+    def __init__(self, choice: Output | None, likelihood: Likelihood) -> None:
+        is_index = isinstance(choice, (int, str)) and not isinstance(choice, bool)
+        if choice is not None and not is_index and not callable(choice):
+            raise TypeError(
+                f"output picks a part of what the network returns: a position, a name or a "
+                f"function; got {choice!r}."
+            )
+        self.choice, self.likelihood = choice, likelihood
+
+    def __call__(self, returned: Any) -> Tensor:
+        """The tensor that the likelihood takes.
+
+        Args:
+            returned: What the network returned.
+
+        Returns:
+            The tensor, in float32 at least.
+
+        Raises:
+            TypeError: If there is none, or several and no choice.
+            ValueError: If the choice is not among what the network returned.
+        """
+        if isinstance(returned, Tensor) and self.choice is None:
+            return at_least_float32(returned)
+        output = self.likelihood.as_tensor(self._pick(returned))
+        if not isinstance(output, Tensor):
+            output = _only_reading(output)
+        return at_least_float32(output)
+
+    def _pick(self, returned: Any) -> Any:
+        choice = self.choice
+        if choice is None:
+            return returned
+        if callable(choice):
+            return choice(returned)
+        if isinstance(choice, str) and not isinstance(returned, Mapping):
+            if hasattr(returned, choice):
+                return getattr(returned, choice)
+        elif not isinstance(returned, Tensor):
+            try:
+                return returned[choice]
+            except (KeyError, IndexError, TypeError):
+                pass
+        raise DataError(
+            f"output={choice!r} picks no part of what the network returned, which is "
+            f"{describe(returned)}."
+        )
+
+
+def _only_reading(returned: Any) -> Tensor:
+    if isinstance(returned, PackedSequence):
+        raise TypeError(
+            "The network returned a PackedSequence, whose first dimension is no batch: give "
+            "SupervisedModel output=lambda out: pad_packed_sequence(out, batch_first=True)[0]."
+        )
+    logits = returned.get("logits") if isinstance(returned, Mapping) else None
+    if logits is None:
+        logits = getattr(returned, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    tensors = list(tensors_of(returned))
+    if len(tensors) == 1:
+        return tensors[0]
+    name = next(iter(returned)) if isinstance(returned, Mapping) and returned else 0
+    raise TypeError(
+        f"The network returned {describe(returned)}, and the likelihood takes one tensor: say "
+        f"which, as in SupervisedModel(..., output={name!r}), or what to make of it, as in "
+        f"output=lambda out: out[{name!r}]."
+    )

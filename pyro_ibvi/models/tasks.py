@@ -1,0 +1,254 @@
+r"""Several targets of different kinds for each datum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi.models.likelihoods import Likelihood
+
+
+class MultiTask(Likelihood):
+    r"""Several targets of different kinds for each datum, independent given the network.
+
+    .. math:: \log p(y \mid f) = \sum_t \log p_t(y_t \mid f_t)
+
+    The network returns a mapping or a tuple with an output of shape ``(batch, width)`` for each
+    task, or one tensor that holds them side by side; targets come as a mapping or a tuple, too,
+    see ``target=`` of :class:`~pyro_ibvi.SupervisedModel`. Inside they are one tensor each, the
+    tasks side by side. A datum counts as one observation unless none of its targets is observed.
+
+    Args:
+        tasks: The likelihood of each task and the width of its output, by the task's name.
+
+    Raises:
+        TypeError: If a task is not such a pair.
+        ValueError: If there is no task, or a width is not positive.
+
+    Example:
+        >>> from pyro_ibvi import Categorical, Normal
+        >>> likelihood = MultiTask({"kind": (Categorical(), 5), "age": (Normal(0.1), 1)})
+        >>> output = likelihood.as_tensor({"kind": torch.zeros(4, 5), "age": torch.zeros(4, 1)})
+        >>> target = likelihood.as_target((torch.tensor([0, 1, 2, 3]), torch.zeros(4, 1)))
+        >>> output.shape, target.shape, likelihood(output).log_prob(target).shape
+        (torch.Size([4, 6]), torch.Size([4, 2]), torch.Size([4]))
+    """
+
+    allows_missing = True  # each task checks its own
+
+    def __init__(self, tasks: Mapping[str, tuple[Likelihood, int]]) -> None:
+        super().__init__()
+        if not tasks:
+            raise ValueError("MultiTask needs a task at least.")
+        for name, task in tasks.items():
+            is_pair = isinstance(task, (tuple, list)) and len(task) == 2
+            if (
+                not is_pair
+                or not isinstance(task[0], Likelihood)
+                or isinstance(task[0], MultiTask)
+            ):
+                raise TypeError(
+                    f"Each task is a pair of a likelihood and the width of its output, such as "
+                    f"(Categorical(), 10); got {task!r} for {name!r}."
+                )
+            if not isinstance(task[1], int) or task[1] < 1:
+                raise ValueError(f"The width of {name!r} must be positive, got {task[1]!r}.")
+        likelihoods: Any = {name: task[0] for name, task in tasks.items()}
+        # A PyroModule, so that parameters have their task's name.
+        self.tasks = PyroModule[nn.ModuleDict](likelihoods)
+        self.widths = {name: width for name, (_, width) in tasks.items()}
+
+    def arguments(self) -> dict[str, Any]:
+        """The likelihoods and widths of the tasks."""
+        return {"tasks": {name: (self.likelihoods[name], w) for name, w in self.widths.items()}}
+
+    @property
+    def likelihoods(self) -> dict[str, Likelihood]:
+        """The likelihoods of the tasks by name."""
+        return dict(self.tasks.items())
+
+    def split(self, output: Tensor) -> dict[str, Tensor]:
+        """The outputs of the tasks in an output that holds them side by side.
+
+        Args:
+            output: The output, shape ``(*batch, sum of widths)``.
+
+        Returns:
+            The outputs by task.
+        """
+        parts = output.split(list(self.widths.values()), dim=-1)
+        return dict(zip(self.widths, parts, strict=True))
+
+    def split_target(self, target: Tensor) -> dict[str, Tensor]:
+        """The targets of the tasks, as their likelihoods take them.
+
+        Args:
+            target: Targets side by side.
+
+        Returns:
+            The targets by task.
+        """
+        parts = target.split([self._num_columns(name) or 1 for name in self.widths], dim=-1)
+        named = zip(self.widths, parts, strict=True)
+        return {name: part if self._num_columns(name) else part[..., 0] for name, part in named}
+
+    def as_tensor(self, output: Any) -> Any:
+        """The outputs of the tasks side by side."""
+        return self._joined("output", output, self.widths)
+
+    def as_target(self, target: Any) -> Any:
+        """The targets of the tasks side by side, as floating point numbers."""
+        return self._joined("target", target, {n: self._num_columns(n) for n in self.widths})
+
+    def _joined(self, what: str, data: Any, widths: Mapping[str, int]) -> Any:
+        if isinstance(data, Tensor):
+            return data
+        if not isinstance(data, Mapping):
+            if not isinstance(data, (tuple, list)) or len(data) != len(widths):
+                raise TypeError(
+                    f"MultiTask needs an {what} for each of {list(widths)}, as a mapping or a "
+                    f"tuple; got {type(data).__name__}."
+                )
+            data = dict(zip(widths, data, strict=True))
+        parts: list[Tensor] = []
+        for name, width in widths.items():
+            if name not in data:
+                raise DataError(f"No {what} for the task {name!r} among {list(data)}.")
+            part = torch.as_tensor(data[name])
+            size = len(parts[0]) if parts else part.shape[:1].numel()
+            expected = (size, width) if width else (size,)
+            if part.shape != expected and (width > 1 or part.shape not in ((size,), (size, 1))):
+                raise DataError(
+                    f"The {what} of the task {name!r} has shape {tuple(part.shape)}, expected "
+                    f"{expected}."
+                )
+            parts.append(part.reshape(size, max(1, width)))
+        kinds = [part.dtype for part in parts if part.is_floating_point()]
+        dtype = max(kinds, key=lambda kind: kind.itemsize, default=torch.get_default_dtype())
+        return torch.cat([part.to(dtype) for part in parts], dim=-1)
+
+    def _num_columns(self, name: str) -> int:
+        """Number of targets of a task beside the batch; 0 where it has one without a dimension."""
+        shape = self.likelihoods[name].target_shape(torch.Size((1, self.widths[name])))
+        return shape[1] if len(shape) > 1 else 0
+
+    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The joint distribution of the tasks' targets."""
+        return self._joint(output, num_batch_dims, density=False)
+
+    def density(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The joint distribution, free of what only training weighs."""
+        return self._joint(output, num_batch_dims, density=True)
+
+    def _joint(self, output: Tensor, num_batch_dims: int, *, density: bool) -> Joint:
+        outputs = self.split(output)
+        laws = {
+            name: (likelihood.density if density else likelihood)(outputs[name], num_batch_dims)
+            for name, likelihood in self.likelihoods.items()
+        }
+        return Joint(self, laws, output.dtype)
+
+    def target_shape(self, output_shape: torch.Size) -> torch.Size:
+        """The batch and a column for each target."""
+        total = sum(self.widths.values())
+        if len(output_shape) != 2 or output_shape[-1] != total:
+            raise DataError(
+                f"MultiTask with the widths {self.widths} needs an output of shape (batch, "
+                f"{total}), got {tuple(output_shape)}."
+            )
+        return torch.Size(
+            (output_shape[0], sum(max(1, self._num_columns(name)) for name in self.widths))
+        )
+
+    def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
+        """Moments of the tasks side by side."""
+        outputs = self.split(output)
+        moments = [
+            likelihood.moments(outputs[name], num_batch_dims)
+            for name, likelihood in self.likelihoods.items()
+        ]
+        return torch.cat([m for m, _ in moments], -1), torch.cat([v for _, v in moments], -1)
+
+    def check_target(self, target: Tensor, output: Tensor) -> None:
+        """Checks each task's targets."""
+        super().check_target(target, output)
+        outputs, targets = self.split(output), self.split_target(target)
+        for name, likelihood in self.likelihoods.items():
+            part = targets[name]
+            if not likelihood.allows_missing and part.isnan().any():
+                raise DataError(
+                    f"The target of the task {name!r} holds NaN: remove or impute such data, or "
+                    f"write Masked(...) around its likelihood."
+                )
+            if likelihood.discrete and not likelihood.allows_missing:
+                part = part.long()
+            likelihood.check_target(part, outputs[name])
+
+
+class Joint(TorchDistribution):
+    """The targets of several tasks side by side.
+
+    Args:
+        likelihood: The likelihood, which knows where each task's targets are.
+        laws: The distribution of each task's targets.
+        dtype: Type of the targets.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, likelihood: MultiTask, laws: dict[str, Any], dtype: torch.dtype) -> None:
+        self.likelihood, self.laws, self.dtype = likelihood, laws, dtype
+        batch_shape = next(iter(laws.values())).batch_shape
+        num_columns = sum(law.event_shape.numel() for law in laws.values())
+        super().__init__(batch_shape, torch.Size((num_columns,)), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Real numbers, among them labels and counts."""
+        return constraints.real_vector
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Joint:
+        """The same targets in a larger batch."""
+        shape = torch.Size(batch_shape)
+        laws = {name: law.expand(shape) for name, law in self.laws.items()}
+        return Joint(self.likelihood, laws, self.dtype)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws targets of all tasks."""
+        drawn = [law.sample(torch.Size(sample_shape)) for law in self.laws.values()]
+        columns = [
+            part if law.event_shape else part.unsqueeze(-1)
+            for part, law in zip(drawn, self.laws.values(), strict=True)
+        ]
+        return torch.cat([column.to(self.dtype) for column in columns], dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The sum of the tasks' log-densities, of the batch shape."""
+        targets = self.likelihood.split_target(value)
+        return torch.stack([law.log_prob(targets[n]) for n, law in self.laws.items()]).sum(0)
+
+    def num_observed(self, value: Tensor) -> Tensor:
+        """1 where some task's target is observed, of the batch shape.
+
+        Args:
+            value: Targets.
+
+        Returns:
+            The numbers.
+        """
+        targets = self.likelihood.split_target(value)
+        counts = [
+            None if not hasattr(law, "num_observed") else law.num_observed(targets[name])
+            for name, law in self.laws.items()
+        ]
+        seen = torch.zeros(self.batch_shape, dtype=torch.bool, device=value.device)
+        for count in counts:
+            seen = seen | (torch.ones_like(seen) if count is None else count > 0)
+        return seen.to(value.dtype)

@@ -1,0 +1,193 @@
+"""Missing targets, several tasks, targets in their own units: against densities by hand."""
+
+import math
+
+import pyro
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, Predictive
+from torch import nn
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.front.choices import describe, restore
+from pyro_ibvi.models import Masked, MultiTask, Standardized
+
+NAN = math.nan
+
+
+def by_hand(model, guide, x):
+    """The network's output for the draw that seed 1 gives."""
+    torch.manual_seed(1)
+    draw = {k.removeprefix("net."): v for k, v in guide.rsample().items()}
+    return torch.func.functional_call(model.net.network, draw, (x,))
+
+
+def losses(model, guide, x, y, **options):
+    """The loss by traces, then without."""
+    loss_fn = ibvi.TraceExpectedLogLikelihood(**options)(model, guide)
+    for _ in range(2):
+        torch.manual_seed(1)
+        yield loss_fn(x, y)
+
+
+def make(net, likelihood, **options):
+    torch.manual_seed(0)
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), likelihood, num_data=12, **options)
+    return model, ibvi.AutoMuPNormal(model)
+
+
+def test_missing_numbers_count_nothing():
+    model, guide = make(nn.Linear(3, 2), Masked(ibvi.Normal(0.5)))
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    y[0, 1] = y[2, 0] = y[2, 1] = NAN
+    for mean, total in zip(
+        losses(model, guide, x, y, reduction="mean"), losses(model, guide, x, y), strict=True
+    ):
+        seen = ~y.isnan()
+        law = torch.distributions.Normal(by_hand(model, guide, x)[seen], 0.5)
+        expected = -law.log_prob(y[seen]).sum()
+        torch.testing.assert_close(total, 12 / 4 * expected)
+        torch.testing.assert_close(mean, expected / (0.5 + 1 + 1))  # two halves and two data
+        (gradient,) = torch.autograd.grad(total, guide.loc("net.weight"))
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "y"),
+    [
+        (ibvi.Bernoulli(), [[1.0, NAN], [0.0, 1.0]]),
+        (ibvi.Poisson(), [[3.0, NAN], [0.0, 1.0]]),
+    ],
+)
+def test_missing_labels_and_counts(likelihood, y):
+    y, output = torch.tensor(y), torch.randn(2, 2)
+    masked = Masked(likelihood)
+    masked.check_target(y, output)
+    log_prob = masked(output).log_prob(y)
+    whole = likelihood(output).log_prob(torch.where(y.isnan(), 0.0, y))
+    one = likelihood(output[:1, 1:]).log_prob(torch.zeros(1, 1))
+    torch.testing.assert_close(log_prob, whole - torch.cat([one, torch.zeros(1)]))
+    with pytest.raises(ValueError, match=r"must be 0 or 1|must be whole numbers"):
+        masked.check_target(y + 0.5, output)
+
+
+def test_targets_in_their_own_units():
+    y = torch.tensor([[100.0], [300.0], [500.0], [100.0]])
+    likelihood = Standardized.of(ibvi.Normal(0.1), y)
+    model, guide = make(nn.Linear(3, 1), likelihood)
+    x = torch.randn(4, 3)
+    mean, std = y.mean(), y.std(correction=0)
+    for loss in losses(model, guide, x, y, reduction="mean"):
+        law = torch.distributions.Normal(mean + std * by_hand(model, guide, x), 0.1 * std)
+        torch.testing.assert_close(loss, -law.log_prob(y).mean())
+    prediction = ibvi.predict(model, guide, x, num_samples=50)
+    assert prediction.aleatoric[0].sqrt().item() == pytest.approx(0.1 * std.item(), rel=1e-5)
+    state = model.state_dict()
+    assert {"likelihood.loc", "likelihood.scale"} <= state.keys()
+    # Missing numbers in units of their own.
+    missing = Masked(Standardized(ibvi.Normal(0.1), mean, std))
+    assert missing(torch.zeros(1, 1)).log_prob(torch.tensor([[NAN]])) == 0.0
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 5), nn.Linear(8, 1)
+        self.kind = kind
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        a, b = self.a(h), self.b(h)
+        return {"kind": a, "age": b} if self.kind is dict else (a, b)
+
+
+def tasks():
+    label, number = ibvi.Categorical(ignore_index=-100), Masked(ibvi.Normal(0.5))
+    return MultiTask({"kind": (label, 5), "age": (number, 1)})
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_tasks_add_up(kind):
+    model, guide = make(TwoHeads(kind), tasks())
+    x = torch.randn(4, 3)
+    label, age = torch.tensor([1, -100, 4, -100]), torch.tensor([[0.5], [1.0], [NAN], [NAN]])
+    y = {"kind": label, "age": age} if kind is dict else (label, age)
+    for loss in losses(model, guide, x, y, reduction="mean"):
+        output = by_hand(model, guide, x)
+        logits, mean = output.values() if kind is dict else output
+        first = F.cross_entropy(logits, label, reduction="sum", ignore_index=-100)
+        law = torch.distributions.Normal(mean[:2], 0.5)
+        torch.testing.assert_close(loss, (first - law.log_prob(age[:2]).sum()) / 3)
+    pyro.set_rng_seed(0)
+    drawn = Predictive(model, guide=guide, num_samples=3)(x)["obs"]
+    assert drawn.shape == (3, 4, 2)
+    assert (drawn[..., 0] == drawn[..., 0].round()).all()
+
+
+def test_tasks_come_from_batches_that_are_mappings():
+    model, guide = make(TwoHeads(dict), tasks(), target=["kind", "age"])
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 1e-3}, guide)
+    svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
+    batch = {"x": torch.randn(4, 3), "kind": torch.zeros(4).long(), "age": torch.zeros(4)}
+    with pytest.raises(ValueError, match=r"target of the task 'age' has shape \(3,\)"):
+        svi.step(**{**batch, "age": torch.zeros(3)})
+    assert svi.step(**{**batch, "age": torch.zeros(4, 1)}) > 0
+    assert svi.step(**batch) > 0
+
+
+def test_tasks_have_parameters_of_their_own():
+    both = {name: (ibvi.Normal(0.5, learn_scale=True), 1) for name in ("a", "b")}
+    model, _ = make(nn.Linear(3, 2), MultiTask(both))
+    trace = pyro.poutine.trace(model).get_trace(torch.zeros(4, 3), torch.zeros(4, 2))
+    names = [name for name in trace.nodes if name.endswith("log_scale")]
+    assert names == ["likelihood.tasks.a.log_scale", "likelihood.tasks.b.log_scale"]
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        ibvi.Categorical(class_dim=1, weight=[0.1, 0.9], ignore_index=3, label_smoothing=0.2),
+        Masked(Standardized(ibvi.Normal(0.1), [0.1, 0.2], [1.5, 2.5])),
+        tasks(),
+    ],
+)
+def test_likelihoods_are_made_again_from_their_arguments(likelihood):
+    again = restore(describe(likelihood))
+    assert repr(again) == repr(likelihood)
+    assert describe(again) == describe(likelihood)
+    buffers = dict(again.named_buffers())
+    for name, buffer in likelihood.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+
+
+def test_bad_parts():
+    with pytest.raises(TypeError, match="Masked needs a likelihood of numbers, got Categorical"):
+        Masked(ibvi.Categorical())
+    with pytest.raises(TypeError, match=r"needs a likelihood such as Normal\(0.1\), got Normal"):
+        Masked(ibvi.Normal)
+    with pytest.raises(TypeError, match="Masked needs a likelihood of numbers, got MultiTask"):
+        Masked(tasks())
+    with pytest.raises(TypeError, match="likelihood of real numbers, got the Poisson"):
+        Standardized(ibvi.Poisson(), 0.0, 1.0)
+    with pytest.raises(ValueError, match="positive standard deviations, got loc"):
+        Standardized.of(ibvi.Normal(), torch.ones(4, 1))
+    with pytest.raises(ValueError, match="needs a task at least"):
+        MultiTask({})
+    with pytest.raises(TypeError, match=r"such as \(Categorical\(\), 10\); got Normal"):
+        MultiTask({"a": ibvi.Normal()})
+    with pytest.raises(ValueError, match="The width of 'a' must be positive, got 0"):
+        MultiTask({"a": (ibvi.Normal(), 0)})
+    likelihood = tasks()
+    with pytest.raises(TypeError, match=r"an output for each of \['kind', 'age'\]"):
+        likelihood.as_tensor((torch.zeros(4, 5),))
+    with pytest.raises(ValueError, match=r"No output for the task 'age' among \['kind'\]"):
+        likelihood.as_tensor({"kind": torch.zeros(4, 5)})
+    with pytest.raises(ValueError, match=r"output of the task 'kind' has shape \(4, 6\), expect"):
+        likelihood.as_tensor((torch.zeros(4, 6), torch.zeros(4, 1)))
+    alone = MultiTask({"a": (ibvi.Normal(), 1)})
+    with pytest.raises(ValueError, match="target of the task 'a' holds NaN"):
+        alone.check_target(torch.tensor([[NAN]]), torch.zeros(1, 1))
+    model, _ = make(nn.Linear(3, 1), ibvi.Normal())
+    with pytest.raises(ValueError, match=r"left out by Masked"):
+        model(torch.zeros(2, 3), torch.tensor([[0.0], [NAN]]))
