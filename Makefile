@@ -94,7 +94,7 @@ format: $(DEV_STAMP) ## format the code and apply the safe fixes of the linter
 	$(PY) -m ruff check --fix .
 
 clean: ## remove what the targets made, but for .venv
-	rm -rf docs/_build docs/api docs/mathjax docs/tutorials out build dist
+	rm -rf docs/_build docs/api docs/mathjax docs/tutorials docs/all-messages.md out build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -130,11 +130,13 @@ def copy_mathjax() -> None:
     shutil.copy(script.locate(), fresh_folder("mathjax"))
 
 
+import all_messages
 import links
 
 write_tutorials()
 write_api()
 copy_mathjax()
+all_messages.write(HERE / "all-messages.md")
 
 project = "pyro_ibvi"
 author = "The pyro_ibvi developers"
