@@ -16,7 +16,7 @@ LONG_FILES = {
     "pyro_ibvi/diagnostics/coordinates.py",
     "pyro_ibvi/guides/normal.py",
     "pyro_ibvi/mup/parametrization.py",
-    "pyro_ibvi/models/random_module.py",
+    "pyro_ibvi/objectives/weights.py",
     "pyro_ibvi/training/optim.py",
     "tutorials/06_pretrained_networks.py",
 }
