@@ -242,12 +242,13 @@ class AutoMuPNormal(AutoGuide):
 
     def scale(self, name: str) -> Tensor:
         """Marginal standard deviations of a site in unconstrained space, 0 for a point."""
-        layer, _ = self._find(name)
+        layer, site = self._find(name)
         loc = self.loc(name)
         if layer.covariance is None:
             return torch.zeros_like(loc)
         layer_factor = parameters.layer_factor(self, layer)
-        return layer.covariance.scale(self.factor(name), layer_factor, loc)
+        scale = layer.covariance.scale(self.factor(name), layer_factor, loc)
+        return scale if site.keep is None else site.keep.still(scale)
 
     def covariance(self, *names: str) -> Tensor:
         """Covariance matrix of sites of one layer in unconstrained space.

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributions import biject_to
 
 from pyro_ibvi.guides.sites import Site
+from pyro_ibvi.models.padding import KEEP_KEY
 from pyro_ibvi.mup.roles import WEIGHT_KEY, NetworkWeight, WeightRole
 
 
@@ -172,6 +173,7 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
         support=fn.support,
         frames=list(node["cond_indep_stack"]),
         weight=weight,
+        keep=node["infer"].get(KEEP_KEY),
     )
 
 

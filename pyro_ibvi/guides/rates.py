@@ -66,9 +66,19 @@ def model_rates(
             seen.add(parameter)
             yield name, parameter, 1.0 if weight is None else weight.rate(family)
     if isinstance(model, nn.Module):
+        networks = dict(_network_weights(model))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter not in seen:
-                yield name, parameter, 1.0
+                weight = networks.get(parameter)
+                yield name, parameter, 1.0 if weight is None else weight.rate(family)
+
+
+def _network_weights(model: nn.Module) -> Iterator[tuple[nn.Parameter, NetworkWeight]]:
+    """What networks say of all their parameters, those too that were frozen at first."""
+    for module in model.modules():
+        named_weights = getattr(module, "named_weights", None)
+        if callable(named_weights):
+            yield from ((parameter, weight) for _, parameter, weight in named_weights())
 
 
 def _factor_rate(

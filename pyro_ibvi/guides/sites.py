@@ -19,6 +19,7 @@ from torch.distributions.transforms import (
 
 from pyro_ibvi._util.names import assigned
 from pyro_ibvi.guides.covariance import Covariance, Diagonal, LowRank
+from pyro_ibvi.models.padding import KeepRow
 from pyro_ibvi.mup.roles import NetworkWeight
 
 CovarianceChoice = Covariance | Mapping[str, Covariance | None] | None
@@ -38,6 +39,7 @@ class Site:
         support: Support of the prior.
         frames: Plates around the site.
         weight: The network weight that the site is, if it is one.
+        keep: Puts back what the site keeps whatever is drawn, an embedding's padding row.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Site:
     support: constraints.Constraint
     frames: list[Any]
     weight: NetworkWeight | None
+    keep: KeepRow | None = None
 
     @functools.cached_property
     def path(self) -> tuple[list[str], str]:
@@ -61,7 +64,7 @@ class Site:
     def transform(self) -> Transform | None:
         """The map from the unconstrained value to the site's, or None for the identity."""
         if self.is_real:
-            return None
+            return self.keep
         transform = biject_to(self.support)
         if transform == identity_transform:
             return None

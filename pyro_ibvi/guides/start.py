@@ -64,7 +64,7 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             dim = frame.dim - site.event_dim
             loc = periodic_repeat(loc, full_size, dim).contiguous()
             scale = periodic_repeat(scale, full_size, dim).contiguous()
-    return loc.clone(), scale
+    return (loc.clone() if site.keep is None else site.keep(loc)), scale
 
 
 def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_ibvi.models.admission import admit_network, admit_parametrization
 from pyro_ibvi.models.choices import Prior, Priors, Stochastic, choose, match_priors
 from pyro_ibvi.models.initialization import NETWORK_VALUE_KEY
+from pyro_ibvi.models.padding import KEEP_KEY, KeepRow, find_padding
 from pyro_ibvi.models.parameters import full_name, read_parameter
 from pyro_ibvi.models.running import Runner
 from pyro_ibvi.mup.flow import find_flow
@@ -102,6 +103,7 @@ class RandomModule(PyroModule):
         self._weights: dict[str, NetworkWeight] = {}
         self.stochastic = choose(net, self.roles, stochastic)
         self._priors = self._make_priors(prior)
+        self._padding = find_padding(net)
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
         for warning in (
@@ -139,6 +141,9 @@ class RandomModule(PyroModule):
             infer: Any = {WEIGHT_KEY: self._weight(name)}
             if name in self._priors:
                 infer[NETWORK_VALUE_KEY] = parameter
+                row = self._padding.get(name)
+                if row is not None:
+                    infer[KEEP_KEY] = KeepRow(row, parameter.detach()[row].clone())
                 values[name] = pyro.sample(
                     site_name, self._priors.of(name, parameter), infer=infer
                 )
@@ -155,6 +160,15 @@ class RandomModule(PyroModule):
         for name, parameter in self.runner.named_parameters():
             if name not in self._priors and parameter.requires_grad:
                 yield self.site_name(name), parameter
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter, NetworkWeight]]:
+        """What each parameter of the network is, whether it is random, trained or frozen.
+
+        Yields:
+            The name of its site or statement, the parameter, and what rules its rate.
+        """
+        for name, parameter in self.runner.named_parameters():
+            yield self.site_name(name), parameter, self._weight(name)
 
     def with_draws(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters as :meth:`sample_parameters` gives them, from draws that are there already.
@@ -230,14 +244,7 @@ class RandomModule(PyroModule):
         return self.run(values, *args, **kwargs)
 
     def prior(self, parameter_name: str) -> TorchDistributionMixin:
-        """The prior of a stochastic parameter.
-
-        Args:
-            parameter_name: Name of the parameter in the network.
-
-        Returns:
-            The distribution, at the parameter's type and device.
-        """
+        """The prior of a stochastic parameter, at the parameter's type and device."""
         return self._priors.of(parameter_name, self.network.get_parameter(parameter_name))
 
     def prior_std(self, parameter_name: str) -> float:

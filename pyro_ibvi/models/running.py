@@ -18,6 +18,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from pyro_ibvi._util.network_copies import is_compiled
+from pyro_ibvi.models.padding import KeepRow, find_padding
 from pyro_ibvi.models.replicas import InputMap, Known, Replica, Watch, find_places
 from pyro_ibvi.mup.multipliers import QueryScales, scale_queries
 
@@ -66,6 +67,7 @@ class Runner:
         self.network = net
         self._query_scales = query_scales or {}
         self._places = find_places(net)
+        self._padding = find_padding(net)
         self._num_dims = {name: p.dim() for name, p in net.named_parameters()}
         self._known: Known = {}
         self._refused: dict[bool, Exception] = {}  # by mode, why vmap cannot run the network
@@ -156,7 +158,7 @@ class Runner:
         replica.network(*args, **kwargs)
 
     def network_values(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights as the network gets them, with the parametrization's multipliers.
+        """The weights as the network gets them: with multipliers and padding rows.
 
         Args:
             values: One draw of the weights by name.
@@ -164,9 +166,22 @@ class Runner:
         Returns:
             The weights.
         """
-        if not self._query_scales:
-            return values
-        return scale_queries(values, self._query_scales, self.network)
+        if self._padding:
+            values = {name: self._with_padding(name, value) for name, value in values.items()}
+        if self._query_scales:
+            values = scale_queries(values, self._query_scales, self.network)
+        return values
+
+    def _with_padding(self, name: str, value: Tensor) -> Tensor:
+        """A table with the network's own padding row, whoever has drawn it."""
+        row = self._padding.get(name)
+        if row is None or isinstance(value, nn.Parameter):
+            return value
+        own = self.network.get_parameter(name).detach()[row]
+        is_plain = not torch._C._are_functorch_transforms_active() and value.device.type == "cpu"
+        if is_plain and torch.equal(value.detach()[row], own):
+            return value
+        return KeepRow(row, own)(value)
 
     def num_draw_dims(self, values: Mapping[str, Tensor]) -> int:
         """Number of dimensions of the values to the left of the parameters' own.

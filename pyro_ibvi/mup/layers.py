@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from pyro_ibvi.mup.parametrization import Fans
 
@@ -79,7 +80,7 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
         The description.
     """
     shape = tuple(shape)
-    if isinstance(module, NORM_LAYERS):
+    if isinstance(module, NORM_LAYERS) or name in _lengths(module):
         size = math.prod(shape)
         return Part("bias" if name == "bias" else "gain", Fans(1, 1, size), (1, size))
     if isinstance(module, TABLES):
@@ -97,6 +98,12 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
         return Part("matrix", fans, (shape[0], shape[1]), inputs_first=True)
     inputs = math.prod(shape[1:]) if isinstance(module, nn.Bilinear) else shape[1]
     return Part("matrix", fans, (inputs, shape[0]), groups=getattr(module, "groups", 1))
+
+
+def _lengths(module: nn.Module) -> list[str]:
+    """Parameters that are the lengths of a weight's rows, by ``torch.nn.utils.weight_norm``."""
+    hooks = module._forward_pre_hooks.values()
+    return [f"{hook.name}_g" for hook in hooks if isinstance(hook, WeightNorm)]
 
 
 def _layer_sizes(module: Any) -> tuple[int, int, int]:
