@@ -293,6 +293,8 @@ def _call_compiled(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     with warnings.catch_warnings():
         # The compiler looks at the gradients of all tensors, which draws do not have.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        # The package's own hooks may watch which modules run, and see the wrapper as well.
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are")
         return net(*args, **kwargs)
 
 
