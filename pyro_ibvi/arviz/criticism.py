@@ -273,7 +273,9 @@ def pareto_k(
     with evaluating(model, guide):
         for s in range(num_samples):
             guide_trace, model_trace = sampler.posterior()
-            log_ratios[s] = log_density(model_trace) - log_density(guide_trace)
+            log_ratios[s] = sampler.log_joint((guide_trace, model_trace)) - log_density(
+                guide_trace
+            )
     return tail_shape(log_ratios)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -112,35 +112,35 @@ def find_sources(fn: Callable[..., Any], trace: Trace, inputs: Inputs) -> Source
     sites = sample_sites(again)
     return Sources(
         {n: frozenset(get_provenance(list(_tensors(s["fn"])))) for n, s in sites.items()},
-        {n: get_provenance(s["value"]) - {("site", n)} for n, s in sites.items()},
+        {n: s["infer"].get("_sources", get_provenance(s["value"])) for n, s in sites.items()},
         known=True,
     )
 
 
 class _Track(Messenger):
-    """Lets what is computed from an unobserved site know it.
-
-    What the site's own value comes from stays known too, for a guide's sites that are computed.
-    """
+    """Lets what is computed from an unobserved site know it, and that site alone."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or not isinstance(msg["value"], torch.Tensor):
-            return
-        sources = get_provenance(msg["value"]) | get_provenance(list(_tensors(msg["fn"])))
-        arguments = frozenset(s for s in sources if s[0] == "argument")
-        value = detach_provenance(msg["value"])
-        msg["value"] = ProvenanceTensor(value, arguments | {("site", msg["name"])})
+        if not msg["is_observed"] and isinstance(msg["value"], torch.Tensor):
+            msg["infer"] = {**msg["infer"], "_sources": get_provenance(msg["value"])}
+            value = detach_provenance(msg["value"])
+            msg["value"] = ProvenanceTensor(value, frozenset({("site", msg["name"])}))
 
 
-def _tensors(fn: Any) -> Iterator[torch.Tensor]:
+def _tensors(fn: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
     """The tensors that a distribution holds, below its wrappers too, but for masks."""
+    seen = set() if seen is None else seen
     if isinstance(fn, torch.Tensor):
         yield fn
-    elif isinstance(fn, list | tuple):
-        for part in fn:
-            yield from _tensors(part)
+    if isinstance(fn, torch.Tensor | torch.Size) or id(fn) in seen:
+        return
+    seen.add(id(fn))  # transforms and their inverses hold one another
+    parts: Iterable[Any] = ()
+    if isinstance(fn, list | tuple):
+        parts = fn
     elif isinstance(fn, MaskedDistribution):
-        yield from _tensors(fn.base_dist)
+        parts = (fn.base_dist,)
     elif isinstance(fn, Distribution | Transform):
-        for part in vars(fn).values():
-            yield from _tensors(part)
+        parts = vars(fn).values()
+    for part in parts:
+        yield from _tensors(part, seen)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyro.poutine as poutine
@@ -18,8 +19,18 @@ from pyro.infer import infer_discrete
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
+from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.inputs import Inputs
-from pyro_ibvi.arviz.running import Given, RandomStreams, Redraw, evaluating
+from pyro_ibvi.arviz.latents import Pair
+from pyro_ibvi.arviz.marginal import Sum, joint_density, run_summed
+from pyro_ibvi.arviz.running import (
+    FillMasked,
+    Given,
+    GivenWhereItFits,
+    RandomStreams,
+    Redraw,
+    evaluating,
+)
 from pyro_ibvi.arviz.sites import (
     DATA,
     Kinds,
@@ -30,6 +41,7 @@ from pyro_ibvi.arviz.sites import (
     subsamples,
 )
 from pyro_ibvi.objectives.sites import computed_sites
+from pyro_ibvi.objectives.terms import evaluate_model_site
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,34 @@ class Sampler:
             computed = computed_sites(model, model_trace, inputs.args, inputs.kwargs)
             #: what the sites of the model are
             self.kinds = Kinds(frozenset(latent_values(guide_trace)), computed)
-            kinds = [self.kinds(s) for s in sample_sites(model_trace).values()]
-            self._infer_discrete = "enumerated" in kinds
-            self._one_observation = sum(k in DATA for k in kinds) == 1
-            self._nesting = plate_nesting(model_trace)
+            kinds = {n: self.kinds(s) for n, s in sample_sites(model_trace).items()}
+            self._discrete = [n for n, kind in kinds.items() if kind == "enumerated"]
+            self._one_observation = sum(k in DATA for k in kinds.values()) == 1
+            self.nesting = plate_nesting(model_trace)
             #: one draw to plan by; it takes nothing from the streams
             self.guide_trace, self.model_trace = self._posterior()
+
+    @cached_property
+    def sources(self) -> Sources:
+        """What the sites of the model are computed from."""
+        return self._sources(self.model, self.model_trace)
+
+    def _sources(self, fn: Callable[..., Any], trace: Trace) -> Sources:
+        with evaluating(self.model, self.guide), self.streams("probe"):
+            return find_sources(fn, trace, tracked(self.inputs, self.model))
+
+    @cached_property
+    def targets(self) -> set[str]:
+        """Names of the arguments that hold the observed data."""
+        sites = sample_sites(self.model_trace)
+        data = [n for n, s in sites.items() if self.kinds(s) == "observed"]
+        return self.sources.arguments(data, of="values")
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Which sites belong to single data, and which have seen them."""
+        seen = self._sources(self.guide, self.guide_trace)
+        return Pair(self.model_trace, self.guide_trace, self.kinds, seen, self.targets)
 
     def _run(
         self,
@@ -114,11 +148,52 @@ class Sampler:
     def _posterior(self) -> tuple[Trace, Trace]:
         guide_trace = self._run(self.guide, self.inputs, self._held)
         values = self._held | latent_values(guide_trace)
-        if not self._infer_discrete:
-            return guide_trace, self._run(self.model, self.inputs, values)
-        given = Given(values)(self.model)
-        exact = infer_discrete(given, first_available_dim=-1 - self._nesting, temperature=1)
-        return guide_trace, poutine.trace(exact).get_trace(*self.inputs.args, **self.inputs.kwargs)
+        if self._discrete:
+            values |= self._draw_discrete(latent_values(guide_trace))
+        return guide_trace, self._run(self.model, self.inputs, values)
+
+    def _draw_discrete(self, latents: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws the enumerated sites from their exact conditional, given the other latents."""
+        # as observations, of which enumeration knows how they depend on its states
+        model = Given(self._held)(poutine.condition(self.model, dict(latents)))
+        marked = Sum(dict.fromkeys(self._discrete, "parallel"), others=True)(FillMasked()(model))
+        exact = infer_discrete(marked, first_available_dim=-1 - self.nesting, temperature=1)
+        with self.streams("discrete"):
+            trace = poutine.trace(exact).get_trace(*self.inputs.args, **self.inputs.kwargs)
+        return {n: trace.nodes[n]["value"] for n in self._discrete}
+
+    @cached_property
+    def summed(self) -> dict[str, str]:
+        """The sites that the model enumerates and the guide lacks, and how."""
+        sites = sample_sites(self.model_trace)
+        found = {n: sites[n] for n in self._discrete}
+        return {
+            n: s["infer"]["enumerate"]
+            for n, s in found.items()
+            if getattr(s["fn"], "has_enumerate_support", False)
+        }
+
+    def log_joint(self, posterior: tuple[Trace, Trace]) -> float:
+        """Log-density of the model in a draw: scaled, masked, its enumerated sites summed out."""
+        if not self.summed:
+            return log_density(posterior[1])
+        return joint_density(self.marginal(posterior, self.summed)[0])
+
+    def marginal(self, posterior: tuple[Trace, Trace], how: Mapping[str, str]) -> list[Trace]:
+        """Runs of the model with some sites in all of their states, the others as in a draw.
+
+        Args:
+            posterior: The draw.
+            how: The sites to sum out, ``"parallel"`` or ``"sequential"`` by name.
+
+        Returns:
+            The traces, see :func:`run_summed`.
+        """
+        if not how:
+            return [posterior[1]]
+        values = {n: v for n, v in latent_values(posterior[1]).items() if n not in how}
+        with self.streams("marginal"):
+            return run_summed(self.model, self.inputs, self._held | values, how, self.nesting)
 
     def redraw(self, model_trace: Trace) -> dict[str, torch.Tensor]:
         """Replicated data: every observed site drawn again, given a draw's latents."""
@@ -148,7 +223,8 @@ class Sampler:
         """What predictions at new inputs need.
 
         A latent site keeps its posterior draws there if it has the same shape, and is drawn
-        from the model otherwise: a plate of the same size is taken to hold the same units.
+        from the model otherwise: a plate of the same size is taken to hold the same units. What
+        the guide computes from the old data is drawn from the model in any case.
 
         Args:
             inputs: The new inputs.
@@ -156,14 +232,16 @@ class Sampler:
         Returns:
             What stays as it is, and a run of the model.
         """
+        old = {
+            n: value
+            for n, value in latent_values(self.guide_trace).items()
+            if n not in self.pair.latent or not self.pair.has_seen(n)
+        }
         with evaluating(self.model, self.guide), self.streams("probe"):
-            trace = self._run(self.model, inputs, {}, redraw=True)
-        old, new = sample_sites(self.guide_trace), sample_sites(trace)
-        kept = [
-            n
-            for n in latent_values(self.guide_trace)
-            if n in new and new[n]["value"].shape == old[n]["value"].shape
-        ]
+            fitting = GivenWhereItFits(old)(self.model)
+            trace = self._run(fitting, inputs, {}, redraw=True)
+        new = sample_sites(trace)
+        kept = [n for n, v in old.items() if n in new and new[n]["value"].shape == v.shape]
         sizes, new_sizes = plate_sizes(self.model_trace), plate_sizes(trace)
         held = {
             n: self._held[n] if n in self._held and sizes.get(n) == new_sizes[n] else indices
@@ -188,11 +266,9 @@ def log_density(trace: Trace) -> float:
         The sum over the sites, accumulated in float64.
     """
     total = 0.0
-    for name, site in trace.nodes.items():
+    for site in trace.nodes.values():
         if site["type"] == "sample" and not site_is_subsample(site):
-            one = Trace()
-            one.add_node(name, **site)
-            one.compute_log_prob()  # of one site at a time, to keep no log-densities
-            log_prob: Any = one.nodes[name]["log_prob"]
-            total += log_prob.double().sum().item()
+            one: Any = dict(site)  # of one site at a time, to keep no log-densities
+            evaluate_model_site(one)
+            total += one["log_prob"].double().sum().item()
     return total

@@ -140,7 +140,7 @@ def to_arviz(
     )
     _check_samples(num_samples)
     _check_size(export, num_samples, max_bytes)
-    attrs = attributes(model, guide, objective)
+    attrs = attributes(model, guide, objective) | export.notes
     ((_, arrays),) = export.chunks(num_samples, num_samples)
     return wrap(datasets(export, arrays, attrs, range(num_samples)), attrs)
 
@@ -189,6 +189,7 @@ def write_arviz(
     attrs = attributes(model, guide, options.pop("objective", None))
     sampler = Sampler(model, guide, inputs, options.pop("seed", None))
     export = _plan(sampler, **options)
+    attrs |= export.notes
     if chunk_size is None:
         per_draw = sum(export.nbytes(2).values()) - sum(export.nbytes(1).values())
         chunk_size = max(1, 256 * 2**20 // max(per_draw, 1))
@@ -220,6 +221,7 @@ def _plan(
         raise ValueError(f"dtype must be a floating-point type such as 'float32', got {dtype!r}.")
     wanted = Options(
         groups=choose_groups(groups),
+        named=frozenset([groups] if isinstance(groups, str) else groups or ()),
         labels=Labels(dims or {}, _index(coords)),
         dtype=None if dtype is None else np.dtype(dtype),
         predictions=None if predictions is None else Inputs.of(predictions),

@@ -16,9 +16,7 @@ from pyro_ibvi.arviz.draws import NewInputs, Sampler, log_density
 from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import (
     Variable,
-    dtype_of,
     full_value,
-    pointwise_log_prob,
     sample_sites,
     subsamples,
     to_numpy,
@@ -162,12 +160,14 @@ def posterior(latents: Sequence[Variable]) -> Group:
     """Latent and deterministic sites, drawn from the guide."""
     names = [v.site for v in latents]
     discrete = [v.name for v in latents if v.kind == "enumerated"]
-    return Group(
-        "posterior",
-        by_site(latents),
-        lambda draw: site_values(draw.posterior[1], names),
-        notes={"inferred_discrete": ", ".join(discrete)} if discrete else {},
-    )
+
+    def values(draw: Draw) -> dict[str, Any]:
+        guide, model = draw.posterior
+        own = [n for n in names if n in guide.nodes and n not in model.nodes]
+        return {**site_values(guide, own), **site_values(model, set(names) - set(own))}
+
+    notes = {"inferred_discrete": ", ".join(discrete)} if discrete else {}
+    return Group("posterior", by_site(latents), values, notes=notes)
 
 
 def posterior_predictive(data: Sequence[Variable]) -> Group:
@@ -179,25 +179,15 @@ def posterior_predictive(data: Sequence[Variable]) -> Group:
     )
 
 
-def log_likelihood(sampler: Sampler, observed: Sequence[Variable]) -> Group:
-    """Log-density of each observation, in nats: unscaled, NaN where masked."""
-
-    def values(trace: Trace) -> dict[str, torch.Tensor]:
-        return {v.site: pointwise_log_prob(trace.nodes[v.site]) for v in observed}
-
-    with torch.no_grad():
-        probe = values(sampler.model_trace)
-    variables = [v.log_likelihood(dtype_of(probe[v.site])) for v in observed]
-    return Group("log_likelihood", by_site(variables), lambda draw: values(draw.posterior[1]))
-
-
 def density_notes(sampler: Sampler) -> dict[str, str]:
     """Why ``log_p`` or ``log_q`` cannot be given, by the attribute that says so."""
     notes = {}
     missing = [
         n
         for n, s in sample_sites(sampler.model_trace).items()
-        if not s["is_observed"] and n not in sampler.kinds.guide_names
+        if not s["is_observed"]
+        and n not in sampler.kinds.guide_names
+        and sampler.summed.get(n) != "parallel"
     ]
     if missing:
         notes["log_p_omitted"] = f"the guide has no density for {', '.join(missing)}"
@@ -228,8 +218,8 @@ def sample_stats(sampler: Sampler, history: Any = None) -> Group:
     if parts:
         notes["log_p_scaled"] = f"an estimate from a part of the data in {', '.join(parts)}"
     double = np.dtype(np.float64)
-    order = {"log_q": 0, "log_p": 1}  # where the densities are in a posterior draw
-    stats = [n for n in ("log_p", "log_q") if f"{n}_omitted" not in notes]
+    densities = {"log_p": sampler.log_joint, "log_q": lambda posterior: log_density(posterior[0])}
+    stats = [n for n in densities if f"{n}_omitted" not in notes]
     variables = [Variable(n, n, "latent", (), (), 0, double) for n in stats]
     fixed = _history(history)
     one = len({len(a) for a in fixed.values()}) == 1
@@ -239,7 +229,7 @@ def sample_stats(sampler: Sampler, history: Any = None) -> Group:
     return Group(
         "sample_stats",
         by_site(variables),
-        lambda draw: {n: log_density(draw.posterior[order[n]]) for n in stats},
+        lambda draw: {n: densities[n](draw.posterior) for n in stats},
         fixed,
         notes,
     )
@@ -278,6 +268,30 @@ def check_prior(sampler: Sampler) -> None:
             f"The model cannot be drawn from its prior ({error or 'improper prior'}): leave "
             f"it out with groups=['~prior', '~prior_predictive']."
         ) from error
+
+
+def prior_note(sampler: Sampler) -> str | None:
+    """Why draws of the model would be no draws of the prior.
+
+    Some reparametrizers draw from elsewhere, and leave the prior in the density of what they
+    compute.
+
+    Args:
+        sampler: Source of the draws.
+
+    Returns:
+        The reason, or None where they are draws of the prior.
+    """
+    for name in sampler.kinds.computed:
+        fn = sampler.model_trace.nodes[name]["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if bool((torch.as_tensor(getattr(fn, "log_density", 0.0)) != 0).any()):
+            return (
+                f"a reparametrizer holds the prior of {name!r} as a density, of which there are "
+                f"no draws: export the prior of the model before poutine.reparam"
+            )
+    return None
 
 
 def predictions(
@@ -324,27 +338,3 @@ def inputs(
 ) -> Group:
     """The arguments of a model that are no targets."""
     return Group(name, variables, fixed=arrays)
-
-
-def input_arrays(named: Mapping[str, np.ndarray], trace: Trace) -> dict[str, np.ndarray]:
-    """The arrays among the arguments of a model that are no targets.
-
-    Args:
-        named: All of its arrays by name.
-        trace: A trace of the model with these arguments.
-
-    Returns:
-        The arrays by name.
-    """
-    observed = [
-        to_numpy(o)
-        for s in sample_sites(trace).values()
-        for o in (s["value"] if s["is_observed"] else s["infer"].get("obs"),)
-        if o is not None
-    ]
-    # targets may have been reshaped or converted on their way to the site
-    return {
-        n: a
-        for n, a in named.items()
-        if not any(np.array_equal(a.ravel(), o.ravel()) for o in observed)
-    }

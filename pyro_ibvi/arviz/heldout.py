@@ -9,7 +9,7 @@ and weighted by :math:`p(z \mid w_s) / q(z)`: an average over both gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions import ImproperUniform
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
@@ -30,13 +29,13 @@ from pyro_ibvi.arviz.marginal import (
     find_units,
     frames,
     kept_data,
+    near,
     run_summed,
     unit_density,
 )
-from pyro_ibvi.arviz.running import Given, RandomStreams, evaluating
+from pyro_ibvi.arviz.running import Given, GivenWhereItFits, RandomStreams, evaluating
 from pyro_ibvi.arviz.sites import (
     Kinds,
-    Site,
     log_prob_of,
     plate_nesting,
     sample_sites,
@@ -46,23 +45,6 @@ from pyro_ibvi.objectives.sites import computed_sites, is_delta
 
 #: where the draws of local sites come from
 LocalDraws = Literal["model", "guide"]
-
-
-class GivenWhereItFits(Messenger):
-    """Fixes the values of unobserved sites whose shape is that of their distribution."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or msg["name"] not in self.values:
-            return
-        value = self.values[msg["name"]]
-        shape = getattr(msg["fn"], "shape", None)
-        if shape is None or shape() == value.shape:
-            msg["value"] = value
-            msg["done"] = True
 
 
 class HeldOut:
@@ -174,26 +156,15 @@ class HeldOut:
     def _plan(self, observed: list[str], sources: Sources, *, joint: bool) -> None:
         """Finds the units of the data, and what belongs to each of them."""
         guide_trace, traces = self._run("probe")
-        places = {n: _places(s) for n, s in sample_sites(traces[0]).items()}
-
-        def near(y: str, names: Collection[str]) -> set[str]:
-            return {z for z in names if places[z] & places[y] or not places[y]}
-
-        local = {y: near(y, self.latents.local) for y in observed}
+        sites = sample_sites(traces[0])
+        local = {y: near(sites, y, self.latents.local) for y in observed}
         if sources.known:
             local = {y: found & sources.ancestors(y) for y, found in local.items()}
-        # parallel states are in the dimensions of the densities; others need to be told, and
-        # a model may take them out of its tensors, for a branch
-        states = [z for z, how in self.latents.summed.items() if how == "sequential"]
-        local = {y: found | near(y, states) for y, found in local.items()}
         together = [observed] if joint else []
         self.units = find_units(traces[0], observed, local, together)
         if len(self.units) > 1 and not _is_sequence(traces[0], self.units):
             raise ValueError(f"The observed sites are {observed}: name one by site=.")
-        self._local = {
-            u: sorted({z for y in u.sites for z in local[y] if z in self.latents.local})
-            for u in self.units
-        }
+        self._local = {u: sorted({z for y in u.sites for z in local[y]}) for u in self.units}
         #: computed sites that hold a part of the prior of a local site
         self._more = {
             u: [c for c in self.kinds.computed if sources.ancestors(c) & set(self._local[u])]
@@ -259,11 +230,6 @@ class HeldOut:
             extra = self._weights(unit, guide_trace, traces[0]) if self.weighted else {}
             values.append(unit_density(traces, unit, more, extra))
         return values[0] if len(values) == 1 else torch.cat([v.reshape(-1) for v in values])
-
-
-def _places(site: Site) -> set[tuple[str, int]]:
-    """The plates around a site, of a sequential one its element."""
-    return {(f.name, f.counter) for f in site["cond_indep_stack"]}
 
 
 def _is_sequence(trace: Trace, units: Sequence[Unit]) -> bool:

@@ -73,13 +73,17 @@ class Pair:
     def has_seen(self, name: str) -> bool:
         """Whether the guide computes a site from the data that are scored."""
         sources = self._guide_sources
-        seen = sources.arguments([name], of="values") | sources.arguments([name], of="laws")
+        above = {name, *sources.ancestors(name)}
+        seen = sources.arguments(above, of="values") | sources.arguments(above, of="laws")
         return bool(seen & self._targets)
 
     def is_shared(self, name: str) -> bool:
         """Whether a site has no plate in common with any data that lie in plates."""
-        own = _plates(self.sites[name])
-        return any(self.data) and not any(plates & own for plates in self.data)
+        return any(self.data) and not self._is_near(name)
+
+    def _is_near(self, name: str) -> bool:
+        """Whether a site has a plate in common with some data."""
+        return bool(_plates(self.sites[name]) & set().union(*self.data))
 
     def fits(self, name: str) -> bool:
         """Whether the guide's draw of a site has the shape that the model needs."""
@@ -104,8 +108,20 @@ class Pair:
                 raise ValueError(
                     f"local names {pattern!r}; the latent sites are {sorted(self.latent)}."
                 )
+        found = self.split(wanted)
+        self._check({*found.local, *found.summed}, wanted)
+        return found
+
+    def split(self, wanted: Collection[str] | None = None) -> Latents:
+        """As :meth:`find`, without a check that the sites can be what they shall be.
+
+        Args:
+            wanted: Names or shell patterns of the local sites.
+
+        Returns:
+            The sites.
+        """
         local = {n for n in self.latent if self._is_local(n, wanted)}
-        self._check(local, wanted)
         summed = {n: how for n in local if (how := self._enumeration(n))}
         return Latents(frozenset(self.latent) - local, frozenset(local) - set(summed), summed)
 
@@ -129,7 +145,7 @@ class Pair:
                         f"that keeps the training data, or name the site in local=[{name!r}] to "
                         f"draw it from its prior."
                     )
-                if not drawn and self.failure is not None and not self.is_per_datum(name):
+                if not drawn and self.failure is not None and not self._is_near(name):
                     raise ValueError(
                         f"The guide fails on these data before it has drawn {name!r}, which "
                         f"they share ({str(self.failure).splitlines()[0]}): let it draw what all "

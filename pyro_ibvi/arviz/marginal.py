@@ -28,28 +28,40 @@ from torch import Tensor
 
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.running import Given
-from pyro_ibvi.arviz.sites import Site, kept, log_prob_of, pointwise_log_prob, sample_sites
+from pyro_ibvi.arviz.sites import (
+    Site,
+    density_sites,
+    kept,
+    log_prob_of,
+    pointwise_log_prob,
+    sample_sites,
+)
 
 #: a density with its dimensions named: of plates, or of enumerated sites
 Packed = Any
 
 
 class Sum(Messenger):
-    """Marks some sites of a model for an exact sum over their states, and no others.
+    """Marks some sites of a model for an exact sum over their states.
 
     Args:
         how: ``"parallel"`` or ``"sequential"`` by the name of the site.
+        others: Whether other sites keep their own marks.
     """
 
-    def __init__(self, how: Mapping[str, str]) -> None:
+    def __init__(self, how: Mapping[str, str], *, others: bool = False) -> None:
         super().__init__()
-        self.how = how
+        self.how, self.others = how, others
 
     def _pyro_sample(self, msg: Any) -> None:
-        marks = {k: v for k, v in msg["infer"].items() if k not in ("enumerate", "num_samples")}
-        if msg["name"] in self.how and not msg["is_observed"]:
-            marks |= {"enumerate": self.how[msg["name"]], "expand": False}
-        msg["infer"] = marks
+        summed = msg["name"] in self.how and not msg["is_observed"]
+        if summed or not self.others:
+            marks = {
+                k: v for k, v in msg["infer"].items() if k not in ("enumerate", "num_samples")
+            }
+            if summed:
+                marks |= {"enumerate": self.how[msg["name"]], "expand": False}
+            msg["infer"] = marks
 
 
 def run_summed(
@@ -128,7 +140,7 @@ class Terms:
     ) -> None:
         trace.symbolize_dims()
         self.plates: Mapping[str, str] = trace.plate_to_symbol
-        sites = sample_sites(trace)
+        sites = density_sites(trace)
         states = [n for n, s in sites.items() if s["infer"].get("_enumerate_dim") is not None]
         self.frames: dict[str, Mapping[str, Any]] = {}
         self.packed: dict[str, Packed] = {}
@@ -217,6 +229,23 @@ def _to_plates(term: Packed, symbols: list[str]) -> Tensor:
     return value.reshape([next(sizes) if s in dims else 1 for s in symbols])
 
 
+def near(sites: Mapping[str, Site], observed: str, names: Collection[str]) -> set[str]:
+    """The sites that share an element of some plate with an observed site.
+
+    Args:
+        sites: The sites of a trace.
+        observed: Name of the observed site; without plates all sites are near.
+        names: The candidates.
+
+    Returns:
+        Their names.
+    """
+    places = {
+        n: {(f.name, f.counter) for f in sites[n]["cond_indep_stack"]} for n in (observed, *names)
+    }
+    return {z for z in names if places[z] & places[observed] or not places[observed]}
+
+
 def find_units(
     trace: Trace,
     observed: Collection[str],
@@ -235,15 +264,16 @@ def find_units(
     Returns:
         The units, in the order of the trace.
     """
-    local = local or {}
-    terms = Terms(trace, observed)
+    terms, sites = Terms(trace, observed), sample_sites(trace)
+    # parallel states are dimensions of the densities; others may be hidden in branches
+    states = [n for n, s in sites.items() if _is_sequential(s)]
+    local = {y: near(sites, y, states) | set((local or {}).get(y, ())) for y in observed}
     latents = {n for names in local.values() for n in names}
     links = [*together, *([n for n, names in local.items() if z in names] for z in latents)]
-    sites = sample_sites(trace)
     units = []
     for names in terms.connected(links):
         seen = tuple(n for n in names if n in observed)
-        around = [z for n in seen for z in local.get(n, ())]
+        around = [z for n in seen for z in local[n]]
         if seen and (len(names) > 1 or around):
             shared = set.intersection(*(set(frames(sites[n])) for n in (*names, *around)))
             plates = sorted(
@@ -287,11 +317,38 @@ def unit_density(
     return torch.where(kept_data(traces[0], unit), total, total.new_tensor(torch.nan))
 
 
+def joint_density(trace: Trace) -> float:
+    """Log-density of a trace in nats, its enumerated states summed out: scaled and masked.
+
+    Args:
+        trace: A trace of the model, as :func:`run_summed` gives it.
+
+    Returns:
+        The sum over the sites.
+
+    Raises:
+        ValueError: If sites that share states have different scales.
+    """
+    sites = density_sites(trace)
+    terms = Terms(trace, sites)
+    total = 0.0
+    for names in terms.connected():
+        scales = {float(sites[n]["scale"]) for n in names}
+        if len(scales) > 1:
+            raise ValueError(f"The sites {list(names)} share states, but not their scale.")
+        total += scales.pop() * terms.contract(names, ()).double().item()
+    return total
+
+
+def _is_sequential(site: Site) -> bool:
+    return site["infer"].get("_enum_total") is not None and not site["is_observed"]
+
+
 def _state_prior(trace: Trace, unit: Unit) -> Tensor | float:
     """Log-probability of the states of the sequential sites in a trace."""
     total: Tensor | float = 0.0
     for name, site in sample_sites(trace).items():
-        if site["infer"].get("enumerate") != "sequential" or site["is_observed"]:
+        if not _is_sequential(site):
             continue
         plates = dict(unit.plates or ())
         if not set(frames(site)) <= set(plates):

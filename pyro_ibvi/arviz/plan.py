@@ -13,8 +13,10 @@ from pyro_ibvi.arviz.draws import NewInputs, Sampler
 from pyro_ibvi.arviz.groups import Draw, Group
 from pyro_ibvi.arviz.inputs import Inputs, leaves
 from pyro_ibvi.arviz.labels import Labels, plate_indices
+from pyro_ibvi.arviz.log_likelihood import log_likelihood
 from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import DATA, Variable, describe, select, to_numpy
+from pyro_ibvi.arviz.targets import input_arrays
 
 #: arrays of draws, by group and site
 Arrays = dict[str, dict[str, np.ndarray]]
@@ -26,6 +28,7 @@ class Options:
 
     Attributes:
         groups: Names of the groups to fill.
+        named: Those that the user names.
         labels: Names and labels of dimensions.
         var_names: Which sites the posterior, the prior and the predictions hold.
         dtype: Floating-point type of the draws; ``None`` keeps that of the model.
@@ -39,6 +42,7 @@ class Options:
     labels: Labels
     var_names: Sequence[str] | None = None
     dtype: np.dtype | None = None
+    named: frozenset[str] = frozenset()
     predictions: Inputs | None = None
     predictions_coords: Mapping[str, np.ndarray] = field(default_factory=dict)
     constant_data: Mapping[str, Any] | None = None
@@ -59,7 +63,16 @@ class Export:
     def __init__(self, sampler: Sampler, options: Options) -> None:
         self.sampler, self.options = sampler, options
         self.new: NewInputs | None = None
+        #: attributes of the whole
+        self.notes: dict[str, str] = {}
+        own = describe(sampler.guide_trace, sampler.kinds)
         self._variables = self._describe(sampler.model_trace)
+        # what the guide computes beside the sites of the model
+        self._variables |= {
+            n: options.labels.rename(v)
+            for n, v in own.items()
+            if v.kind == "deterministic" and n not in self._variables
+        }
         self._data = [v for v in self._variables.values() if v.kind in DATA]
         self._known = list(self._variables.values())  # what names and labels may speak of
         found = [g.stored_as(options.dtype) for g in self._make()]
@@ -78,26 +91,38 @@ class Export:
         )
         latents = [v for v in self._variables.values() if v.site in chosen]
         observed = [v for v in self._data if v.kind == "observed"]
-        priors = {"prior": latents, "prior_predictive": self._data}
+        in_model = [v for v in latents if v.site in s.model_trace.nodes]
+        priors = {"prior": in_model, "prior_predictive": self._data}
         makers: dict[str, Callable[[], Group]] = {
             "posterior": lambda: groups.posterior(latents),
             "posterior_predictive": lambda: groups.posterior_predictive(self._data),
             "predictions": lambda: self._predictions(chosen),
-            "log_likelihood": lambda: groups.log_likelihood(s, observed),
+            "log_likelihood": lambda: log_likelihood(s, observed),
             "sample_stats": lambda: groups.sample_stats(s, self.options.loss_history),
-            "prior": lambda: groups.from_prior("prior", latents),
+            "prior": lambda: groups.from_prior("prior", in_model),
             "prior_predictive": lambda: groups.from_prior("prior_predictive", self._data),
             "observed_data": lambda: groups.observed_data(s, observed),
             "constant_data": lambda: self._inputs("constant_data", self._data),
             "predictions_constant_data": self._new_inputs,
         }
         if any(priors[name] for name in wanted & set(priors)):
-            groups.check_prior(s)
+            wanted = wanted - self._without_prior(wanted & set(priors))
         for name in (n for n in groups.GROUPS if n in wanted):
             group = makers[name]()
             if name == "sample_stats":
                 self._known += group.variables.values()
             yield group
+
+    def _without_prior(self, wanted: set[str]) -> set[str]:
+        """Groups that the model's draws cannot fill."""
+        note = groups.prior_note(self.sampler)
+        if note is None:
+            groups.check_prior(self.sampler)
+            return set()
+        if wanted & self.options.named:
+            raise ValueError(f"The groups {sorted(wanted)} cannot be made: {note}.")
+        self.notes["prior_omitted"] = note
+        return wanted
 
     def _predictions(self, chosen: set[str]) -> Group:
         if self.options.predictions is None:
@@ -113,8 +138,7 @@ class Export:
             arrays = {n: to_numpy(a) for n, a in given.items()}
         else:
             inputs, trace = (new.inputs, new.trace) if new else (s.inputs, s.model_trace)
-            named = {n: to_numpy(a) for n, a in leaves(inputs.named(s.model)).items()}
-            arrays = groups.input_arrays(named, trace)
+            arrays = input_arrays(s, leaves(inputs.named(s.model)), trace)
         variables = self.options.labels.inputs(arrays, data)
         self._known += variables.values()
         return groups.inputs(name, variables, arrays)

@@ -16,6 +16,7 @@ from pyro.util import set_rng_seed
 
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
+from pyro_ibvi.objectives.masks import without_masked_values
 
 
 class RandomStreams:
@@ -75,6 +76,31 @@ class Given(Messenger):
         if msg["name"] in self.values and not msg["is_observed"] and msg["value"] is None:
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
+
+
+class GivenWhereItFits(Messenger):
+    """Fixes the values of unobserved sites whose shape is that of their distribution."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None or msg["name"] not in self.values:
+            return
+        value = self.values[msg["name"]]
+        shape = getattr(msg["fn"], "shape", None)
+        if shape is None or shape() == value.shape:
+            msg["value"] = value
+            msg["done"] = True
+
+
+class FillMasked(Messenger):
+    """Puts a point of the support where a mask hides an observation, which may be NaN."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not site_is_factor(msg):
+            msg["value"] = without_masked_values(msg)
 
 
 class Redraw(UnconditionMessenger):

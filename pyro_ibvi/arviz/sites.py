@@ -96,6 +96,11 @@ def sample_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     }
 
 
+def density_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+    """The sites of a trace that have a density: factors too, but no plates."""
+    return {n: s for n, s in sites.sample_sites(trace) if not site_is_subsample(s)}
+
+
 def subsamples(trace: Trace) -> dict[str, torch.Tensor]:
     """The indices of every plate that holds a part of its data only."""
     nodes: Mapping[str, Any] = trace.nodes
