@@ -90,10 +90,8 @@ class Plates:
             created: Plates that the user has opened.
 
         Returns:
-            What the guide needs to know.
-
-        Raises:
-            ValueError: If a plate has another number of elements than the guide has parameters.
+            What the guide needs to know; a plate that has another number of elements than the
+            guide has parameters cannot be entered.
         """
         if not self._frames or model is None:
             seen = _Look((), ())
@@ -105,7 +103,10 @@ class Plates:
                 continue
             full_size = frame.full_size or frame.size
             size, num_rows = seen.sizes.get(name, (full_size, frame.size))
-            self._check_size(name, full_size, size)
+            if size != full_size:
+                # what all data share can be drawn all the same
+                batch.plates[name] = _OtherSize(self._of_other_size(name, full_size, size))
+                continue
             rows = seen.rows.get(name)
             how: dict[str, Any] = {"subsample_size": num_rows}
             if rows is not None:
@@ -147,15 +148,14 @@ class Plates:
                 )
         return Batch(dict(plates), masks=seen.masks)
 
-    def _check_size(self, name: str, known: int, now: int) -> None:
-        if known != now:
-            latents = [s.name for s in self._sites.values() if name in {f.name for f in s.frames}]
-            raise ValueError(
-                f"The plate {name!r} has {now} elements now and had {known} when the guide was "
-                f"initialized, which has parameters for each element of {latents}. What belongs "
-                f"to rows of a data set needs their number and place: write pyro.plate({name!r}, "
-                f"num_data, subsample=rows) in the model, where rows are the batch's indices."
-            )
+    def _of_other_size(self, name: str, known: int, now: int) -> str:
+        latents = [s.name for s in self._sites.values() if name in {f.name for f in s.frames}]
+        return (
+            f"The plate {name!r} has {now} elements now and had {known} when the guide was "
+            f"initialized, which has parameters for each element of {latents}. What belongs "
+            f"to rows of a data set needs their number and place: write pyro.plate({name!r}, "
+            f"num_data, subsample=rows) in the model, where rows are the batch's indices."
+        )
 
     def _look(
         self,
@@ -192,6 +192,23 @@ class Plates:
             model(*args, **kwargs)
         self._fixed = None if look.rows or look.masks else (shapes, look.sizes)
         return look
+
+
+class _OtherSize:
+    """A plate of which the guide has parameters for another number of elements.
+
+    Args:
+        reason: What to say to whoever enters it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __enter__(self) -> None:
+        raise ValueError(self._reason)
+
+    def __exit__(self, *error: Any) -> None:
+        """Never entered, never left."""
 
 
 class _Seen(Exception):  # noqa: N818  # no error
