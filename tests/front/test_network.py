@@ -97,6 +97,18 @@ def test_inputs_of_several_tensors(data):
     assert bnn.predict({"a": x, "b": x + 1}, num_samples=3).mean.shape == (40, 1)
 
 
+def test_validation_measures_predictions(data):
+    x, y = data
+    bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal(0.3), lr=0.01)
+    history = bnn.fit(
+        x, y, valid_loader=(x, y), num_epochs=30, patience=4, batch_size=10, progress=False
+    )
+    assert history.metrics.keys() == {"nll", "rmse", "coverage"}
+    best = min(history.metrics["nll"])
+    torch.manual_seed(0)  # of training's draws for metrics
+    assert bnn.evaluate(x, y, num_samples=16)["nll"] == pytest.approx(best, rel=1e-6)
+
+
 def test_it_is_served_elsewhere(trained, data):
     expected = trained.predict(data[0], num_samples=4, seed=2)
     mean, _ = trained.frozen_draws(4, seed=2)(data[0])
