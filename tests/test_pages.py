@@ -30,7 +30,7 @@ def test_pages_show_python_in_one_way():
         names = set(re.findall(r"^`{3,}([\w{}:-]+)", path.read_text(), re.MULTILINE))
         allowed = {"python", "text", "shell", "sh", "{code-cell}", "{toctree}", "{image}"}
         allowed |= {"{figure}", "{include}", "{eval-rst}", "{note}", "{warning}", "{seealso}"}
-        assert names <= allowed | {"{tip}", "{math}"}, path
+        assert names <= allowed | {"{tip}", "{math}", "{literalinclude}"}, path
 
 
 def test_what_a_page_shows_must_be_what_it_prints(tmp_path):

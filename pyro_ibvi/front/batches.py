@@ -69,8 +69,8 @@ def as_batches(
     """Batches of inputs and targets.
 
     Args:
-        data: A data loader or another iterable of batches, a data set, a pair ``(x, y)``, or the
-            inputs alone.
+        data: A data loader or another iterable of batches, a data set, a pair ``(x, y)``, a
+            mapping with all parts of the data, or the inputs alone.
         y: The targets, if ``data`` are the inputs.
         dtype: Floating point type of the network, which arrays and data frames are converted to.
         batch_size: Number of rows in a batch, where the data come without a loader.
@@ -92,13 +92,15 @@ def as_batches(
     if y is not None:
         rows = as_tensors(data, dtype), as_tensors(y, dtype)
         return TensorBatches(rows, batch_size, shuffle=shuffle)
+    if isinstance(data, Mapping):
+        return TensorBatches(as_tensors(data, dtype), batch_size, shuffle=shuffle)
     if isinstance(data, TensorDataset):
         return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
-    if _is_rows(data) or isinstance(data, Mapping) or not isinstance(data, Iterable):
+    if _is_rows(data) or not isinstance(data, Iterable):
         raise TypeError(
             f"Targets are missing: got inputs alone ({type(data).__name__}). Pass x and y, a data "
             f"set, or a DataLoader of both."

@@ -7,17 +7,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pyro.distributions as dist
 from torch import nn
 
 from pyro_ibvi import guides, models, mup
 from pyro_ibvi.guides import AutoMuPNormal
-from pyro_ibvi.models import SupervisedModel
+from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Fans
 from pyro_ibvi.mup.roles import WeightRole
 
 _PLAIN = (bool, int, float, str, type(None))
 _CLASS = "class"
+#: Stands for what a file cannot hold: a function, a distribution, a class of the user's.
+_OTHER = "other"
 
 
 def describe_choices(model: SupervisedModel, guide: AutoMuPNormal) -> dict[str, Any]:
@@ -40,8 +43,11 @@ def describe_choices(model: SupervisedModel, guide: AutoMuPNormal) -> dict[str, 
         "parametrization": net.parametrization,
         "roles": dict(net.roles),
         "covariance": covariances,
-        "prior_std": {name: net.prior_std(name) for name in net.stochastic},
+        "prior": {name: _plain_prior(net, name) for name in net.stochastic},
         "likelihood": model.likelihood,
+        "output": model.picker.choice,
+        "inputs": model.reader.inputs,
+        "target": model.reader.target,
         "num_data": model.num_data,
     }
     described = {}
@@ -49,13 +55,41 @@ def describe_choices(model: SupervisedModel, guide: AutoMuPNormal) -> dict[str, 
         try:
             described[name] = describe(choice)
         except TypeError as error:
-            if name != "likelihood":
+            if name not in ("likelihood", "output"):
                 raise TypeError(
                     f"The network's {name} cannot be written to a file: {error}. Save the "
                     f"state_dict of bnn.model and bnn.guide instead."
                 ) from error
-            described[name] = {"other": type(choice).__name__}
+            described[name] = {_OTHER: getattr(choice, "__name__", type(choice).__name__)}
     return described
+
+
+def _plain_prior(net: RandomModule, name: str) -> float | dict[str, str]:
+    """The standard deviation of a prior that is one Normal for all entries, or what it is."""
+    prior = net.prior(name)
+    while isinstance(prior, dist.Independent):
+        prior = prior.base_dist
+    if isinstance(prior, dist.Normal):
+        mean = 1.0 if net.roles[name].role == "gain" else 0.0
+        if (prior.loc == mean).all() and (prior.scale == prior.scale.flatten()[0]).all():
+            return net.prior_std(name)
+    return {_OTHER: type(prior).__name__}
+
+
+def find_others(description: Any) -> dict[str, str]:
+    """Choices that a file cannot hold, by name, with what they were.
+
+    Args:
+        description: The description of choices by name.
+
+    Returns:
+        The names of classes and functions.
+    """
+    return {
+        name: choice[_OTHER]
+        for name, choice in description.items()
+        if isinstance(choice, dict) and _OTHER in choice
+    }
 
 
 def describe(value: Any) -> Any:

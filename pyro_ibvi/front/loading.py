@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from pyro_ibvi._util.files import readable_path
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
-from pyro_ibvi.front.choices import restore
+from pyro_ibvi.front.choices import find_others, restore
 from pyro_ibvi.front.files import check_fit, read_network
 from pyro_ibvi.front.network import VariationalNetwork
 from pyro_ibvi.models import RandomModule
+from pyro_ibvi.models.choices import Prior
 from pyro_ibvi.models.likelihoods import Likelihood
 
 
@@ -25,6 +26,8 @@ def load(
     net: nn.Module,
     *,
     likelihood: Likelihood | None = None,
+    output: Callable[[Any], Any] | None = None,
+    prior: Mapping[str, Prior] | None = None,
     device: torch.device | str = "cpu",
 ) -> VariationalNetwork:
     """Reads a network that :meth:`VariationalNetwork.save` wrote.
@@ -36,7 +39,9 @@ def load(
     Args:
         path: The file.
         net: A network of the same architecture, of whatever weights; it is not changed.
-        likelihood: The likelihood, if it is none of this package's.
+        likelihood: The likelihood, if it is none of this package's; a file holds no code.
+        output: The function that was ``output``, if one was.
+        prior: Priors that were other distributions than a Normal around zero, by parameter.
         device: Where the loaded network is.
 
     Returns:
@@ -44,7 +49,7 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If the network is none, or the likelihood must be given.
+        TypeError: If the network is none, or something must be given that no file holds.
         ValueError: If the file is damaged, none of this kind, or of another network.
 
     Example:
@@ -66,7 +71,8 @@ def load(
     header, tensors = read_network(path)
     _check_parameters(path, tensors, net)
     with own_random_numbers():
-        bnn = _rebuilt(path, header, net, likelihood)
+        given = {"likelihood": likelihood, "output": output, "prior": dict(prior or {})}
+        bnn = _rebuilt(path, header, net, given)
     check_fit(path, tensors, bnn.state())
     for kind, module in (("model", bnn.model), ("guide", bnn.guide)):
         prefix = f"{kind}."
@@ -77,19 +83,14 @@ def load(
 
 
 def _rebuilt(
-    path: Path, header: dict[str, Any], net: nn.Module, likelihood: Likelihood | None
+    path: Path, header: dict[str, Any], net: nn.Module, given: dict[str, Any]
 ) -> VariationalNetwork:
     choices = dict(header["choices"])
-    other = choices["likelihood"].get("other") if likelihood is None else None
-    if other is not None:
-        raise TypeError(
-            f"{path} holds a network with the likelihood {other}, which is none of this package: "
-            f"pass load(path, net, likelihood={other}(...))."
-        )
-    given = choices.pop("likelihood")
+    choices["prior"] = {**choices["prior"], **dict.fromkeys(given["prior"])}
+    choices |= {name: None for name in ("likelihood", "output") if given[name] is not None}
+    _check_given(path, choices)
     try:
         made = {name: restore(choice) for name, choice in choices.items()}
-        likelihood = restore(given) if likelihood is None else likelihood
     except TypeError as error:
         raise ValueError(
             f"{path} was written by pyro_ibvi {header['versions']['pyro_ibvi']} with choices that "
@@ -99,12 +100,33 @@ def _rebuilt(
         net,
         parametrization=made["parametrization"],
         stochastic=made["stochastic"],
-        prior=made["prior_std"],
+        prior={**made["prior"], **given["prior"]},
         roles=made["roles"],
     )
-    bnn = VariationalNetwork(random, likelihood, covariance=made["covariance"])
+    bnn = VariationalNetwork(
+        random,
+        given["likelihood"] or made["likelihood"],
+        output=made["output"] if given["output"] is None else given["output"],
+        inputs=made["inputs"],
+        target=made["target"],
+        covariance=made["covariance"],
+    )
     bnn.model.num_data = made["num_data"]
     return bnn
+
+
+def _check_given(path: Path, choices: dict[str, Any]) -> None:
+    """Asks for what a file cannot hold."""
+    missing = [f"{name}={other}(...)" for name, other in find_others(choices).items()]
+    priors = find_others(choices["prior"])
+    if priors:
+        inner = ", ".join(f"{name!r}: {other}(...)" for name, other in priors.items())
+        missing.append(f"prior={{{inner}}}")
+    if missing:
+        raise TypeError(
+            f"{path} holds a network with parts that are none of this package's, and a file holds "
+            f"no code: pass load(path, net, {', '.join(missing)})."
+        )
 
 
 def _check_parameters(path: Path, tensors: Mapping[str, Tensor], net: nn.Module) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.infer import SVI
@@ -52,6 +52,10 @@ class VariationalNetwork:
         net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond
             those here (priors, roles).
         likelihood: The distribution of a target given the network's output.
+        output: Which part of what the network returns the likelihood takes; this and the next two
+            as in :class:`~pyro_ibvi.SupervisedModel`.
+        inputs: Which parts of a batch the network gets.
+        target: Which part of a batch is the target.
         stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`.
         parametrization: How scales and rates follow the widths, see there.
         covariance: Structure of the weights' covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
@@ -63,6 +67,8 @@ class VariationalNetwork:
         optim_args: Further arguments of the optimizer.
         scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`.
         clip_norm: Largest Euclidean norm of the gradient.
+        draws: Draws of the weights in a step: ``"batch"``, ``"datum"``, or a number of parts of
+            the batch, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`.
         loss: The objective; by default the expected log-likelihood per datum.
 
     Attributes:
@@ -95,6 +101,9 @@ class VariationalNetwork:
         net: nn.Module,
         likelihood: Likelihood,
         *,
+        output: Any = None,
+        inputs: Any = None,
+        target: Any = None,
         stochastic: Any = None,
         parametrization: Parametrization | None = None,
         covariance: Any = None,
@@ -105,11 +114,14 @@ class VariationalNetwork:
         optim_args: Mapping[str, Any] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         clip_norm: float | None = None,
+        draws: int | Literal["batch", "datum"] = "batch",
         loss: Any = None,
     ) -> None:
         self.net = _as_random(net, stochastic, parametrization)
         self.likelihood = likelihood
-        self.model = SupervisedModel(self.net, likelihood)
+        self.model = SupervisedModel(
+            self.net, likelihood, output=output, inputs=inputs, target=target
+        )
         self.guide = AutoMuPNormal(
             self.model, covariance=covariance, init_loc_fn=init_loc_fn, init_scale=init_scale
         )
@@ -117,7 +129,7 @@ class VariationalNetwork:
         self.optim = MuPOptim(
             optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm
         )
-        self.loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss
+        self.loss = _as_objective(loss, draws)
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
 
@@ -329,6 +341,17 @@ def _as_random(
             f"{' and '.join(given)} to RandomModule(net, ...)."
         )
     return net
+
+
+def _as_objective(loss: Any, draws: int | Literal["batch", "datum"]) -> Any:
+    if loss is None:
+        return TraceExpectedLogLikelihood(reduction="mean", draws=draws)
+    if draws != "batch":
+        raise ValueError(
+            f"The objective is given, so draws={draws!r} belongs to it: write "
+            f"TraceExpectedLogLikelihood(reduction='mean', draws={draws!r})."
+        )
+    return loss
 
 
 def _optimizer_args(

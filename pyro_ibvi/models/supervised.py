@@ -100,8 +100,8 @@ class SupervisedModel(PyroModule):
         self.net = net
         self.likelihood = likelihood
         self.num_data: int | None = None if num_data is None else int(num_data)
-        self._reader = BatchReader(net.network, inputs, target)
-        self._picker = OutputPicker(output, likelihood)
+        self.reader = BatchReader(net.network, inputs, target)
+        self.picker = OutputPicker(output, likelihood)
         self._is_checked = False
 
     def sample_parameters(self) -> dict[str, Tensor]:
@@ -128,17 +128,17 @@ class SupervisedModel(PyroModule):
             TypeError: If there is nothing at all.
             ValueError: If it cannot be told which part is what.
         """
-        is_told = self._reader.inputs is not None or self._reader.target is not None
+        is_told = self.reader.inputs is not None or self.reader.target is not None
         if not named and not more and not is_told and not (y is None and isinstance(x, Mapping)):
             if x is None:
                 raise TypeError("The model needs inputs, and was called without any.")
             return x, y
         if not named:
             if y is None and not more and isinstance(x, Mapping):
-                return self._reader.read(x)
-            return self._reader.read((x, *(() if y is None and not more else (y,)), *more))
+                return self.reader.read(x)
+            return self.reader.read((x, *(() if y is None and not more else (y,)), *more))
         given = {name: part for name, part in (("x", x), ("y", y)) if part is not None}
-        return self._reader.read({**given, **named})
+        return self.reader.read({**given, **named})
 
     def run(
         self,
@@ -167,7 +167,7 @@ class SupervisedModel(PyroModule):
         args, kwargs = as_call(x)
         try:
             output: Tensor = self.net.runner.run(
-                values, args, kwargs, input_maps=input_maps, pick=self._picker
+                values, args, kwargs, input_maps=input_maps, pick=self.picker
             )
         except DataError:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def frozen_draws(
             networks += [_with_weights(model, _nth(model, values, i)) for i in range(size)]
     for network in networks[1:]:
         _share(networks[0], network, {_own_name(model, name) for name in model.net.stochastic})
-    return FrozenDraws(networks, copy_network(model.likelihood)).eval()
+    return FrozenDraws(networks, model.picker, copy_network(model.likelihood)).eval()
 
 
 class FrozenDraws(nn.Module):
@@ -99,12 +99,16 @@ class FrozenDraws(nn.Module):
 
     Args:
         networks: The networks, one per draw.
+        pick: Takes what the likelihood needs of what a network returns.
         likelihood: The distribution of a target given a network's output.
     """
 
-    def __init__(self, networks: list[nn.Module], likelihood: Likelihood) -> None:
+    def __init__(
+        self, networks: list[nn.Module], pick: Callable[[Any], Tensor], likelihood: Likelihood
+    ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.pick = pick
         self.likelihood = likelihood
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,7 @@ class FrozenDraws(nn.Module):
         Returns:
             The mean and the variance, as in :class:`~pyro_ibvi.Prediction`.
         """
-        outputs = torch.stack([network(*args, **kwargs) for network in self.networks])
+        outputs = torch.stack([self.pick(network(*args, **kwargs)) for network in self.networks])
         prediction = Prediction(outputs, self.likelihood)
         return prediction.mean, prediction.variance
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 
+import pyro.distributions as dist
 import pytest
 import safetensors.torch
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.front import files
+from pyro_ibvi.front.choices import describe, restore
 from tests.front.conftest import make_net
 
 ELSEWHERE = """
@@ -203,10 +205,75 @@ class Shifted(ibvi.Normal):
 def test_a_likelihood_of_ones_own_is_given_again(data, tmp_path):
     bnn = ibvi.VariationalNetwork(make_net(), Shifted(0.3))
     bnn.save(tmp_path / "net.ibvi")
-    with pytest.raises(TypeError, match=r"likelihood Shifted, .* likelihood=Shifted\(\.\.\.\)"):
+    with pytest.raises(TypeError, match=r"a file holds no code: .* likelihood=Shifted\(\.\.\.\)"):
         ibvi.load(tmp_path / "net.ibvi", make_net())
     again = ibvi.load(tmp_path / "net.ibvi", make_net(), likelihood=Shifted(0.3))
     assert torch.equal(again.predict(data[0], seed=1).mean, bnn.predict(data[0], seed=1).mean)
+
+
+def first_of(returned):
+    return returned[0]
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.out(x), x
+
+
+def test_functions_and_distributions_are_given_again(data, tmp_path):
+    prior = {"out.weight": dist.LogNormal(torch.zeros(1, 2), 1.0).to_event(2)}
+    net = ibvi.RandomModule(Several(), prior=prior)
+    bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.3), output=first_of)
+    path = tmp_path / "net.ibvi"
+    bnn.save(path)
+    with pytest.raises(
+        TypeError, match=r"output=first_of\(\.\.\.\), prior={'out.weight': LogNormal\(\.\.\.\)}"
+    ):
+        ibvi.load(path, Several())
+    again = ibvi.load(path, Several(), output=first_of, prior=prior)
+    assert torch.equal(again.predict(data[0], seed=1).mean, bnn.predict(data[0], seed=1).mean)
+    assert (again.guide.median()["net.out.weight"] > 0).all()
+
+
+def test_batches_of_several_parts(data, tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 4), nn.Linear(4, 1)
+
+        def forward(self, one, other):
+            return {"sum": self.b(torch.tanh(self.a(one + other))), "aside": one}
+
+    x, y = data
+    parts = {"one": x, "other": x + 1, "size": y}
+    bnn = ibvi.VariationalNetwork(Two(), ibvi.Normal(0.3), output="sum", target="size", draws=2)
+    bnn.fit(parts, num_epochs=1, batch_size=10, progress=False)
+    path = tmp_path / "net.ibvi"
+    bnn.save(path)
+    scores = bnn.evaluate(parts, num_samples=4, seed=1)
+    assert ibvi.load(path, Two()).evaluate(parts, num_samples=4, seed=1) == scores
+
+
+LIKELIHOODS = [
+    ibvi.models.Categorical(class_dim=1, ignore_index=-1, weight=[1.0, 2.0, 3.0]),
+    ibvi.models.HeteroscedasticNormal(0.02),
+    ibvi.models.Masked(ibvi.Normal(0.1)),
+    ibvi.models.Standardized(ibvi.Normal(0.1), torch.tensor([1.0, 2.0]), 3.0),
+    ibvi.models.MultiTask({"kind": (ibvi.Categorical(), 3), "size": (ibvi.Normal(0.2), 1)}),
+    ibvi.Bernoulli(),
+    ibvi.Poisson(),
+]
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda one: type(one).__name__)
+def test_every_likelihood_comes_back(likelihood):
+    again = restore(json.loads(json.dumps(describe(likelihood))))
+    assert type(again) is type(likelihood)
+    assert describe(again) == describe(likelihood)
 
 
 def test_a_full_disk_keeps_the_file_that_was_there(trained, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_time_in_front_of_the_output_hears_of_output():
     ):
         step(model, guide, x, y)
     model, guide = make(All(), output=lambda out: out.transpose(0, 1))
-    pick = model._picker.choice
+    pick = model.picker.choice
     torch.testing.assert_close(step(model, guide, x, y), expected(model, guide, y, x, pick=pick))
 
 

@@ -54,6 +54,15 @@ class Tied(nn.Module):
         return self.out(self.b(torch.tanh(self.a(x))))
 
 
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return {"logits": self.out(x), "aside": x}
+
+
 MUP = ibvi.MaximalUpdate(attention="1/d")
 PAIRS = {
     "convolutional": (convolutional, ibvi.Categorical, {}, (5, 1, 6, 6)),
@@ -71,6 +80,7 @@ PAIRS = {
     ),
     "recurrent": (Recurrent, ibvi.Normal, {"stochastic": "all"}, (5, 3, 2)),
     "tied": (Tied, ibvi.HeteroscedasticNormal, {"stochastic": "all"}, (5, 4)),
+    "several outputs": (Named, ibvi.Categorical, {}, (5, 2)),
     "counts": (lambda: nn.Linear(2, 1), ibvi.Poisson, {}, (5, 2)),
     "binary": (lambda: nn.Linear(2, 1), ibvi.Bernoulli, {}, (5, 2)),
 }
@@ -93,7 +103,7 @@ def test_frozen_draws_are_the_draws_of_predict(kind):
     expected = ibvi.predict(model, guide, x, num_samples=5, generator=seeded())
     served = frozen_draws(model, guide, num_samples=5, generator=seeded())
     for network, output in zip(served.networks, expected.outputs, strict=True):
-        torch.testing.assert_close(network(x), output, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(model.picker(network(x)), output, rtol=1e-6, atol=1e-6)
     mean, variance = served(x)
     torch.testing.assert_close(mean, expected.mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(variance, expected.variance, rtol=1e-6, atol=1e-6)
@@ -125,12 +135,12 @@ def test_the_mean_network_has_the_means_and_shares_nothing(kind):
     assert not plain.training
     values = model.net.with_draws(guide.median())
     model.eval()
-    torch.testing.assert_close(plain(x), model.net.run(values, x), rtol=1e-6, atol=1e-6)
-    before = plain(x)
+    torch.testing.assert_close(model.picker(plain(x)), model.run(values, x), rtol=1e-6, atol=1e-6)
+    before = model.picker(plain(x))
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers(), *guide.parameters()):
             tensor.zero_()
-    assert torch.equal(plain(x), before)
+    assert torch.equal(model.picker(plain(x)), before)
 
 
 def test_what_is_not_random_is_there_once():
