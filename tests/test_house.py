@@ -17,7 +17,6 @@ LONG_FILES = {
     "pyro_ibvi/guides/normal.py",
     "pyro_ibvi/mup/parametrization.py",
     "pyro_ibvi/objectives/weights.py",
-    "pyro_ibvi/training/optim.py",
     "tutorials/06_pretrained_networks.py",
 }
 LONG_FUNCTIONS = {"tests/objectives/test_direct.py:test_subclasses_keep_their_methods"}

@@ -30,13 +30,14 @@ from pyro_ibvi.prediction import (
     mean_network,
     predict,
 )
-from pyro_ibvi.training import History, MuPOptim, fit
+from pyro_ibvi.training import History, MuPOptim, default_rate, fit
 
-#: Arguments that suit networks from a few units to a few thousand under ``MaximalUpdate``.
+#: Arguments with which a default learning rate goes; torch's decay is meant for smaller rates.
 _DEFAULT_ARGS: Mapping[type[Optimizer], Mapping[str, Any]] = {
-    torch.optim.SGD: {"lr": 0.03, "momentum": 0.9},
-    torch.optim.Adam: {"lr": 0.03},
-    torch.optim.AdamW: {"lr": 0.03},
+    torch.optim.SGD: {"momentum": 0.9},
+    torch.optim.Adam: {},
+    torch.optim.AdamW: {"weight_decay": 0.0},
+    torch.optim.Muon: {"weight_decay": 0.0},
 }
 #: Draws of the weights by which the validation data are predicted after each epoch.
 _NUM_VALID_SAMPLES = 16
@@ -364,7 +365,7 @@ def _optimizer_args(
         args["lr"] = lr
     default = next((a for c, a in _DEFAULT_ARGS.items() if c is optimizer), None)
     if default is not None:
-        return {**default, **args}
+        return {"lr": default_rate(optimizer), **default, **args}
     if "lr" not in args:
         name = getattr(optimizer, "__name__", repr(optimizer))
         raise ValueError(f"There is no default learning rate for {name}: pass lr=.")

@@ -24,17 +24,17 @@ from pyro_ibvi.guides.prototype import (
     data_free_prior,
     find_sites,
     network_weights,
+    networks_and_parameters,
     run_prototype,
     takes_no_arguments,
-    unconstrained,
 )
 from pyro_ibvi.guides.rates import guide_rates, model_rates
 from pyro_ibvi.guides.rows import Batch, Plates
 from pyro_ibvi.guides.saving import CopiedModel, strip_prefix, without_model
 from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site, check_covariance, group_layers
 from pyro_ibvi.guides.start import make_parameters
-from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization
-from pyro_ibvi.mup.roles import NetworkWeight, WeightRole
+from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization, Rate
+from pyro_ibvi.mup.roles import WeightRole
 
 
 class AutoMuPNormal(AutoGuide):
@@ -118,7 +118,7 @@ class AutoMuPNormal(AutoGuide):
         self._pending_state: dict[str, Any] | None = None
         self._pool = BufferPool()
         self._route: DirectRoute | None = None
-        self._model_weights: dict[str, tuple[nn.Parameter, NetworkWeight | None]] = {}
+        self._read_from: dict[str, Any] = {}  # by name, the network or the parameter itself
         self._copied_model: CopiedModel | None = None
         has_prior = data_free_prior(model) is not None
         if has_prior or takes_no_arguments(model):
@@ -132,7 +132,7 @@ class AutoMuPNormal(AutoGuide):
             RuntimeError: If the guide was unpickled, without its model.
         """
         if self._copied_model is not None:
-            model, self._model_weights = self._copied_model.resolve()
+            model, self._read_from = self._copied_model.resolve()
             self._model, self._copied_model = (model,), None
         if self._model is None:
             raise RuntimeError(
@@ -302,21 +302,21 @@ class AutoMuPNormal(AutoGuide):
             result[site.name] = site.constrain(loc + spread)
         return result
 
-    def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, float]]:
-        """Every parameter of the guide and of the model with its learning rate.
+    def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, Rate]]:
+        """Every parameter of the guide and of the model as it is now, with its learning rate.
 
         Args:
             family: How the optimizer scales its updates.
 
         Yields:
-            Name, parameter, and factor on the global learning rate.
+            Name, parameter, and what the optimizer is to do with it.
 
         Raises:
             RuntimeError: If the guide is not initialized.
         """
         find = functools.partial(parameters.named, self)
         yield from guide_rates(self._made_layers(), find, family)
-        yield from model_rates(self.model, self._model_weights, family)
+        yield from model_rates(self.model, self._read_from, family)
 
     def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The guide's parameters in the order in which it reads them.
@@ -368,11 +368,7 @@ class AutoMuPNormal(AutoGuide):
         self._layers = layers
         self._plates = Plates(sites.values(), self._init_loc_fn)
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
-        self._model_weights = {
-            name: (unconstrained(node["value"]), weights[name])
-            for name, node in trace.nodes.items()
-            if node["type"] == "param"
-        }
+        self._read_from = networks_and_parameters(trace)
         if self._pending_state is not None:
             self._load_pending()
 
@@ -424,7 +420,7 @@ class AutoMuPNormal(AutoGuide):
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         if self._has_model:
-            new.__dict__["_copied_model"] = CopiedModel(self.model, self._model_weights, memo)
+            new.__dict__["_copied_model"] = CopiedModel(self.model, self._read_from, memo)
         return new
 
 

@@ -17,7 +17,7 @@ from torch.distributions import biject_to
 
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.models.padding import KEEP_KEY
-from pyro_ibvi.mup.roles import WEIGHT_KEY, NetworkWeight, WeightRole
+from pyro_ibvi.mup.roles import NETWORK_KEY, WEIGHT_KEY, NetworkWeight, WeightRole
 
 
 def check_model(model: Any) -> None:
@@ -142,15 +142,28 @@ def find_sites(
     return sites
 
 
-def unconstrained(value: Any) -> nn.Parameter:
-    """The leaf behind a parameter's value; parameters local to their module are their own.
+def networks_and_parameters(trace: poutine.Trace) -> dict[str, Any]:
+    """Where a model's weights and parameters are, to be looked up there by name at each use.
 
     Args:
-        value: What a parameter statement gave.
+        trace: The prototype trace.
 
     Returns:
-        The leaf.
+        By name of a site or parameter, the network that it belongs to; of a parameter that is in
+        none, the parameter itself.
     """
+    found = {}
+    for name, node in trace.nodes.items():
+        network = cast("dict[str, Any]", node.get("infer") or {}).get(NETWORK_KEY)
+        if network is not None:
+            found[name] = network
+        elif node["type"] == "param":
+            found[name] = _unconstrained(node["value"])
+    return found
+
+
+def _unconstrained(value: Any) -> nn.Parameter:
+    """The leaf behind a parameter's value; parameters local to their module are their own."""
     reference = getattr(value, "unconstrained", None)
     return cast("nn.Parameter", value if reference is None else reference())
 

@@ -18,7 +18,7 @@ _LEFT_BEHIND: dict[str, Any] = {
     "_model": None,
     "master": None,
     "plates": {},
-    "_model_weights": {},
+    "_read_from": {},
     "_route": None,
 }
 
@@ -62,27 +62,21 @@ class CopiedModel:
 
     Args:
         model: The model of the guide that was copied.
-        weights: The parameters that the guide knows of it, by name.
+        read_from: The networks and parameters that the guide knows of it, by name.
         memo: The copies that were made together, by the identity of what they are copies of.
     """
 
-    def __init__(
-        self, model: Any, weights: dict[str, tuple[nn.Parameter, Any]], memo: dict[int, Any]
-    ) -> None:
-        self._model, self._weights, self._memo = model, weights, memo
+    def __init__(self, model: Any, read_from: dict[str, Any], memo: dict[int, Any]) -> None:
+        self._model, self._read_from, self._memo = model, read_from, memo
 
-    def resolve(self) -> tuple[Any, dict[str, tuple[nn.Parameter, Any]]]:
-        """The model and its parameters.
+    def resolve(self) -> tuple[Any, dict[str, Any]]:
+        """The model, and its networks and parameters.
 
         Returns:
             Both as the copied guide has them.
         """
-        weights = {
-            name: (self._memo.get(id(parameter), parameter), weight)
-            for name, (parameter, weight) in self._weights.items()
-        }
-        return self._memo.get(id(self._model), self._model), weights
+        read_from = {name: self._memo.get(id(v), v) for name, v in self._read_from.items()}
+        return self._memo.get(id(self._model), self._model), read_from
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedModel:
-        model, weights = self.resolve()
-        return CopiedModel(model, weights, memo)
+        return CopiedModel(*self.resolve(), memo)

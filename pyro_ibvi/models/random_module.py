@@ -23,7 +23,13 @@ from pyro_ibvi.models.running import Runner
 from pyro_ibvi.mup.flow import find_flow
 from pyro_ibvi.mup.multipliers import attention_warning, find_query_scales, tied_warning
 from pyro_ibvi.mup.parametrization import Parametrization
-from pyro_ibvi.mup.roles import WEIGHT_KEY, NetworkWeight, RoleOverrides, find_roles
+from pyro_ibvi.mup.roles import (
+    NETWORK_KEY,
+    WEIGHT_KEY,
+    NetworkWeight,
+    RoleOverrides,
+    find_roles,
+)
 
 #: Plates that Pyro itself puts around a model, for draws.
 _PYROS_PLATES = ("num_particles_vectorized", "_num_predictive_samples")
@@ -138,7 +144,7 @@ class RandomModule(PyroModule):
         values: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
             site_name = self.site_name(name)
-            infer: Any = {WEIGHT_KEY: self._weight(name)}
+            infer: Any = {WEIGHT_KEY: self._weight(name), NETWORK_KEY: self}
             if name in self._priors:
                 infer[NETWORK_VALUE_KEY] = parameter
                 row = self._padding.get(name)
@@ -161,15 +167,6 @@ class RandomModule(PyroModule):
             if name not in self._priors and parameter.requires_grad:
                 yield self.site_name(name), parameter
 
-    def named_weights(self) -> Iterator[tuple[str, nn.Parameter, NetworkWeight]]:
-        """What each parameter of the network is, whether it is random, trained or frozen.
-
-        Yields:
-            The name of its site or statement, the parameter, and what rules its rate.
-        """
-        for name, parameter in self.runner.named_parameters():
-            yield self.site_name(name), parameter, self._weight(name)
-
     def with_draws(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters as :meth:`sample_parameters` gives them, from draws that are there already.
 
@@ -189,6 +186,16 @@ class RandomModule(PyroModule):
             elif parameter.requires_grad:
                 values[name] = parameter
         return values
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter, NetworkWeight]]:
+        """The parameters that are not random, as they are now, frozen ones included.
+
+        Yields:
+            The name of the parameter's statement, the parameter, and the weight that it is.
+        """
+        for name, parameter in self.network.named_parameters():
+            if name not in self._priors:
+                yield self.site_name(name), parameter, self._weight(name)
 
     def run(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Runs the network with the given parameters.

@@ -1,11 +1,11 @@
 """The rules of width, without Pyro: a parameter's role, and from it its scale and rate."""
 
+from pyro_ibvi.mup.baselines import NeuralTangent, Standard
 from pyro_ibvi.mup.parametrization import (
     Fans,
     MaximalUpdate,
-    NeuralTangent,
     Parametrization,
-    Standard,
+    Rate,
 )
 from pyro_ibvi.mup.roles import (
     NetworkWeight,
@@ -19,6 +19,7 @@ __all__ = [
     "NetworkWeight",
     "NeuralTangent",
     "Parametrization",
+    "Rate",
     "Standard",
     "WeightRole",
     "find_roles",

@@ -93,6 +93,8 @@ RoleOverrides = Mapping[str, "Role | WeightRole"]
 
 #: Key of a site's or parameter's ``infer`` dictionary under which its network weight stands.
 WEIGHT_KEY = "ibvi_weight"
+#: The same for the module that the weight belongs to, which has a method ``named_weights()``.
+NETWORK_KEY = "ibvi_network"
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,24 @@ class NetworkWeight:
         Returns:
             The factor.
         """
-        side: Side = "in" if first == self.weight.inputs_first else "out"
         rule = self.parametrization.kronecker_rate
-        return rule(self.weight.role, self.weight.fans, family, rank=rank, side=side)
+        return rule(self.weight.role, self.weight.fans, family, rank=rank, side=self._side(first))
+
+    def epsilon(self, *, first: bool | None = None) -> float:
+        """Factor on the epsilon of an optimizer like Adam.
+
+        Args:
+            first: Which of two Kronecker factors it is for, as in :meth:`kronecker_rate`; None
+                for the mean, and for the covariance factor otherwise.
+
+        Returns:
+            The factor.
+        """
+        side = None if first is None else self._side(first)
+        return self.parametrization.epsilon(self.weight.role, self.weight.fans, side=side)
+
+    def _side(self, first: bool) -> Side:
+        return "in" if first == self.weight.inputs_first else "out"
 
 
 def find_roles(
@@ -233,14 +250,21 @@ def _role_in_layer(part: Part, layer: str, flow: Flow, given: Role | None) -> We
         layer_role = "input"
     if given in _MATRIX_ROLES:
         layer_role = given
+    fixed_out = replace(part.fans, base_width_out=part.fans.width_out)
     if part.kind in ("bias", "gain"):
-        return WeightRole(cast("Role", part.kind), part.fans, layer, layer_role)
+        fans = fixed_out if layer_role == "output" else part.fans
+        return WeightRole(cast("Role", part.kind), fans, layer, layer_role)
     # What an index picks from a table is data, wherever the table stands, and both sides of a
     # recurrent matrix are hidden units.
     inside: Role = {"table": "input", "recurrent": "hidden"}.get(part.kind, layer_role)  # type: ignore[assignment]
-    role = inside if given is None else layer_role
+    role, fans = inside if given is None else layer_role, part.fans
+    if given is None and role == layer_role == "output" and layer in flow.inputs:
+        # From the data straight to the outputs, neither of which a network changes: no width.
+        role = "input"
+    if role == "input" and layer_role == "output":
+        fans = fixed_out
     first, groups = part.inputs_first, part.groups
-    return WeightRole(role, part.fans, layer, layer_role, inputs_first=first, groups=groups)
+    return WeightRole(role, fans, layer, layer_role, inputs_first=first, groups=groups)
 
 
 def _checked_overrides(overrides: RoleOverrides | None) -> dict[str, Role | WeightRole]:
@@ -315,7 +339,7 @@ def _base_shapes(base: Any, names: list[str]) -> Mapping[str, tuple[int, ...]]:
 def _base_widths(name: str, weight: WeightRole, net: nn.Module, base: int) -> tuple[int, int]:
     """Widths at the base where every width of the network is ``base``."""
     fans = weight.fans
-    ends_here = weight.layer_role == "output" if weight.role == "bias" else weight.role == "output"
+    ends_here = weight.layer_role == "output" and weight.role in ("bias", "input", "output")
     groups = getattr(net.get_submodule(name.rpartition(".")[0]), "groups", 1)
     width_in = fans.width_in if weight.role in ("input", "gain") else max(base // groups, 1)
     width_out = fans.width_out if ends_here else base

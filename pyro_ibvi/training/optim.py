@@ -3,142 +3,39 @@ r"""One torch optimizer with muP learning rates, inside ``SVI`` or by itself."""
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any
 
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_ibvi.mup.parametrization import Family
-
-_SGD_LIKE: tuple[type[Optimizer], ...] = (torch.optim.SGD,)
-# Optimizers whose step does not grow with the gradient.
-_ADAM_LIKE: tuple[type[Optimizer], ...] = (
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.Adamax,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adagrad,
-    torch.optim.RMSprop,
+from pyro_ibvi.mup.parametrization import Family, Rate
+from pyro_ibvi.training.admission import check_guide, check_optim_args, check_takes_part
+from pyro_ibvi.training.families import find_family
+from pyro_ibvi.training.muon import MuonWithAdamW
+from pyro_ibvi.training.param_groups import (
+    Decayed,
+    ParameterGroup,
+    add_parameter,
+    checked_rate,
+    collect_rates,
+    group_factor,
+    link,
+    make_groups,
+    trained_first,
+    unique_name,
 )
+from pyro_ibvi.training.ratios import check_ratios
 
 # Optimizers with fused kernels on CPU and CUDA, and the arguments that choose them or others.
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _OF_THIS_OPTIMIZER = ("params", "param_names", "fused")  # what no state brings
 _IMPLEMENTATIONS = {"fused", "foreach", "differentiable", "capturable"}
-
-
-@runtime_checkable
-class HasRates(Protocol):
-    """A guide that knows the learning rate of each parameter, as ``AutoMuPNormal`` does."""
-
-    def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, float]]:
-        """Name, parameter and factor on the global learning rate of every parameter."""
-        ...
-
-
-def mup_param_groups(
-    guide: HasRates,
-    lr: float,
-    *,
-    optimizer: type[Optimizer],
-    family: Family | None = None,
-    weight_decay: float | None = None,
-) -> list[dict[str, Any]]:
-    r"""Parameter groups with the learning rate that each parameter's parametrization gives.
-
-    Every parameter of the guide and of its model is in exactly one group. With
-    decoupled weight decay (AdamW) the product of rate and decay is kept, so a group's decay is
-    ``weight_decay`` divided by its rate's factor.
-
-    Args:
-        guide: An initialized guide.
-        lr: Global learning rate, multiplied by each parameter's factor.
-        optimizer: Class of the optimizer that the groups are for.
-        family: How the optimizer scales its updates: ``"sgd"`` in proportion to the gradient,
-            ``"adam"`` regardless of its size. Found from the class if it is one of torch's.
-        weight_decay: Weight decay; by default the optimizer's own.
-
-    Returns:
-        Groups with the keys ``params``, ``param_names``, ``lr`` and, if there is one,
-        ``weight_decay``.
-
-    Raises:
-        RuntimeError: If the guide is not initialized.
-        TypeError: If the guide has no learning rates.
-        ValueError: If a rate is not positive or the optimizer's family is not known.
-
-    Example:
-        >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule, SupervisedModel
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1))
-        >>> guide = AutoMuPNormal(SupervisedModel(RandomModule(net), Normal(), num_data=10))
-        >>> groups = mup_param_groups(guide, lr=0.1, optimizer=torch.optim.SGD)
-        >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
-    """
-    lr = _checked_rate(lr)
-    family = find_family(optimizer, family)
-    if not isinstance(guide, HasRates):
-        raise TypeError(
-            f"mup_param_groups needs an AutoMuPNormal guide, got {type(guide).__name__}; other "
-            f"guides have one rate for all parameters."
-        )
-    decoupled = _decouples_decay(optimizer)
-    if weight_decay is None and decoupled:
-        weight_decay = inspect.signature(optimizer).parameters["weight_decay"].default
-    groups: dict[float, dict[str, Any]] = {}
-    for name, parameter, factor in guide.named_rates(family):
-        group = groups.setdefault(factor, {"params": [], "param_names": [], "lr": lr * factor})
-        group["params"].append(parameter)
-        group["param_names"].append(name)
-        if weight_decay is not None:
-            group["weight_decay"] = weight_decay / factor if decoupled else weight_decay
-    return list(groups.values())
-
-
-def _decouples_decay(optimizer: type[Optimizer]) -> bool:
-    return isinstance(optimizer, type) and issubclass(optimizer, torch.optim.AdamW)
-
-
-def find_family(optimizer: type[Optimizer], family: Family | None = None) -> Family:
-    """How an optimizer scales its updates with the gradient.
-
-    Args:
-        optimizer: Class of the optimizer.
-        family: The answer, for an optimizer that is not one of torch's.
-
-    Returns:
-        ``"sgd"`` or ``"adam"``.
-
-    Raises:
-        TypeError: If the optimizer is an object and not a class.
-        ValueError: If it cannot be told.
-    """
-    if isinstance(optimizer, (Optimizer, PyroOptim)):
-        raise TypeError(
-            f"Expected the class of a torch optimizer, such as torch.optim.SGD, got an object of "
-            f"{type(optimizer).__name__}: its arguments go into optim_args."
-        )
-    if family is not None:
-        if family not in ("sgd", "adam"):
-            raise ValueError(f"family must be 'sgd' or 'adam', got {family!r}.")
-        return family
-    if isinstance(optimizer, type) and issubclass(optimizer, _SGD_LIKE):
-        return "sgd"
-    if isinstance(optimizer, type) and issubclass(optimizer, _ADAM_LIKE):
-        return "adam"
-    name = getattr(optimizer, "__name__", repr(optimizer))
-    raise ValueError(
-        f"muP learning rates depend on whether {name} steps in proportion to the gradient: pass "
-        f'family="sgd" if it does, family="adam" if its steps do not grow with the gradient.'
-    )
 
 
 class MuPOptim(PyroOptim):
@@ -150,19 +47,30 @@ class MuPOptim(PyroOptim):
     parameters and ``optim_args`` do not choose between its implementations, it uses them: for
     large networks they save a good part of the step's memory traffic.
 
+    Rates, weight decay and epsilon are those of :func:`~pyro_ibvi.mup_param_groups`. Parameters
+    are known by name: one that is replaced, or trained from some step on, has the rate of its
+    name. A schedule that does not multiply the rates of all groups alike is refused.
+
     Args:
-        optimizer: Class of the torch optimizer.
+        optimizer: Class of the torch optimizer. ``torch.optim.Muon`` stands for
+            :class:`~pyro_ibvi.training.MuonWithAdamW`, with Muon for the means of hidden matrices
+            and AdamW for the rest, whose own global rate and other arguments ``optim_args`` may
+            name: ``{"lr": 0.02, "adamw": {"lr": 0.01}}``.
         optim_args: Its arguments; ``lr`` is the global learning rate.
-        guide: The guide; other guides than :class:`~pyro_ibvi.AutoMuPNormal` learn at one rate.
-        family: See :func:`mup_param_groups`.
+        guide: The guide, or a module such as Pyro's ``AutoGuideList`` that holds some; other
+            guides than :class:`~pyro_ibvi.AutoMuPNormal` learn at one rate.
+        family: See :func:`~pyro_ibvi.mup_param_groups`.
+        decayed: See :func:`~pyro_ibvi.mup_param_groups`.
         clip_norm: Largest Euclidean norm of the gradient over all parameters together.
         scheduler: Makes a torch scheduler from the optimizer, for example
             ``lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)``; step it by
             :meth:`step_scheduler`, as ``fit`` does after each epoch.
 
     Raises:
-        TypeError: If ``optim_args`` is not a dictionary, or a class stands for an object.
-        ValueError: If a rate or a norm is not positive, or the optimizer's family is not known.
+        TypeError: If ``optim_args`` is not a dictionary, a class stands for an object or a model
+            for its guide, or the optimizer has no such argument.
+        ValueError: If a rate or a norm is not positive, the optimizer's family is not known, or a
+            schedule loses the ratios of rates.
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule, SupervisedModel
@@ -180,29 +88,35 @@ class MuPOptim(PyroOptim):
         guide: Callable[..., Any],
         *,
         family: Family | None = None,
+        decayed: Decayed = "weights",
         clip_norm: float | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
     ) -> None:
-        if not isinstance(optim_args, dict):
-            raise TypeError(
-                f'optim_args must be a dictionary such as {{"lr": 0.05}}, got '
-                f"{type(optim_args).__name__}: rates per parameter come from the guide."
-            )
-        if "lr" not in optim_args:
-            raise ValueError('optim_args needs the global learning rate: {"lr": 0.05, ...}.')
-        if isinstance(guide, type) or not callable(guide):
-            raise TypeError(f"The guide must be an object that SVI can call, got {guide!r}.")
+        self.family = find_family(optimizer, family)
+        if self.family == "muon":
+            optimizer = MuonWithAdamW
+        check_optim_args(optimizer, optim_args)
+        check_guide(guide)
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"clip_norm must be positive and finite, got {clip_norm!r}.")
+        if scheduler is not None and (
+            not callable(scheduler) or isinstance(scheduler, LRScheduler)
+        ):
+            raise TypeError(
+                f"scheduler must be a function that makes a torch scheduler of the optimizer, "
+                f"such as `lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)`, got "
+                f"{scheduler!r}."
+            )
         super().__init__(optimizer, optim_args)
-        self.lr = _checked_rate(optim_args["lr"])
+        self.lr = checked_rate(optim_args["lr"])
         self.guide = guide
+        self.decayed = decayed
         self.clip_norm = clip_norm
-        self.family = find_family(optimizer, family)
         self._make_scheduler = scheduler
         self._optimizer: Optimizer | None = None
         self._scheduler: Any = None
         self._names: dict[Tensor, str] = {}
+        self._kinds: list[tuple[Rate, float] | None] = []  # of the groups; None is what is unknown
         self._waiting_state: dict[str, Any] = {}
         self._is_fused = False
 
@@ -227,7 +141,11 @@ class MuPOptim(PyroOptim):
             *args: Arguments of the optimizer's ``step``.
             **kwargs: Keyword arguments of the optimizer's ``step``.
         """
+        if self._optimizer is None:
+            params = list(params)
+            check_takes_part(self.guide, params)
         self.register(params)
+        check_ratios(self.optimizer.param_groups, self._scheduler)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._names), self.clip_norm)
         if self._is_fused:
@@ -246,7 +164,7 @@ class MuPOptim(PyroOptim):
         if self._optimizer is None:
             self._build(params)
         else:
-            new = self._name_new(params, self.optimizer.param_groups[-1])
+            new = self._name_new(params)
             if new and self._waiting_state:
                 self._restore(new)
 
@@ -256,9 +174,13 @@ class MuPOptim(PyroOptim):
         Args:
             *args: Arguments of its ``step``, such as the validation loss for
                 ``ReduceLROnPlateau``.
+
+        Raises:
+            ValueError: If the schedule loses the ratios of the groups' rates.
         """
         if self.scheduler is not None:
             self.scheduler.step(*args)
+            check_ratios(self.optimizer.param_groups, self.scheduler)
 
     def get_state(self) -> dict[str, Any]:
         """State of the optimizer and the scheduler, for ``set_state`` or ``torch.save``.
@@ -299,20 +221,17 @@ class MuPOptim(PyroOptim):
 
     def _build(self, params: list[Tensor]) -> None:
         """Makes the optimizer from the guide's groups and a group of all other parameters."""
-        groups: list[dict[str, Any]] = []
-        if isinstance(self.guide, HasRates):
-            groups = mup_param_groups(
-                self.guide,
-                self.lr,
-                optimizer=self.pt_optim_constructor,
-                family=self.family,
-                weight_decay=self.pt_optim_args.get("weight_decay"),
-            )
+        rates = collect_rates(self.guide, self.family)
+        groups = make_groups(rates, self.lr, adamw_lr=self._adamw_lr, decayed=self.decayed)
+        self._kinds = list(dict.fromkeys(self._kind(*item) for item in trained_first(rates)))
+        # There from the start, since schedulers look at the groups that they find.
+        unknown = Rate(family="adam" if self.family == "muon" else self.family)
+        factor = group_factor(unknown, torch.empty(0), self._adamw_lr / self.lr)
+        groups = link([*groups, ParameterGroup(unknown, self.lr, factor, self.decayed)])
+        self._kinds.append(None)
         for group in groups:
             self._names.update(zip(group["params"], group["param_names"], strict=True))
-        # There from the start, since schedulers look at the groups that they find.
-        groups.append({"params": [], "param_names": [], "lr": self.lr})
-        self._name_new(params, groups[-1])
+        self._name_new(params, groups, rates)
         if not self._names:
             raise RuntimeError(
                 "There are no parameters to optimize yet: take a step through SVI first, or "
@@ -325,8 +244,18 @@ class MuPOptim(PyroOptim):
         self._optimizer = self.pt_optim_constructor(groups, **arguments)  # type: ignore
         if self._make_scheduler is not None:
             self._scheduler = self._make_scheduler(self._optimizer)
+            check_ratios(self._optimizer.param_groups, self._scheduler)
         if self._waiting_state:
             self._restore()
+
+    @property
+    def _adamw_lr(self) -> float:
+        return float(self.pt_optim_args.get("adamw", {}).get("lr", self.lr))  # type: ignore[union-attr]
+
+    def _kind(self, parameter: Tensor, named: tuple[str, Rate]) -> tuple[Rate, float]:
+        """What the parameters of one group have in common."""
+        rate = named[1]
+        return rate, group_factor(rate, parameter, self._adamw_lr / self.lr)
 
     def _choose_kernels(self) -> None:
         """Leaves the fused kernels aside where they cannot do a step.
@@ -340,25 +269,58 @@ class MuPOptim(PyroOptim):
         for group in self.optimizer.param_groups:
             group["fused"] = fused
 
-    def _name_new(self, params: Iterable[Tensor], group: dict[str, Any]) -> list[str]:
-        """Adds parameters that are not in the optimizer to a group; returns their names."""
+    def _name_new(
+        self,
+        params: Iterable[Tensor],
+        groups: list[Any] | None = None,
+        rates: dict[Tensor, tuple[str, Rate]] | None = None,
+    ) -> list[str]:
+        """Adds parameters that are not in the optimizer to their groups; returns their names."""
+        params = list(params)
         new = [p for p in params if p not in self._names]
-        known = dict(self._named_elsewhere()) if new else {}
+        if not new:
+            return []
+        groups = self.optimizer.param_groups if groups is None else groups
+        rates = collect_rates(self.guide, self.family) if rates is None else rates
+        known = dict(self._named_elsewhere())
         store = pyro.get_param_store()
         named = {}
         for i, parameter in enumerate(new):
-            name = known.get(parameter) or store.param_name(parameter)
-            named[name or f"parameter_{len(self._names) + i}"] = parameter
+            name = rates[parameter][0] if parameter in rates else known.get(parameter)
+            name = name or store.param_name(parameter) or f"parameter_{len(self._names) + i}"
+            named[self._free_name(name, {*params, *rates})] = parameter
         # SVI passes a set, whose order changes; a restored optimizer keeps the order it had,
         # since the norm of the gradient is rounded in that order.
         before = [n for names in self._waiting_state.get("names", []) for n in names]
         rank = {name: i for i, name in enumerate(before)}
         for name in sorted(named, key=lambda name: (rank.get(name, len(rank)), name)):
             parameter = named[name]
+            add_parameter(groups[self._index(name, parameter, rates)], name, parameter)
             self._names[parameter] = name
-            group["params"].append(parameter)
-            group["param_names"].append(name)
         return list(named)
+
+    def _free_name(self, name: str, live: Container[Tensor]) -> str:
+        """A name for a new parameter: its own, also where it replaces one that is gone."""
+        old = next((p for p, n in self._names.items() if n == name), None)
+        if old is None or old in live:
+            return unique_name(name, self._names.values())
+        for group in self.optimizer.param_groups:
+            if name in group["param_names"]:
+                i = group["param_names"].index(name)
+                del dict.__getitem__(group, "params")[i], group["param_names"][i]
+        del self._names[old]
+        self.optimizer.state.pop(old, None)
+        return name
+
+    def _index(self, name: str, parameter: Tensor, rates: dict[Tensor, tuple[str, Rate]]) -> int:
+        """The group of a parameter."""
+        kind = self._kind(parameter, rates[parameter]) if parameter in rates else None
+        if kind not in self._kinds:
+            raise RuntimeError(
+                f"The parameter {name!r} has a learning rate that no group of the optimizer has, "
+                f"and came after the optimizer was made: make a new MuPOptim."
+            )
+        return self._kinds.index(kind)
 
     def _named_elsewhere(self) -> Iterator[tuple[Tensor, str]]:
         """Parameters that the guide and the model hold as modules, with their names."""
@@ -407,10 +369,3 @@ def _fit(current: list[list[str]], saved: list[list[str]]) -> bool:
         return False
     now, then = set(current[-1]), set(saved[-1])
     return now <= then or then <= now
-
-
-def _checked_rate(lr: object) -> float:
-    rate = float(lr) if isinstance(lr, Real) and not isinstance(lr, bool) else math.nan
-    if 0 < rate < math.inf:
-        return rate
-    raise ValueError(f"The learning rate must be a positive finite number, got lr={lr!r}.")

@@ -184,7 +184,7 @@ def test_same_numbers_again_and_random_state_untouched(data):
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_run_that_diverges_has_no_slope(data):
-    check = small_check(data, steps=[40], optim_args={"lr": 1e3})
+    check = small_check(data, steps=[40], optim_args={"lr": 1e6})
     assert math.isnan(check.slope("loc", 40, "0.weight"))
     assert check.largest_slope(["loc"]) == math.inf
 

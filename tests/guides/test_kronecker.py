@@ -296,8 +296,8 @@ FANS = ibvi.mup.Fans(fan_in=128, width_in=128, width_out=256)
 @pytest.mark.parametrize(
     ("role", "family", "expected"),
     [
-        ("input", "sgd", (1.0, 256.0)),
-        ("input", "adam", (1.0, 1.0)),
+        ("input", "sgd", (1 / 128, 256.0)),
+        ("input", "adam", (1 / 128, 1.0)),
         ("hidden", "sgd", (1 / 128, 256.0)),
         ("hidden", "adam", (1 / 128, 1.0)),
         ("output", "sgd", (1 / 128, 1.0)),
@@ -345,7 +345,7 @@ def test_rates_of_a_network():
     factors = {name: rate for name, rate in found.items() if "factors" in name}
     assert factors == pytest.approx(
         {
-            "factors.net.0.weight": 1 / 2,
+            "factors.net.0.weight": 1 / 2 / 2,  # two features
             "factors.net.0.bias": 1 / 2,
             "layer_factors.net.0.weight": 16 / 4,
             "factors.net.2.weight": 1 / 16 / 2,
@@ -382,8 +382,8 @@ def test_rates_of_hand_written_sites():
     }
     guide = ibvi.AutoMuPNormal(model, covariance=ibvi.Kronecker(1, 1), roles=roles)
     found = rates(guide)
-    assert (found["factors.a"], found["layer_factors.a"]) == (8.0, 1.0)
-    assert (found["factors.b"], found["layer_factors.b"]) == (1.0, 8.0)
+    assert (found["factors.a"], found["layer_factors.a"]) == (8.0, 1 / 4)
+    assert (found["factors.b"], found["layer_factors.b"]) == (1 / 4, 8.0)
     assert (found["factors.c"], found["layer_factors.c"]) == (1.0, 1.0)
 
 

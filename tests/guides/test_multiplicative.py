@@ -229,7 +229,7 @@ def test_rates():
             net, stochastic="all weights", parametrization=MaximalUpdate(**options)
         )
         guide = AutoMuPNormal(random, covariance=Multiplicative(0.4))
-        named = {name: rate for name, _, rate in guide.named_rates(family)}
+        named = {name: rate.factor for name, _, rate in guide.named_rates(family)}
         return [named[f"AutoMuPNormal.factors.{layer}.weight"] for layer in (0, 2, 4)]
 
     assert rates("sgd") == pytest.approx([0.1, 0.1, 0.1])

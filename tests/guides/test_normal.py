@@ -138,7 +138,8 @@ def test_loc_starts_at_a_draw_of_the_prior():
         torch.manual_seed(seed)
         starts.append(make(nn.Linear(4, 3), Diagonal())[1].loc("net.weight").detach())
     std = torch.stack(starts).std(0)
-    assert ((std * 4 - 1).abs() * 800**0.5).max() < 4.0  # Linear alone is the output: 1/fan_in
+    # A layer alone has no width: it starts as in the standard parametrization, at 4^-1/2.
+    assert ((std * 2 - 1).abs() * 800**0.5).max() < 4.0
 
 
 # By hand, base=None: 20 inputs, width 24, 18 outputs, every bias and gain random.

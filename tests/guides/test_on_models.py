@@ -257,8 +257,8 @@ def test_roles_of_a_hand_written_network():
     groups = mup_param_groups(guide, 1.0, optimizer=torch.optim.SGD)
     rates = {n: g["lr"] for g in groups for n in g["param_names"]}
     assert rates == {
-        "AutoMuPNormal.locs.a": 8.0,
-        "AutoMuPNormal.factors.a": 4.0,
+        "AutoMuPNormal.locs.a": 8 / 4,
+        "AutoMuPNormal.factors.a": 8 / 4 / 2,
         "AutoMuPNormal.locs.b": 1 / 8,
         "AutoMuPNormal.factors.b": 1 / 16,
         "AutoMuPNormal.locs.c": 1.0,

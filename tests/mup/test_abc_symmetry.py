@@ -54,7 +54,9 @@ class Table:
         self.table = table
 
     def _row(self, role, fans):
-        return self.table[role](fans.width_in, fans.width_out)
+        # The number of outputs is no width, and so the output's bias learns at the global rate.
+        fixed = role == "bias" and fans.base_width_out is not None
+        return self.table[role](fans.width_in, 1 if fixed else fans.width_out)
 
     def std(self, role, fans):
         return self._row(role, fans)[0]
@@ -64,6 +66,9 @@ class Table:
 
     def factor_rate(self, role, fans, family, *, rank):
         return self.rate(role, fans, family) / (rank or 1)
+
+    def epsilon(self, role, fans, *, side=None):
+        return 1.0
 
 
 def unit(n_in, n_out):
@@ -83,7 +88,7 @@ TABLE_8 = {
 SIZES = [(3, WIDTH), (WIDTH, WIDTH), (WIDTH, 2)]
 STYLES = {
     "neural tangent": (NeuralTangent(), TANGENT, [n_in**-0.5 for n_in, _ in SIZES]),
-    "maximal": (MaximalUpdate(), TABLE_8, [1.0, 1.0, 1.0 / WIDTH]),
+    "maximal": (MaximalUpdate(inputs="reference"), TABLE_8, [1.0, 1.0, 1.0 / WIDTH]),
 }
 
 

@@ -203,7 +203,8 @@ def test_the_coordinate_check_sees_the_scaled_queries():
 def change_of_logits(width, attention, optimizer, seed):
     """Root mean square of what five steps change in the logits of one head of all the width."""
     pyro.set_rng_seed(seed)
-    net = RandomModule(Attention(width, 1), parametrization=MaximalUpdate(attention=attention))
+    rule = MaximalUpdate(attention=attention, inputs="reference")
+    net = RandomModule(Attention(width, 1), parametrization=rule)
     model = SupervisedModel(net, Normal(0.5), num_data=3)
     guide = AutoMuPNormal(model, covariance=LowRank(2), init_scale=1e-3)
     objective = TraceExpectedLogLikelihood(reduction="mean")

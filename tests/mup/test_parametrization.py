@@ -1,6 +1,7 @@
 """Initial scales and rates against an independent transcription of the tables."""
 
 import math
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,10 @@ from pyro_ibvi import (
 )
 from pyro_ibvi.mup import Fans
 
-# The table of arXiv:2505.20235's reference code, by hand: role -> (std, SGD rate, Adam rate).
+# The absolute table, by hand: role -> (std, SGD rate, Adam rate). The input weight's rates are
+# divided by the number of features; the reference code of arXiv:2505.20235 has (n_out, 1).
 TABLE = {
-    "input": lambda n_in, n_out: (1 / math.sqrt(n_in), n_out, 1.0),
+    "input": lambda n_in, n_out: (1 / math.sqrt(n_in), n_out / n_in, 1 / n_in),
     "hidden": lambda n_in, n_out: (1 / math.sqrt(n_in), 1.0, 1 / n_in),
     "output": lambda n_in, n_out: (1 / n_in, 1 / n_in, 1 / n_in),
     "bias": lambda n_in, n_out: (1.0, n_out, 1.0),
@@ -40,6 +42,15 @@ def test_absolute_table(role, n_in, n_out):
     assert found == pytest.approx(TABLE[role](n_in, n_out))
 
 
+@given(n_in=widths, n_out=widths)
+def test_the_reference_codes_input_rates(n_in, n_out):
+    mup, fans = MaximalUpdate(inputs="reference"), linear(n_in, n_out)
+    assert (mup.rate("input", fans, "sgd"), mup.rate("input", fans, "adam")) == (n_out, 1.0)
+    others = [role for role in ROLES if role != "input"]
+    for role, family in product(others, ("sgd", "adam")):
+        assert mup.rate(role, fans, family) == MaximalUpdate().rate(role, fans, family)
+
+
 def test_other_rules_fail_the_table_where_they_differ():
     # The negative control: the comparison above notices every entry that is another's.
     fans = linear(64, 32)
@@ -55,7 +66,7 @@ def test_other_rules_fail_the_table_where_they_differ():
         for role in ("input", "hidden", "output", "bias")
     }
     assert wrong == {
-        ("Standard", "input"): ["sgd"],
+        ("Standard", "input"): ["sgd", "adam"],
         ("Standard", "hidden"): ["adam"],
         ("Standard", "output"): ["std", "sgd", "adam"],
         ("Standard", "bias"): ["sgd"],
@@ -107,7 +118,9 @@ def test_the_readout_shrinks_faster_than_its_fan_in():
 @pytest.mark.parametrize("family", ["sgd", "adam"])
 def test_the_kernel_is_not_a_width(role, family):
     mup, small, large = MaximalUpdate(), Fans(64, 64, 32), Fans(64 * 49, 64, 32)
-    assert mup.rate(role, small, family) == mup.rate(role, large, family)
+    # What reads data is divided by all the numbers that one output sums over: they are no width.
+    divisor = 49 if role == "input" else 1
+    assert mup.rate(role, small, family) == pytest.approx(divisor * mup.rate(role, large, family))
     # Every role's scale shrinks by the same factor, that of the sum over kernel positions.
     assert mup.std(role, large) == pytest.approx(mup.std(role, small) / 7)
 

@@ -336,7 +336,7 @@ def test_the_report_prints_every_weight():
     table = str(report).splitlines()
     assert len(table) == 1 + len(report) == 1 + 6
     assert table[0].split()[:2] == ["parameter", "role"]
-    assert table[5].split() == ["stem.weight", "input", "3", "8", "0.5774", "8", "1"]
+    assert table[5].split() == ["stem.weight", "input", "3", "8", "0.5774", "2.667", "0.3333"]
 
 
 def test_the_report_finds_networks_in_models_and_guides():

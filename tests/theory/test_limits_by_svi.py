@@ -158,7 +158,10 @@ def test_layers_with_noise_of_their_own():
 
     values = [2.0, 1.8, 1.6, 1.4]
     x, y = torch.cat([matrix(values, 4, 6), matrix(values, 4, 6)], -1), torch.randn(4)
-    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(3), roles=roles)
+    rule = ibvi.MaximalUpdate(inputs="reference")
+    guide = ibvi.AutoMuPNormal(
+        model, covariance=ibvi.LowRank(3), roles=roles, parametrization=rule
+    )
     guide.initialize(x, y)
     start = {s: (guide.loc(s).detach().clone(), guide.factor(s).detach().clone()) for s in roles}
     optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.06, "momentum": 0.8}, guide)

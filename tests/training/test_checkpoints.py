@@ -58,7 +58,9 @@ def test_random_states_and_the_weight_of_the_kl(tmp_path):
 
 SCHEDULERS = {
     "milestones": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 4], 0.5),
-    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, total_steps=20),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(
+        o, [0.01 * group["rate_factor"] for group in o.param_groups], total_steps=20
+    ),
     "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: 0.5**epoch),
     "warm-up": lambda o: torch.optim.lr_scheduler.SequentialLR(
         o,

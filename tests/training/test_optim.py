@@ -56,7 +56,7 @@ def rates(groups):
 
 # By hand: width 16, two inputs, one output. name -> (SGD rate, Adam rate) of the mean.
 MEAN = {
-    "0.weight": (16.0, 1.0),
+    "0.weight": (16.0 / 2, 1 / 2),
     "0.bias": (16.0, 1.0),
     "1.weight": (16.0, 1.0),
     "1.bias": (16.0, 1.0),
@@ -152,38 +152,95 @@ def test_adamw_keeps_the_product_of_rate_and_decay(decay):
     _, guide = make()
     args = {"lr": 0.1} if decay is None else {"lr": 0.1, "weight_decay": decay}
     groups = MuPOptim(torch.optim.AdamW, args, guide).optimizer.param_groups
-    products = {group["lr"] * group["weight_decay"] for group in groups if group["params"]}
-    own = 0.01  # torch's default
-    assert all(p == pytest.approx(0.1 * (own if decay is None else decay)) for p in products)
+    expected = 0.1 * (0.01 if decay is None else decay)  # torch's default
+    for group in groups:
+        product = group["lr"] * group["weight_decay"]
+        for name in group["param_names"]:
+            is_decayed = ".locs." in name and name.endswith("weight")
+            assert product == pytest.approx(expected if is_decayed else 0), name
     assert len({group["lr"] for group in groups}) > 1
 
 
-def test_at_the_base_decoupled_decay_is_the_given_one_over_the_rank():
-    decays = {}
-    for covariance in (LowRank(4), Diagonal()):
-        _, guide = make(covariance, parametrization=MaximalUpdate(base=16))
-        groups = mup_param_groups(guide, 0.1, optimizer=torch.optim.AdamW, weight_decay=0.3)
-        decays |= {
-            (str(covariance), name): group["weight_decay"]
-            for group in groups
-            for name in group["param_names"]
-        }
-    assert all(
-        decay == pytest.approx(0.3 * (4 if "LowRank" in kind and ".factors." in name else 1))
-        for (kind, name), decay in decays.items()
-    )
-    # Away from the base a hidden weight's decay grows as its rate falls.
+def decays(groups):
+    return {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+
+
+def test_decay_follows_the_rate_from_the_base():
+    _, guide = make(Diagonal(), parametrization=MaximalUpdate(base=16))
+    at_base = decays(mup_param_groups(guide, 0.1, optimizer=torch.optim.AdamW, weight_decay=0.3))
+    assert {at_base[f"AutoMuPNormal.locs.net.{i}.weight"] for i in (0, 3, 5)} == {0.3}
     _, wide = make(net=mlp(64), parametrization=MaximalUpdate(base=16))
     groups = mup_param_groups(wide, 0.1, optimizer=torch.optim.AdamW, weight_decay=0.3)
     (hidden,) = (g for g in groups if "AutoMuPNormal.locs.net.3.weight" in g["param_names"])
     assert (hidden["lr"], hidden["weight_decay"]) == pytest.approx((0.1 / 4, 0.3 * 4))
 
 
-def test_other_decay_is_as_given():
+DECAYING = {
+    "SGD": (torch.optim.SGD, {}),
+    "Adam": (torch.optim.Adam, {}),
+    "Adam, decoupled": (torch.optim.Adam, {"decoupled_weight_decay": True}),
+    "NAdam, decoupled": (torch.optim.NAdam, {"decoupled_weight_decay": True}),
+    "AdamW": (torch.optim.AdamW, {}),
+    "Muon": (torch.optim.Muon, {}),
+}
+
+
+def one_step_of_decay(optimizer, args, width, decayed="weights"):
+    """What a step without gradient takes off each parameter, as a fraction, by the step itself."""
+    pyro.set_rng_seed(0)
+    _, guide = make(net=mlp(width))
+    args = {"lr": 1e-3, "weight_decay": 0.5, **args}
+    optim = MuPOptim(optimizer, args, guide, decayed=decayed).optimizer
+    before, after = {}, {}
+    for group in optim.param_groups:
+        for name, p in zip(group["param_names"], group["params"], strict=True):
+            p.grad = torch.zeros_like(p)
+            before[name] = p.detach().clone()
+    optim.step()
+    for group in optim.param_groups:
+        after |= dict(zip(group["param_names"], group["params"], strict=True))
+    return {
+        name: ((value - after[name]).norm() / value.norm()).item()
+        for name, value in before.items()
+        if value.norm() > 0
+    }
+
+
+@pytest.mark.parametrize("kind", DECAYING)
+def test_decay_takes_the_same_part_of_a_weight_at_each_width_and_nothing_else(kind):
+    optimizer, args = DECAYING[kind]
+    small, large = (one_step_of_decay(optimizer, args, width) for width in (16, 64))
+    for taken in (small, large):
+        for name, part in taken.items():
+            is_weight = "locs." in name and name.endswith("weight") and ".1." not in name
+            # In Adam's gradient decay has no length of its own, which is another matter.
+            if kind != "Adam":
+                assert part == pytest.approx(5e-4 if is_weight else 0.0, rel=1e-3), name
+            assert (part > 0) == is_weight, name
+
+
+def test_decay_of_everything_is_to_be_asked_for():
+    taken = one_step_of_decay(torch.optim.AdamW, {}, 16, decayed="all")
+    assert all(part == pytest.approx(5e-4, rel=1e-2) for part in taken.values())
+    assert any(".factors." in name for name in taken)
     _, guide = make()
-    for optimizer in (torch.optim.SGD, torch.optim.Adam):
-        groups = MuPOptim(optimizer, {"lr": 0.1, "weight_decay": 0.3}, guide).optimizer
-        assert {group["weight_decay"] for group in groups.param_groups} == {0.3}
+    with pytest.raises(ValueError, match="decayed must be 'weights' or 'all', got 'S'"):
+        mup_param_groups(guide, 0.1, optimizer=torch.optim.SGD, decayed="S")
+
+
+def test_an_optimizer_made_by_hand_fits_its_own_decay_and_epsilon_to_the_groups():
+    """Arguments of the constructor, which the groups cannot know beforehand."""
+    _, guide = make(net=mlp(64), parametrization=MaximalUpdate(base=16))
+    groups = mup_param_groups(guide, 0.1, optimizer=torch.optim.AdamW)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.3, eps=1e-4)
+    by_name = {n: g for g in optimizer.param_groups for n in g["param_names"]}
+    hidden = by_name["AutoMuPNormal.locs.net.3.weight"]
+    assert hidden["weight_decay"] == pytest.approx(0.3 * 4)
+    assert hidden["eps"] == pytest.approx(1e-4 / 4)  # gradients of hidden weights are 1/4
+    assert by_name["AutoMuPNormal.locs.net.0.weight"]["eps"] == pytest.approx(1e-4 / 4)
+    assert by_name["AutoMuPNormal.locs.net.5.weight"]["eps"] == pytest.approx(1e-4)
+    assert by_name["AutoMuPNormal.factors.net.3.weight"]["eps"] == pytest.approx(1e-4 / 4)
+    assert by_name["AutoMuPNormal.factors.net.3.weight"]["weight_decay"] == 0
 
 
 def test_one_step_is_the_gradient_times_the_rate():
@@ -252,6 +309,56 @@ def test_a_bad_rate(lr):
         mup_param_groups(guide, lr, optimizer=torch.optim.SGD)
 
 
+class Lion(torch.optim.Optimizer):
+    """An optimizer of somebody else."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+
+REFUSED = {
+    torch.optim.LBFGS: "LBFGS: it searches along a line",
+    torch.optim.Adafactor: "Adafactor: it scales each step by the size of the parameter",
+    torch.optim.Rprop: r"Rprop: it takes steps .*use torch\.optim\.Adam\.",
+    torch.optim.Adadelta: "Adadelta: it finds the scale of its steps by itself",
+    torch.optim.ASGD: "ASGD: it lets its rates fall by a rule of its own",
+}
+
+
+@pytest.mark.parametrize("optimizer", REFUSED, ids=lambda o: o.__name__)
+@pytest.mark.parametrize("family", [None, "adam"])
+def test_optimizers_that_no_rate_fits(optimizer, family):
+    _, guide = make()
+    with pytest.raises(ValueError, match=f"muP learning rates are not for {REFUSED[optimizer]}"):
+        MuPOptim(optimizer, {"lr": 0.1}, guide, family=family)
+
+
+def test_mistaken_optimizers_and_guides():
+    model, guide = make()
+    with pytest.raises(TypeError, match=r"got the string 'adamw': write torch\.optim\.AdamW"):
+        MuPOptim("adamw", {"lr": 0.1}, guide)
+    with pytest.raises(TypeError, match=r"got Adam of pyro\.optim.*: write torch\.optim\.Adam"):
+        MuPOptim(pyro.optim.Adam, {"lr": 0.1}, guide, family="adam")
+    with pytest.raises(TypeError, match="SGD has no argument 'momentun': did you mean 'momentum'"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1, "momentun": 0.9}, guide)
+    with pytest.raises(TypeError, match="Adam has no argument 'momentum': it has lr, betas"):
+        MuPOptim(torch.optim.Adam, {"lr": 0.1, "momentum": 0.9}, guide)
+    with pytest.raises(
+        TypeError, match=r"got the model SupervisedModel: write MuPOptim\(\.\.\., g"
+    ):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, model)
+    with pytest.raises(TypeError, match="got the network Sequential"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, mlp())
+    other_model, other_guide = make()
+    optim = MuPOptim(torch.optim.SGD, {"lr": 0.1}, other_guide)
+    loss = TraceExpectedLogLikelihood(reduction="mean")
+    with pytest.raises(ValueError, match="it is the guide of another model"):
+        SVI(model, guide, optim, loss).step(X, Y)
+    assert SVI(other_model, other_guide, optim, loss).step(X, Y) > 0
+    with pytest.raises(TypeError, match=r"scheduler must be a function .* got 'cosine'"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, scheduler="cosine")
+
+
 def test_bad_arguments():
     model, guide = make()
     with pytest.raises(TypeError, match=r"optim_args must be a dictionary such as \{\"lr\": 0.05"):
@@ -260,10 +367,10 @@ def test_bad_arguments():
         MuPOptim(torch.optim.SGD, {}, guide)
     with pytest.raises(ValueError, match="clip_norm must be positive and finite, got -1"):
         MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, clip_norm=-1)
-    with pytest.raises(ValueError, match=r'LBFGS steps in proportion.*pass family="sgd"'):
-        MuPOptim(torch.optim.LBFGS, {"lr": 0.1}, guide)
-    with pytest.raises(ValueError, match="family must be 'sgd' or 'adam', got 'lion'"):
-        MuPOptim(torch.optim.LBFGS, {"lr": 0.1}, guide, family="lion")
+    with pytest.raises(ValueError, match=r'Lion steps in proportion.*pass family="sgd"'):
+        MuPOptim(Lion, {"lr": 0.1}, guide)
+    with pytest.raises(ValueError, match="family must be 'sgd', 'adam' or 'muon', got 'lion'"):
+        MuPOptim(Lion, {"lr": 0.1}, guide, family="lion")
     with pytest.raises(TypeError, match=r"class of a torch optimizer, such as torch\.optim\.SGD"):
         MuPOptim(torch.optim.SGD(guide.parameters(), lr=0.1), {"lr": 0.1}, guide)
     with pytest.raises(TypeError, match="Expected the class of a torch optimizer"):

@@ -1,0 +1,128 @@
+"""Families of torch's optimizers: how a step depends on the gradient, on which muP rates rest."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any, get_args
+
+import torch
+from pyro.optim import PyroOptim
+from torch.optim import Optimizer
+
+from pyro_ibvi.mup.parametrization import Family
+from pyro_ibvi.training.muon import MuonWithAdamW
+
+_FAMILIES: dict[Family, tuple[type[Optimizer], ...]] = {
+    "sgd": (torch.optim.SGD,),
+    # The step does not grow with the gradient.
+    "adam": (
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adamax,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.SparseAdam,
+    ),
+    "muon": (MuonWithAdamW,),
+}
+
+#: Optimizers that no family fits, and what to write in their place.
+_REFUSED = {
+    "LBFGS": "searches along a line for a loss that stays the same, while each evaluation of an "
+    "expected likelihood has draws of its own, and has one step size for all parameters: use "
+    "torch.optim.SGD, or torch.optim.LBFGS by itself on a loss without draws.",
+    "Adafactor": "scales each step by the size of the parameter, so that rates for the gradient's "
+    "scale do not fit it: use torch.optim.AdamW.",
+    "Rprop": "takes steps whose sizes it finds by itself from the signs of exact gradients, so "
+    "that neither learning rates nor single draws suit it: use torch.optim.Adam.",
+    "Adadelta": "finds the scale of its steps by itself from those it took, so that learning "
+    "rates per width do not fit it: use torch.optim.Adam.",
+    "ASGD": "lets its rates fall by a rule of its own and decays every parameter alike, "
+    "covariance factors included: use torch.optim.SGD with momentum and a scheduler.",
+}
+
+
+def find_family(optimizer: Any, family: Family | None = None) -> Family:
+    """How an optimizer scales its updates with the gradient.
+
+    Args:
+        optimizer: Class of the optimizer.
+        family: The answer, for an optimizer that is not one of torch's.
+
+    Returns:
+        ``"sgd"``, ``"adam"`` or ``"muon"``.
+
+    Raises:
+        TypeError: If the optimizer is not a class of torch optimizers.
+        ValueError: If it cannot be told, or muP rates do not fit the optimizer.
+    """
+    _check_class(optimizer)
+    name = getattr(optimizer, "__name__", repr(optimizer))
+    if isinstance(optimizer, type) and optimizer.__module__.startswith("torch.optim"):
+        if name in _REFUSED:
+            raise ValueError(f"muP learning rates are not for {name}: it {_REFUSED[name]}")
+        if name == "Muon":
+            return "muon"
+    if family is not None:
+        if family not in get_args(Family):
+            raise ValueError(f"family must be 'sgd', 'adam' or 'muon', got {family!r}.")
+        return family
+    for known, classes in _FAMILIES.items():
+        if isinstance(optimizer, type) and issubclass(optimizer, classes):
+            return known
+    raise ValueError(
+        f"muP learning rates depend on whether {name} steps in proportion to the gradient: pass "
+        f'family="sgd" if it does, family="adam" if its steps do not grow with the gradient, as '
+        f"those of Lion and most variants of Adam."
+    )
+
+
+def check_arguments(optimizer: Any, names: Iterable[str]) -> None:
+    """Checks that an optimizer has arguments of these names.
+
+    Args:
+        optimizer: Class of the optimizer.
+        names: Names of the arguments.
+
+    Raises:
+        TypeError: If it has not; the message names the nearest.
+    """
+    try:
+        parameters = inspect.signature(optimizer).parameters
+    except (TypeError, ValueError):
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [name for name in parameters if name != "params"]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+            raise TypeError(f"{optimizer.__name__} has no argument {name!r}: {hint}")
+
+
+def _check_class(optimizer: Any) -> None:
+    if isinstance(optimizer, str):
+        matches = [n for n in dir(torch.optim) if n.lower() == optimizer.lower()]
+        hint = matches[0] if matches else "SGD"
+        raise TypeError(
+            f"Expected the class of a torch optimizer, got the string {optimizer!r}: write "
+            f"torch.optim.{hint}."
+        )
+    if isinstance(optimizer, (Optimizer, PyroOptim)):
+        raise TypeError(
+            f"Expected the class of a torch optimizer, such as torch.optim.SGD, got an object of "
+            f"{type(optimizer).__name__}: its arguments go into optim_args."
+        )
+    module = getattr(optimizer, "__module__", "")
+    if not callable(optimizer) or module.startswith("pyro.optim"):
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        own = f"torch.optim.{name}" if hasattr(torch.optim, name) else "torch.optim.SGD"
+        raise TypeError(
+            f"Expected the class of a torch optimizer, got {name} of {module or 'Python'}, which "
+            f"makes no optimizer of groups: write {own}."
+        )

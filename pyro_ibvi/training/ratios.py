@@ -1,0 +1,81 @@
+"""Schedules of learning rates: they must multiply the rates of all groups alike.
+
+A group's rate is the global one times the factor of its parameters. Schedulers that set a rate in
+the place of multiplying it give all groups the same one, and with the ratios the advantage of a
+parametrization is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+#: Key of a parameter group under which the factor on the global learning rate stands.
+FACTOR_KEY = "rate_factor"
+
+#: Rates that were multiplied by the same numbers differ by rounding alone.
+_TOLERANCE = 1e-9
+_TOLERANCE_OF_TENSORS = 1e-5
+
+_PER_GROUP = '[{value} * group["rate_factor"] for group in optimizer.param_groups]'
+
+
+def check_ratios(groups: Iterable[Mapping[str, Any]], scheduler: Any = None) -> None:
+    """Checks that the learning rates of groups have the ratios that their factors say.
+
+    Args:
+        groups: Parameter groups; those without a factor are passed over.
+        scheduler: The scheduler, for the message.
+
+    Raises:
+        ValueError: If the ratios are lost.
+    """
+    rates = []
+    tolerance = _TOLERANCE
+    for group in groups:
+        factor = group.get(FACTOR_KEY)
+        if factor is not None:
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                lr, tolerance = float(lr), _TOLERANCE_OF_TENSORS
+            rates.append(lr / factor)
+    low, high = min(rates, default=0.0), max(rates, default=0.0)
+    if high - low > tolerance * abs(high):
+        raise ValueError(_lost(low, high, scheduler))
+
+
+def _lost(low: float, high: float, scheduler: Any) -> str:
+    name = "The schedule" if scheduler is None else type(scheduler).__name__
+    return (
+        f"{name} sets the learning rates of the parameter groups and loses their ratios, which "
+        f"the parametrization gives (the global rate would be {low:.3g} by one group and "
+        f"{high:.3g} by another): write {_remedy(scheduler)}."
+    )
+
+
+def _remedy(scheduler: Any) -> str:
+    """The line to write."""
+    for inner in getattr(scheduler, "_schedulers", ()):  # those that run others
+        if type(inner).__name__ in _REMEDIES:
+            return _remedy(inner)
+    remedy = _REMEDIES.get(type(scheduler).__name__)
+    if remedy is not None:
+        return remedy
+    return (
+        "a schedule that multiplies, such as LambdaLR(optimizer, factor_of_the_epoch), one rate "
+        "for each group where the scheduler takes a list ("
+        + _PER_GROUP.format(value="rate")
+        + "), and eta_min=0 where it takes a number"
+    )
+
+
+_REMEDIES = {
+    "OneCycleLR": f"max_lr={_PER_GROUP.format(value='max_lr')}",
+    "CyclicLR": f"base_lr={_PER_GROUP.format(value='base_lr')} and the same for max_lr",
+    "CosineAnnealingLR": "eta_min=0, or a LambdaLR whose factor ends above zero",
+    "CosineAnnealingWarmRestarts": "eta_min=0, or a LambdaLR whose factor ends above zero",
+    "ReduceLROnPlateau": f"min_lr={_PER_GROUP.format(value='min_lr')} and eps=0",
+    "SWALR": f"swa_lr={_PER_GROUP.format(value='swa_lr')}",
+}
