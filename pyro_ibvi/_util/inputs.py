@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -120,3 +121,35 @@ def _rebuilt(data: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
     if hasattr(data, "_fields"):  # a named tuple takes its parts one by one
         return type(data)(*parts)
     return tuple(parts) if isinstance(data, tuple) else parts
+
+
+def as_tensors(data: Any, dtype: torch.dtype) -> Any:
+    """Arrays, data frames, series and lists of numbers as tensors.
+
+    Args:
+        data: The data, in nested tuples, lists and mappings.
+        dtype: Floating point type that arrays of such numbers become: theirs is NumPy's default
+            rather than anybody's choice. Tensors stay as they are.
+
+    Returns:
+        Data of the same structure.
+
+    Raises:
+        TypeError: If an array is made of other things than numbers.
+    """
+    if isinstance(data, Mapping):
+        return {key: as_tensors(value, dtype) for key, value in data.items()}
+    is_list = isinstance(data, list) and bool(data) and isinstance(data[0], (int, float, list))
+    if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence) and not is_list:
+        return _rebuilt(data, [as_tensors(part, dtype) for part in data])
+    is_array = hasattr(data, "to_numpy") or hasattr(data, "__array__") or is_list
+    if isinstance(data, Tensor) or not is_array:
+        return data
+    array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"Expected numbers, got {type(data).__name__} of the type {array.dtype}: encode text "
+            f"and categories first, and leave out columns that are no numbers."
+        )
+    tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]))
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

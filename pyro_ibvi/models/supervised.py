@@ -140,6 +140,17 @@ class SupervisedModel(PyroModule):
         given = {name: part for name, part in (("x", x), ("y", y)) if part is not None}
         return self.reader.read({**given, **named})
 
+    def read_inputs(self, x: Any) -> Any:
+        """The inputs to be predicted, without the target that a mapping may hold.
+
+        Args:
+            x: Inputs.
+
+        Returns:
+            The inputs.
+        """
+        return self.reader.read_inputs(x)
+
     def run(
         self,
         values: Mapping[str, Tensor],

@@ -2,7 +2,7 @@
 
 from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws, mean_network
 from pyro_ibvi.prediction.mixture import Prediction
-from pyro_ibvi.prediction.predictive import predict
+from pyro_ibvi.prediction.predictive import predict, predict_batches
 from pyro_ibvi.prediction.scores import Reliability, reliability, score
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "frozen_draws",
     "mean_network",
     "predict",
+    "predict_batches",
     "reliability",
     "score",
 ]

@@ -15,7 +15,7 @@ from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_make
-from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.mixture import mixture_moments
 from pyro_ibvi.prediction.predictive import draw_parameters, seeded_numbers
 
 
@@ -122,8 +122,8 @@ class FrozenDraws(nn.Module):
             The mean and the variance, as in :class:`~pyro_ibvi.Prediction`.
         """
         outputs = torch.stack([self.pick(network(*args, **kwargs)) for network in self.networks])
-        prediction = Prediction(outputs, self.likelihood)
-        return prediction.mean, prediction.variance
+        mean, epistemic, aleatoric = mixture_moments(outputs, self.likelihood)
+        return mean, epistemic + aleatoric
 
 
 def _check(model: Any, guide: Any) -> None:

@@ -3,32 +3,48 @@ r"""The predictive distribution: a mixture over draws of the weights."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi._util.inputs import as_tensors, map_tensors
+from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi.models.labels import Categorical
+from pyro_ibvi.models.likelihoods import (
+    Bernoulli,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
+from pyro_ibvi.models.tasks import MultiTask
+from pyro_ibvi.models.wrapped import Masked, Standardized, elementwise
+from pyro_ibvi.prediction import marginals
 
 
 class Prediction:
     r"""The predictive distribution, :math:`p(y \mid x) = \frac1S \sum_s p(y \mid f_{w_s}(x))`.
 
     For a :class:`~pyro_ibvi.Categorical` likelihood moments are those of the one-hot label, so
-    that the mean is the vector of class probabilities.
+    that the mean holds class probabilities, where the network has its classes. A prediction owns
+    what it holds: training that goes on does not move it.
 
     Attributes:
         outputs: The network's outputs, shape ``(num_samples, batch, *event)``.
         likelihood: The distribution of a target given an output.
+
+    Args:
+        outputs: The network's outputs.
+        likelihood: The likelihood, of which a copy is kept.
     """
 
     def __init__(self, outputs: Tensor, likelihood: Likelihood) -> None:
-        self.outputs = outputs
-        self.likelihood = likelihood
-        with torch.no_grad():
-            means, variances = likelihood.moments(outputs, 2)
-            self._mean = means.mean(0)
-            self._aleatoric = variances.mean(0)
-            self._epistemic = means.var(0, correction=0)
+        self.outputs = at_least_float32(outputs)
+        self.likelihood = likelihood.detached()
+        moments = mixture_moments(self.outputs, self.likelihood)
+        self._mean, self._epistemic, self._aleatoric = moments
 
     @property
     def num_samples(self) -> int:
@@ -60,23 +76,43 @@ class Prediction:
         """Mean over draws of the conditional variance: the noise of the target."""
         return self._aleatoric
 
-    @torch.no_grad()
-    def log_prob(self, y: Tensor) -> Tensor:
+    def target(self, y: Any) -> Tensor:
+        """Targets as the likelihood takes them, checked.
+
+        Args:
+            y: Targets: a tensor, an array, a data frame or series, or a list.
+
+        Returns:
+            The targets.
+
+        Raises:
+            TypeError: If they have the wrong type.
+        """
+        y = as_tensors(y, self.outputs.dtype)
+        if isinstance(y, Prediction):
+            raise TypeError("The target is a Prediction: pass the prediction first, then y.")
+        y = map_tensors(lambda part: part.to(self.outputs.device), y)
+        y = self.likelihood.as_target(y)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"Targets must be a tensor or an array, got {type(y).__name__}.")
+        self.likelihood.check_target(y, self.outputs[0])
+        return self.likelihood.convert_target(y, self.outputs)
+
+    def log_prob(self, y: Any) -> Tensor:
         r"""Log predictive density of targets, :math:`\log \frac1S \sum_s p(y \mid f_s)`.
 
         Args:
             y: Targets, shape as the likelihood expects.
 
         Returns:
-            One number per datum, in nats, shape ``(batch,)``.
+            One number per datum, in nats, shape ``(batch,)``. The targets of a datum are taken
+            together; what was not observed counts nothing.
 
         Raises:
             TypeError: If the target has the wrong type.
             ValueError: If it has the wrong shape or impossible values.
         """
-        y = y.to(self.outputs.device)
-        self.likelihood.check_target(y, self.outputs[0])
-        y = self.likelihood.convert_target(y, self.outputs)
+        y = self.target(y)
         log_probs: Tensor = self.likelihood.density(self.outputs, 2).log_prob(y)
         return log_probs.logsumexp(0) - math.log(self.num_samples)
 
@@ -90,6 +126,203 @@ class Prediction:
         targets: Tensor = self.likelihood.density(self.outputs, 2).sample()
         return targets
 
+    def cdf(self, y: Any) -> Tensor:
+        """Probability of a target up to ``y``, for each number of the target by itself.
+
+        Args:
+            y: Numbers, of the shape of a target or broadcastable to it.
+
+        Returns:
+            Probabilities, in the shape of a target.
+
+        Raises:
+            TypeError: If the target is no number, or its distribution function is not known.
+        """
+        y = torch.as_tensor(y, device=self.outputs.device)
+        kind = self._kind("cdf")
+        if kind == "normal":
+            return marginals.normal_cdf(*self.components(), y)
+        if kind == "poisson":
+            return marginals.poisson_cdf(self.outputs.exp(), y)
+        if kind == "bernoulli":
+            below = torch.where(y >= 0, 1 - self.mean, 0.0)
+            return torch.where(y >= 1, 1.0, below)
+        try:
+            law = elementwise(self.likelihood.density(self.outputs, 2))
+            cdf: Tensor = law.cdf(y.to(self.outputs.dtype)).mean(0)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"The distribution function of the {type(self.likelihood).__name__} likelihood is "
+                f"not known: take quantiles of sample()."
+            ) from error
+        return cdf
+
+    @torch.no_grad()
+    def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
+        """Quantiles of the mixture, noise included, for each number of the target by itself.
+
+        Args:
+            q: Probabilities strictly between 0 and 1.
+
+        Returns:
+            The smallest numbers with these probabilities below, shape ``(*q, *target)``.
+
+        Raises:
+            TypeError: If the target is no number.
+            ValueError: If a probability is out of range.
+        """
+        self._kind("quantile")
+        q = torch.as_tensor(q, dtype=torch.float64)
+        if not bool(((q > 0) & (q < 1)).all()):
+            raise ValueError(
+                f"Quantiles are at probabilities strictly between 0 and 1, got {q.tolist()}."
+            )
+        quantiles = marginals.quantile_of(self.cdf, self.mean, self.variance, q)
+        if self.likelihood.discrete:  # the bisection ends at the jump, from above
+            quantiles = (quantiles - 1e-3).ceil().clamp(min=0)
+        return quantiles
+
+    def interval(self, coverage: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Central predictive interval, with equal probabilities on both sides.
+
+        Args:
+            coverage: Probability of the target within, between 0 and 1.
+
+        Returns:
+            Lower and upper ends, each in the shape of a target.
+
+        Raises:
+            ValueError: If the coverage is out of range.
+        """
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage is a probability such as 0.95, got {coverage!r}.")
+        low, high = self.quantile([(1 - coverage) / 2, (1 + coverage) / 2])
+        return low, high
+
+    def entropy(self) -> Tensor:
+        """Entropy of the mixture in nats, for each label or number of the target by itself.
+
+        Returns:
+            Entropies in the shape of a target; of numbers those of the density, which may be
+            negative and depend on the units.
+        """
+        return self._entropies()[0]
+
+    def mutual_information(self) -> Tensor:
+        """Mutual information of target and weights in nats: the epistemic part of the entropy.
+
+        Returns:
+            :meth:`entropy` less the mean entropy of the target given the weights, in the shape of
+            a target, at least 0.
+        """
+        total, within = self._entropies()
+        return (total - within).clamp(min=0)
+
+    def components(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of the target for each draw of the weights.
+
+        Returns:
+            Both of shape ``(num_samples, *target)``, in the target's units.
+        """
+        means, variances = self.likelihood.moments(self.outputs, 2)
+        return means, variances.sqrt()
+
+    def at_temperature(self, temperature: float) -> Prediction:
+        r"""The mixture of tempered densities, :math:`p(y \mid f_s)^{1/T}`, each normalized.
+
+        Args:
+            temperature: :math:`T`; above 1 less sure, below 1 surer than trained.
+
+        Returns:
+            The prediction.
+
+        Raises:
+            TypeError: If the likelihood has no tempered form.
+        """
+        return Prediction(self.outputs, self.likelihood.at_temperature(temperature))
+
+    def __getitem__(self, task: str) -> Prediction:
+        """The prediction of one task of a ``MultiTask`` likelihood."""
+        if not isinstance(self.likelihood, MultiTask) or task not in self.likelihood.widths:
+            names = list(getattr(self.likelihood, "widths", ()))
+            raise KeyError(f"No task {task!r}; the likelihood has the tasks {names}.")
+        outputs = self.likelihood.split(self.outputs)[task]
+        return Prediction(outputs, self.likelihood.likelihoods[task])
+
     def __repr__(self) -> str:
         shape = tuple(self.mean.shape)
         return f"Prediction(num_samples={self.num_samples}, mean of shape {shape})"
+
+    def _kind(self, what: str) -> str:
+        kind = kind_of(self.likelihood)
+        if kind == "categorical":
+            raise TypeError(
+                f"Class labels have no order, so no {what}: `mean` holds their probabilities."
+            )
+        if kind == "tasks":
+            raise TypeError(f"Each task has a {what} of its own: prediction['name'].{what}(...).")
+        return kind
+
+    def _entropies(self) -> tuple[Tensor, Tensor]:
+        """Entropy of the mixture and mean entropy of its components."""
+        kind = kind_of(self.likelihood)
+        if kind == "categorical":
+            assert isinstance(self.likelihood, Categorical)
+            dim = self.likelihood.class_dim_of(self.outputs, 2)
+            means, _ = self.likelihood.moments(self.outputs, 2)
+            return _entropy(self.mean, dim), _entropy(means, dim).mean(0)
+        if kind == "bernoulli":
+            means, _ = self.likelihood.moments(self.outputs, 2)
+            both = torch.stack([means, 1 - means], -1)
+            return _entropy(both.mean(0), -1), _entropy(both, -1).mean(0)
+        if kind == "poisson":
+            return marginals.poisson_entropy(self.outputs.exp())
+        if kind != "normal":
+            raise TypeError(
+                f"The entropy of a mixture of the {type(self.likelihood).__name__} likelihood has "
+                f"no closed form: estimate it by -log_prob of draws."
+            )
+        means, scales = self.components()
+        within = scales.log().mean(0) + (1 + math.log(2 * math.pi)) / 2
+        return marginals.normal_entropy(means, scales), within
+
+
+def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments of the mixture, by the law of total variance.
+
+    Args:
+        outputs: The network's outputs, draws in front.
+        likelihood: The likelihood.
+
+    Returns:
+        The mean, the variance of the components' means, and the mean of their variances.
+    """
+    means, variances = likelihood.moments(outputs, 2)
+    return means.mean(0), means.var(0, correction=0), variances.mean(0)
+
+
+def kind_of(likelihood: Likelihood) -> str:
+    """What family a likelihood is of, whatever is around it.
+
+    Args:
+        likelihood: The likelihood.
+
+    Returns:
+        ``"normal"``, ``"poisson"``, ``"bernoulli"``, ``"categorical"``, ``"tasks"``, ``"other"``.
+    """
+    while isinstance(likelihood, (Masked, Standardized)):
+        likelihood = likelihood.likelihood
+    kinds: dict[str, Any] = {
+        "normal": (Normal, HeteroscedasticNormal),
+        "poisson": Poisson,
+        "bernoulli": Bernoulli,
+        "categorical": Categorical,
+        "tasks": MultiTask,
+    }
+    found = (name for name, kind in kinds.items() if isinstance(likelihood, kind))
+    return next(found, "other")
+
+
+def _entropy(probabilities: Tensor, dim: int) -> Tensor:
+    terms: Tensor = torch.special.xlogy(probabilities, probabilities)
+    return -terms.sum(dim)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import as_call, as_tensors, to_device
 from pyro_ibvi._util.modes import module_mode
+from pyro_ibvi._util.pairs import check_pair
 from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.running import network_mode
-from pyro_ibvi.models.supervised import SupervisedModel, batch_of
-from pyro_ibvi.prediction.chunking import draws_to_make, draws_to_run
+from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.rows import Rows
+
+#: What makes draws reproducible: a seed, or a generator that gives one.
+Seed = int | torch.Generator | None
 
 
-@torch.no_grad()
 def predict(
     model: SupervisedModel,
     guide: Callable[..., Any],
@@ -31,7 +36,9 @@ def predict(
     num_samples: int = 100,
     chunk_size: int | None = None,
     batch_size: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Seed = None,
+    temperature: float = 1.0,
+    differentiable: bool = False,
 ) -> Prediction:
     """Predicts by averaging over draws of the weights.
 
@@ -42,20 +49,26 @@ def predict(
     Args:
         model: The model.
         guide: Its guide, of any kind that draws the model's sites.
-        x: Inputs, as for the model.
+        x: Inputs, as for the model; arrays and data frames are converted, labels in a mapping are
+            left out. Or a ``DataLoader`` that does not shuffle, whose targets are left out.
         num_samples: Number of draws of the weights.
         chunk_size: Number of draws that run at once; bounds the memory for weights and
             activations. By default as many as a few million numbers allow.
         batch_size: Number of inputs that run at once; bounds the memory for activations. The
             draws are the same for all of them.
-        generator: Makes the draws reproducible, without touching the global random state.
+        generator: A seed, or a generator that gives one: makes the draws reproducible, without
+            touching the global random state.
+        temperature: Temperature of the likelihood, see
+            :func:`~pyro_ibvi.prediction.fit_temperature`.
+        differentiable: Whether to keep the graph, for gradients with respect to the inputs.
 
     Returns:
         The prediction.
 
     Raises:
-        TypeError: If the model is not a :class:`~pyro_ibvi.SupervisedModel`.
-        ValueError: If a size is not positive.
+        TypeError: If the model is not a :class:`~pyro_ibvi.SupervisedModel`, or the guide is none.
+        ValueError: If a size is not positive, the guide is another model's, the inputs do not
+            fit or hold NaN, or they cannot be cut into batches.
 
     Example:
         >>> from pyro_ibvi import Normal, RandomModule
@@ -65,28 +78,174 @@ def predict(
         >>> pred.mean.shape, torch.equal(pred.variance, pred.epistemic + pred.aleatoric)
         (torch.Size([5, 1]), True)
     """
+    _check(model, guide, num_samples)
+    sizes = {"num_samples": num_samples, "chunk_size": chunk_size, "batch_size": batch_size}
+    for name, size in sizes.items():
+        if size is not None or name == "num_samples":
+            check_positive_int(name, size)
+    likelihood = model.likelihood
+    if temperature != 1.0:
+        likelihood = likelihood.at_temperature(temperature)
+    with torch.set_grad_enabled(differentiable):
+        if isinstance(x, DataLoader):
+            parts = [
+                part.outputs
+                for part, _ in predict_batches(
+                    model,
+                    guide,
+                    _unshuffled(x),
+                    num_samples=num_samples,
+                    chunk_size=chunk_size,
+                    batch_size=batch_size,
+                    generator=generator,
+                )
+            ]
+            return Prediction(torch.cat(parts, dim=1), likelihood)
+        rows = prepare_rows(model, x)
+        with _evaluation(guide), seeded_numbers(generator, guide):
+            outputs = run_draws(model, guide, rows, num_samples, chunk_size, batch_size)
+        return Prediction(outputs, likelihood)
+
+
+def predict_batches(
+    model: SupervisedModel,
+    guide: Callable[..., Any],
+    loader: Any,
+    *,
+    num_samples: int = 100,
+    chunk_size: int | None = None,
+    batch_size: int | None = None,
+    generator: Seed = None,
+    temperature: float = 1.0,
+) -> Iterator[tuple[Prediction, Any]]:
+    """Predicts one batch after the other by the same draws, for data whose outputs fill memory.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        loader: Batches, as for training; or inputs, of which ``batch_size`` rows are predicted
+            at once.
+        num_samples: Number of draws of the weights.
+        chunk_size: As for :func:`predict`.
+        batch_size: As for :func:`predict`.
+        generator: As for :func:`predict`; without one the draws are new, and the same for all
+            batches.
+        temperature: As for :func:`predict`.
+
+    Yields:
+        The prediction and the targets of each batch, None where there are none.
+
+    Raises:
+        DataError: If there is no batch.
+
+    Example:
+        >>> from pyro_ibvi import Normal, RandomModule
+        >>> from torch import nn
+        >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
+        >>> parts = predict_batches(model, AutoMuPNormal(model), torch.zeros(9, 3), batch_size=4)
+        >>> [len(part.mean) for part, _ in parts]
+        [4, 4, 1]
+    """
+    _check(model, guide, num_samples)
+    likelihood = model.likelihood
+    if temperature != 1.0:
+        likelihood = likelihood.at_temperature(temperature)
+    seed = _seed_of(generator)
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    is_data = isinstance(loader, (Tensor, Mapping)) or hasattr(loader, "to_numpy")
+    if is_data or hasattr(loader, "__array__"):
+        whole = prepare_rows(model, loader)
+        batches = ((part, None) for part in whole.batches(batch_size))
+    else:
+        batches = (_read(model, batch) for batch in loader)
+    is_empty = True
+    for x, y in batches:
+        is_empty = False
+        rows = prepare_rows(model, x)
+        with torch.no_grad(), _evaluation(guide), seeded_numbers(seed, guide):
+            outputs = run_draws(model, guide, rows, num_samples, chunk_size, batch_size)
+        yield Prediction(outputs, likelihood), y
+    if is_empty:
+        raise DataError("The loader is empty: it yielded no batch.")
+
+
+def _check(model: Any, guide: Any, num_samples: int) -> None:
     if not isinstance(model, SupervisedModel):
         raise TypeError(
             f"predict needs a SupervisedModel, got {type(model).__name__}; for other models "
             f"use pyro.infer.Predictive(model, guide=guide, num_samples={num_samples})."
         )
-    check_positive_int("num_samples", num_samples)
-    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
-        if size is not None:
-            check_positive_int(name, size)
-    device = next((p.device for p in model.parameters()), None)
-    x = to_device(x, device)
+    if not callable(guide):
+        raise TypeError(
+            f"predict needs the guide that was trained, got {type(guide).__name__}: write "
+            f"predict(model, guide, x)."
+        )
+    check_pair(model, guide)
+
+
+def prepare_rows(model: SupervisedModel, x: Any) -> Rows:
+    """Inputs on the model's device, checked.
+
+    Args:
+        model: The model.
+        x: Inputs.
+
+    Returns:
+        The inputs.
+    """
+    parameter = next(iter(model.parameters()), None)
+    dtype = next(
+        (p.dtype for p in model.net.network.parameters() if p.is_floating_point()), torch.float32
+    )
+    x = as_tensors(x, dtype)
+    x = to_device(model.read_inputs(x), None if parameter is None else parameter.device)
+    return Rows(model, x)
+
+
+def run_draws(
+    model: SupervisedModel,
+    guide: Callable[..., Any],
+    rows: Rows,
+    num_samples: int,
+    chunk_size: int | None,
+    batch_size: int | None,
+) -> Tensor:
+    """The network's outputs for draws of the guide, in chunks of draws and batches of inputs.
+
+    Args:
+        model: The model, in evaluation mode.
+        guide: Its guide.
+        rows: Inputs.
+        num_samples: Number of draws.
+        chunk_size: Number of draws that run at once.
+        batch_size: Number of inputs that run at once.
+
+    Returns:
+        The outputs, draws in front.
+    """
+    num_drawn = draws_to_make(model.net) if chunk_size is None else chunk_size
+    num_run = rows.draws_to_run(batch_size) if chunk_size is None else chunk_size
     outputs = []
-    with _evaluation(guide), seeded_numbers(generator, guide):
-        num_drawn, num_run = chunk_size, chunk_size
-        if num_drawn is None or num_run is None:
-            num_drawn, num_run = _default_chunk_sizes(model, x, batch_size)
-        for start in range(0, num_samples, num_drawn):
-            values = draw_parameters(model, guide, x, min(num_drawn, num_samples - start))
-            for chunk in _chunks(model, values, num_run):
-                parts = [model.run(chunk, part) for part in _batches(x, batch_size)]
-                outputs.append(torch.cat(parts, dim=1))
-    return Prediction(torch.cat(outputs), model.likelihood)
+    for start in range(0, num_samples, num_drawn):
+        values = draw_parameters(model, guide, rows.x, min(num_drawn, num_samples - start))
+        for chunk in _chunks(model, values, num_run):
+            parts = [rows.run(chunk, part, batch_size) for part in rows.batches(batch_size)]
+            outputs.append(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+    return torch.cat(outputs)
+
+
+def _read(model: SupervisedModel, batch: Any) -> tuple[Any, Any]:
+    args, kwargs = as_call(batch)
+    return model.read(*args, **kwargs)
+
+
+def _unshuffled(loader: DataLoader[Any]) -> DataLoader[Any]:
+    if isinstance(loader.sampler, RandomSampler):
+        raise ValueError(
+            "The loader shuffles, so nobody could tell which prediction is whose: make it with "
+            "shuffle=False."
+        )
+    return loader
 
 
 def draw_parameters(
@@ -133,36 +292,33 @@ def _evaluation(guide: Any) -> Iterator[None]:
 
 
 @contextmanager
-def seeded_numbers(generator: torch.Generator | None, guide: Any) -> Iterator[None]:
-    """Random numbers from a generator's seed.
+def seeded_numbers(generator: Seed, guide: Any) -> Iterator[None]:
+    """Random numbers from a seed, or from that of a generator.
 
     Other guides than this package's know the global random state alone.
 
     Args:
-        generator: The generator; without one the global random state goes on.
+        generator: The seed or generator; without one the global random state goes on.
         guide: The guide that draws.
 
     Yields:
         Nothing.
     """
-    if generator is None:
+    seed = _seed_of(generator)
+    if seed is None:
         yield
         return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    is_own = isinstance(guide, AutoMuPNormal)
-    numbers = thread_random_numbers if is_own else own_random_numbers
-    with numbers(int(seed.item())):
+    numbers = thread_random_numbers if isinstance(guide, AutoMuPNormal) else own_random_numbers
+    with numbers(seed):
         yield
 
 
-def _default_chunk_sizes(
-    model: SupervisedModel, x: Any, batch_size: int | None
-) -> tuple[int, int]:
-    """How many draws are made at once, whatever the data, and how many of them run at once."""
-    num_rows = batch_of(x).shape[0]
-    one_row = as_call(next(_batches(x, 1)) if num_rows else x)
-    num_run = draws_to_run(model.net, one_row, min(num_rows, batch_size or num_rows))
-    return draws_to_make(model.net), num_run
+def _seed_of(generator: Seed) -> int | None:
+    if isinstance(generator, torch.Generator):
+        return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
+    if generator is None or (isinstance(generator, int) and not isinstance(generator, bool)):
+        return generator
+    raise TypeError(f"generator must be a seed or a torch.Generator, got {generator!r}.")
 
 
 def _chunks(
@@ -172,17 +328,3 @@ def _chunks(
     names = model.net.stochastic
     for start in range(0, len(values[names[0]]), size):
         yield {**values, **{name: values[name][start : start + size] for name in names}}
-
-
-def _batches(x: Any, batch_size: int | None) -> Iterator[Any]:
-    num_data = batch_of(x).shape[0]
-    if batch_size is None or batch_size >= num_data:
-        yield x
-        return
-    for start in range(0, num_data, batch_size):
-        rows = slice(start, start + batch_size)
-        yield map_tensors(partial(_rows, rows=rows, num_data=num_data), x)
-
-
-def _rows(leaf: Tensor, *, rows: slice, num_data: int) -> Tensor:
-    return leaf[rows] if leaf.dim() > 0 and leaf.shape[0] == num_data else leaf

@@ -123,7 +123,7 @@ def test_large_activations_run_in_pieces_of_the_same_draws(monkeypatch):
     at_once = 400_000 // (100 * 1000)
     assert sizes == [at_once] * (60 // at_once)
     assert torch.allclose(in_pieces, outputs(batch_size=10), atol=1e-5)
-    assert set(sizes) == {60}
+    assert set(sizes) - {1} == {60}  # and one draw to see whether rows can be cut
     assert torch.allclose(in_pieces, outputs(chunk_size=60), atol=1e-5)
 
 

@@ -1,0 +1,208 @@
+r"""Mixtures of distributions of single numbers: cdf, quantiles, entropies, ranked scores.
+
+Draws are in front, then comes the shape of the targets. Components of the Normal family are told
+by their means and standard deviations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Steps that halve the bracket of a quantile: to the last digit in double precision.
+_NUM_BISECTIONS = 60
+#: Nodes of the quadrature of a component's cross-entropy.
+_NUM_NODES = 16
+#: Numbers that the quadrature and the scores hold at once.
+_MAX_NUMBERS = 2 * 10**7
+
+
+def normal_cdf(means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
+    r"""Distribution function :math:`\frac1S \sum_s \Phi((y - m_s) / \sigma_s)`.
+
+    Args:
+        means: Means of the components, shape ``(S, *target)``.
+        scales: Their standard deviations.
+        y: Where to evaluate, shape ``(*target,)`` or broadcastable.
+
+    Returns:
+        Probabilities, shape ``(*target,)``.
+
+    Example:
+        >>> normal_cdf(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1), torch.zeros(1))
+        tensor([0.5000])
+    """
+    below: Tensor = torch.special.ndtr((y - means) / scales)
+    return below.mean(0)
+
+
+def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
+    r"""Distribution function of a mixture of Poisson distributions.
+
+    Args:
+        rates: Rates of the components, shape ``(S, *target)``.
+        y: Where to evaluate, shape ``(*target,)`` or broadcastable.
+
+    Returns:
+        Probabilities, shape ``(*target,)``.
+
+    Example:
+        >>> poisson_cdf(torch.ones(1, 1), torch.zeros(1)).log()
+        tensor([-1.])
+    """
+    below = torch.special.gammaincc(y.floor().clamp(min=0) + 1, rates).mean(0)
+    return torch.where(y >= 0, below, 0.0)
+
+
+def quantile_of(
+    cdf: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, q: Tensor
+) -> Tensor:
+    r"""Quantiles by bisection, within the bounds that mean and variance give.
+
+    Any distribution has its quantile within :math:`m - \sigma \sqrt{(1-q)/q}` and
+    :math:`m + \sigma \sqrt{q/(1-q)}` (Cantelli).
+
+    Args:
+        cdf: The distribution function.
+        mean: The mean, shape ``(*target,)``.
+        variance: The variance.
+        q: Probabilities strictly between 0 and 1, shape ``(*q,)``.
+
+    Returns:
+        The smallest numbers with at least these probabilities below, shape ``(*q, *target)``.
+
+    Example:
+        >>> half = torch.tensor(0.5)
+        >>> quantile_of(torch.special.ndtr, torch.zeros(1), torch.ones(1), half).abs() < 1e-6
+        tensor([True])
+    """
+    dtype = mean.dtype
+    mean, scale = mean.double(), variance.double().sqrt()
+    quantiles = []
+    for value in q.flatten().tolist():
+        low = mean - scale * math.sqrt((1 - value) / value) - 1e-6 * scale
+        high = mean + scale * math.sqrt(value / (1 - value)) + 1e-6 * scale
+        for _ in range(_NUM_BISECTIONS):
+            middle = (low + high) / 2
+            is_enough = cdf(middle) >= value
+            low, high = torch.where(is_enough, low, middle), torch.where(is_enough, middle, high)
+        quantiles.append(high.to(dtype))
+    return torch.stack(quantiles).reshape(*q.shape, *mean.shape)
+
+
+def normal_entropy(means: Tensor, scales: Tensor) -> Tensor:
+    r"""Entropy of a mixture of Normal distributions, by Gauss-Hermite quadrature.
+
+    .. math:: H = -\frac1S \sum_s E_{y \sim N_s}\Big[\log \frac1S \sum_t N_t(y)\Big]
+
+    Exact for one component; within about a thousandth of a nat for components whose standard
+    deviations differ by a factor of ten at most.
+
+    Args:
+        means: Means of the components, shape ``(S, *target)``.
+        scales: Their standard deviations.
+
+    Returns:
+        Entropies in nats, shape ``(*target,)``.
+
+    Example:
+        >>> normal_entropy(torch.zeros(1, 1), torch.ones(1, 1))  # log(2 pi e) / 2
+        tensor([1.4189])
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NUM_NODES)
+    points = torch.as_tensor(nodes).to(means)
+    shares = torch.as_tensor(weights / weights.sum()).to(means)
+
+    def entropy(means: Tensor, scales: Tensor) -> Tensor:
+        y = means.unsqueeze(-1) + scales.unsqueeze(-1) * points[:, None, None]  # (K, S, n, 1)
+        y = y.movedim(-1, 0)  # (1, K, S, n)
+        mean, scale = means[:, None, None], scales[:, None, None]  # (S, 1, 1, n)
+        log_p = -0.5 * ((y - mean) / scale).square() - scale.log() - math.log(2 * math.pi) / 2
+        mixture = log_p.logsumexp(0) - math.log(len(means))  # (K, S, n)
+        return -(shares[:, None, None] * mixture).sum(0).mean(0)
+
+    size = len(means) ** 2 * _NUM_NODES
+    return _by_columns(entropy, size, means, scales)
+
+
+def poisson_entropy(rates: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Entropy of a mixture of Poisson distributions, and the mean of its components' entropies.
+
+    Args:
+        rates: Rates of the components, shape ``(S, *target)``.
+
+    Returns:
+        Both in nats, shape ``(*target,)``.
+
+    Example:
+        >>> mixture, components = poisson_entropy(torch.full((3, 1), 2.0))
+        >>> (mixture - components).abs() < 1e-5
+        tensor([True])
+    """
+    largest = rates.max()
+    total = torch.zeros_like(rates[0])
+    parts = torch.zeros_like(rates[0])
+    for k in range(int(largest + 12 * largest.sqrt() + 30)):
+        log_p = k * rates.log() - rates - math.lgamma(k + 1)
+        p = log_p.exp()
+        mixture = p.mean(0)
+        total = total - torch.special.xlogy(mixture, mixture)
+        parts = parts - torch.where(p > 0, p * log_p, 0.0).mean(0)
+    return total, parts
+
+
+def normal_crps(means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
+    r"""Continuous ranked probability score of a mixture of Normal distributions, exactly.
+
+    .. math::
+
+        \frac1S \sum_s A(y - m_s, \sigma_s^2)
+            - \frac{1}{2 S^2} \sum_{s,t} A(m_s - m_t, \sigma_s^2 + \sigma_t^2), \quad
+        A(d, v) = 2 \sqrt v\, \varphi(d / \sqrt v) + d\, (2 \Phi(d / \sqrt v) - 1)
+
+    Args:
+        means: Means of the components, shape ``(S, *target)``.
+        scales: Their standard deviations.
+        y: Targets, shape ``(*target,)``.
+
+    Returns:
+        Scores in the targets' units, lower is better, shape ``(*target,)``.
+
+    References:
+        Grimit, Gneiting, Berrocal and Johnson, 2006, *The Continuous Ranked Probability Score for
+        Circular Variables and its Application to Mesoscale Forecast Ensemble Verification*.
+
+    Example:
+        >>> normal_crps(torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(1))
+        tensor([0.2337])
+    """
+
+    def spread(means: Tensor, scales: Tensor) -> Tensor:
+        total = torch.zeros_like(means[0])
+        for mean, scale in zip(means, scales, strict=True):
+            total = total + _mean_distance(means - mean, scales.square() + scale.square()).mean(0)
+        return total / (2 * len(means))
+
+    near = _mean_distance(y - means, scales.square()).mean(0)
+    return near - _by_columns(spread, len(means), means, scales)
+
+
+def _mean_distance(difference: Tensor, variance: Tensor) -> Tensor:
+    """Mean absolute value of a Normal number."""
+    scale = variance.sqrt()
+    z = difference / scale
+    density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
+    below: Tensor = torch.special.ndtr(z)
+    return 2 * scale * density + difference * (2 * below - 1)
+
+
+def _by_columns(function: Callable[..., Tensor], size: int, *tensors: Tensor) -> Tensor:
+    """Applies a function to some targets after the other, so that memory is bounded."""
+    flat = [tensor.flatten(1) for tensor in tensors]
+    step = max(1, _MAX_NUMBERS // size)
+    parts = [function(*part) for part in zip(*(t.split(step, dim=1) for t in flat), strict=True)]
+    return torch.cat(parts).reshape(tensors[0].shape[1:])

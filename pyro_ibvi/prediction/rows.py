@@ -1,0 +1,127 @@
+"""Inputs of a prediction: what are the data in them, and how they are cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import as_call, first_tensor, map_tensors
+from pyro_ibvi.models.supervised import SupervisedModel, check_finite
+from pyro_ibvi.prediction.chunking import draws_to_run
+
+
+class Rows:
+    """Inputs, whose first dimension is the batch unless they run as a whole.
+
+    Args:
+        model: The model.
+        x: Inputs on its device.
+
+    Raises:
+        DataError: If there are none, some are not finite, or they lack the batch.
+    """
+
+    def __init__(self, model: SupervisedModel, x: Any) -> None:
+        self.model, self.x = model, x
+        first = first_tensor(x)
+        self.num_rows = 1 if first is None else len(first)
+        if self.num_rows == 0:
+            raise DataError(
+                "There is nothing to predict: the inputs have a first dimension of size 0."
+            )
+        check_finite("input", x)
+        _check_has_batch(model, x)
+        self._is_checked = False
+
+    def batches(self, batch_size: int | None) -> Iterator[Any]:
+        """Some rows after the other.
+
+        Args:
+            batch_size: Number of rows at once, None for all of them.
+
+        Yields:
+            The inputs of each batch; what has no row for each datum goes to all.
+        """
+        if batch_size is None or batch_size >= self.num_rows:
+            yield self.x
+            return
+        for start in range(0, self.num_rows, batch_size):
+            yield self._cut(slice(start, start + batch_size))
+
+    def draws_to_run(self, batch_size: int | None) -> int:
+        """Number of draws to run at once.
+
+        Args:
+            batch_size: Number of rows that run at once.
+
+        Returns:
+            The number.
+        """
+        num_rows = min(self.num_rows, batch_size or self.num_rows)
+        return draws_to_run(self.model.net, as_call(self._cut(slice(0, 1))), num_rows)
+
+    def run(self, values: Mapping[str, Tensor], x: Any, batch_size: int | None) -> Tensor:
+        """Runs the network on a batch.
+
+        Args:
+            values: Draws of the weights.
+            x: The batch.
+            batch_size: Number of rows that run at once.
+
+        Returns:
+            The outputs, draws in front.
+
+        Raises:
+            DataError: If the rows that were cut are not those of the output.
+        """
+        if batch_size is not None and batch_size < self.num_rows and not self._is_checked:
+            self._check_cut(values, batch_size)
+            self._is_checked = True
+        return self.model.run(values, x)
+
+    def _check_cut(self, values: Mapping[str, Tensor], batch_size: int) -> None:
+        """Two sizes, of which the output must have both: one may agree by chance."""
+        names = self.model.net.stochastic
+        one = {**values, **{name: values[name][:1] for name in names}}
+        sizes = {batch_size, max(1, batch_size // 2), batch_size + 1} & set(range(self.num_rows))
+        failures: list[Exception] = []
+        for size in sizes:
+            try:
+                made = f"made {self.model.run(one, self._cut(slice(0, size))).shape[1]} outputs"
+            except (DataError, TypeError):
+                return  # not the cut, but the data: the run itself says so
+            except Exception as error:
+                failures.append(error)  # networks may refuse a number of rows
+                made = f"failed ({next(iter(str(error).splitlines()), '')})"
+                if len(failures) < len(sizes):
+                    continue
+            if made != f"made {size} outputs":
+                raise DataError(
+                    f"batch_size={batch_size} cuts the inputs at their first dimension, of size "
+                    f"{self.num_rows}, but of {size} of its rows the network {made}: the data are "
+                    f"not there. Leave batch_size out, or pass a loader of batches."
+                )
+
+    def _cut(self, rows: slice) -> Any:
+        def part(leaf: Tensor) -> Tensor:
+            return leaf[rows] if leaf.dim() > 0 and len(leaf) == self.num_rows else leaf
+
+        return map_tensors(part, self.x)
+
+
+def _check_has_batch(model: SupervisedModel, x: Any) -> None:
+    """Refuses one row of features for a network that begins with a linear layer."""
+    if not isinstance(x, Tensor) or x.dim() > 1:
+        return
+    for name, role in model.net.roles.items():
+        layer = model.net.network.get_submodule(name.rpartition(".")[0])
+        if role.layer_role != "input" or not isinstance(layer, nn.Linear):
+            continue
+        if layer.in_features > 1 and x.shape == (layer.in_features,):
+            raise DataError(
+                f"The input has shape {tuple(x.shape)}, one row without its batch dimension: pass "
+                f"x.unsqueeze(0)."
+            )
