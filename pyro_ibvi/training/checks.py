@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.pairs import check_optimizer_of, check_pair
+from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.schedules import has_scheduler, is_plateau
 from pyro_ibvi.training.state import modules_of
 
@@ -56,6 +58,26 @@ def check_svi(svi: Any) -> None:
         raise ValueError(
             f"Model and guide are on different devices ({places}): move both, "
             f"model.to(device) and guide.to(device), before training."
+        )
+
+
+def warn_of_sum(svi: SVI) -> None:
+    """Warns where rates that expect a loss per datum meet a loss that is a sum.
+
+    Args:
+        svi: The training.
+    """
+    loss = getattr(svi.loss, "__self__", svi.loss)
+    if not isinstance(svi.optim, MuPOptim) or getattr(loss, "reduction", None) == "mean":
+        return
+    num_data = getattr(svi.model, "num_data", None)
+    if isinstance(num_data, int) and num_data > 1:
+        warnings.warn(
+            f"The learning rates of MuPOptim are meant for a loss per datum, and this "
+            f"{type(loss).__name__} is a sum, {num_data} times as large: write "
+            f"TraceExpectedLogLikelihood(reduction='mean'), or divide the rate by num_data.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

@@ -21,6 +21,7 @@ from pyro_ibvi.training.checks import (
     check_validation,
     checked_autocast,
     checked_device,
+    warn_of_sum,
 )
 from pyro_ibvi.training.course import Course
 from pyro_ibvi.training.history import History
@@ -122,6 +123,7 @@ def fit(
         2
     """
     check_svi(svi)
+    warn_of_sum(svi)
     check_num_epochs(num_epochs)
     check_loader("train_loader", train_loader)
     if valid_loader is not None:

@@ -21,6 +21,7 @@ def parameters(svi):
     return {n: p.detach().clone() for n, p in svi.guide.named_parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:The learning rates of MuPOptim are meant")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_accumulated_batches_are_one_large_batch(reduction):
     def make():

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -15,6 +15,7 @@ import pyro_ibvi as ibvi
 from tests.training.killable import make_svi as make_killable
 from tests.training.killable import train
 from tests.training.test_loop import make_data, make_loader, make_svi
+from tests.training.test_options import make_stock
 
 X, Y = make_data()
 
@@ -79,6 +80,13 @@ def test_parts_of_different_pairs_are_refused():
         ibvi.fit(SVI(svi.model, svi.model, svi.optim, svi.loss.__self__), loader, 1)
 
 
+@pytest.mark.parametrize("loss", [ibvi.TraceExpectedLogLikelihood, Trace_ELBO])
+def test_a_sum_at_rates_for_a_mean_is_said(loss):
+    svi = make_svi(lr=1e-5, covariance=ibvi.Diagonal())
+    with pytest.warns(UserWarning, match=rf"this {loss.__name__} is a sum, 40 times as large"):
+        ibvi.fit(SVI(svi.model, svi.guide, svi.optim, loss()), make_loader(), 1, progress=False)
+
+
 def test_guides_of_parts_functions_and_handlers_pass():
     def model(x):
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -104,8 +112,9 @@ def mistakes():
     yield (svi, X, 1), {}, TypeError, "train_loader must give batches, got Tensor"
     yield (svi, TensorDataset(X, Y), 1), {}, TypeError, r"is a data set.*DataLoader\(data"
     yield (svi, 5, 1), {}, TypeError, "must give batches, got int"
-    yield (svi, [(X[:9], Y[:9], Y[:9])], 1), {}, TypeError, r"3 parts does not fit.*\(x, y\)"
-    yield (svi, [{"x": X, "label": Y}], 1), {}, TypeError, r"keys \['x', 'label'\] does not fit"
+    stock = make_stock(pyro.optim.Adam({"lr": 0.1}))
+    yield (stock, [(X[:9], Y[:9], Y[:9])], 1), {}, TypeError, r"3 parts does not fit.*\(x, y\)"
+    yield (stock, [{"x": X, "label": Y}], 1), {}, TypeError, r"keys \['x', 'label'\] does not"
     options = {
         "callback": ("stop", TypeError, "callback must be a function.*'stop'"),
         "checkpoint": (True, TypeError, "path of a file.*True"),

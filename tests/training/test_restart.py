@@ -1,5 +1,6 @@
 """A training that is killed and started again ends where it would have ended, bit for bit."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch.utils.data import RandomSampler
 import pyro_ibvi as ibvi
 from pyro_ibvi.training import checkpoints
 from pyro_ibvi.training import course as _course
+from tests.training.kill_often import kill_often
 from tests.training.killable import (
     CASES,
     NUM_BATCHES,
@@ -51,6 +53,14 @@ def test_a_killed_process_is_continued_by_another(tmp_path):
         resumed = torch.load(tmp_path / f"{optimizer}.summary", weights_only=True)
         assert differences(expected, resumed) == []
         assert len(resumed["history"][0]) == NUM_EPOCHS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_kills_at_random_moments(tmp_path):
+    hits, differing = kill_often(3, tmp_path)
+    assert differing == []
+    assert hits >= 1  # a training may end before it is hit
 
 
 def interrupted(path, make, killed_after, make_loaders=lambda: {}, **kwargs):

@@ -1,0 +1,72 @@
+"""Kills a training at random moments, again and again, and compares its end with one in peace.
+
+Run by hand with the number of kills, ``python -m tests.training.kill_often 20``; the tests run it
+with a few. A kill may come anywhere: in a step, while a batch is loaded, while the checkpoint is
+written. Each time the same script goes on from what the file holds.
+"""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.training.killable import differences, make_loader, make_svi, summary, train
+
+NUM_EPOCHS = 40
+
+
+def run(checkpoint, result):
+    torch.set_num_threads(1)
+    svi = make_svi("momentum")
+    loader = make_loader()
+    history = train(
+        svi,
+        loader=loader,
+        valid_loader=loader,
+        num_epochs=NUM_EPOCHS,
+        patience=NUM_EPOCHS,
+        accumulate=2,
+        checkpoint=checkpoint,
+        checkpoint_steps=None if checkpoint is None else 1,
+    )
+    torch.save(summary(svi, history), result)
+
+
+def started(checkpoint, result):
+    process = os.fork()
+    if process == 0:
+        run(checkpoint, result)
+        os._exit(0)
+    return process
+
+
+def kill_often(num_kills, folder, seed=0):
+    """Number of kills that hit a training under way, and the paths that differ in the end."""
+    moments, peaceful = random.Random(seed), folder / "peaceful"
+    begin = time.monotonic()
+    os.waitpid(started(None, peaceful), 0)
+    whole = time.monotonic() - begin
+    hits, checkpoint, result = 0, folder / "run.pt", folder / "result"
+    while not result.exists():
+        process = started(checkpoint, result)
+        if hits < num_kills:
+            time.sleep(moments.uniform(0.2, 2.0) * whole / num_kills)
+            os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        hits += os.WIFSIGNALED(status)
+    expected, found = (torch.load(path, weights_only=True) for path in (peaceful, result))
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["peaceful", "result", "run.pt"], left  # and no half-written file
+    return hits, differences(expected, found)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        hits, differing = kill_often(int(sys.argv[1]), Path(name))
+    print(f"killed {hits} times; differs in {differing or 'nothing'}")
+    sys.exit(bool(differing))
