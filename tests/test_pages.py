@@ -40,3 +40,10 @@ def test_what_a_page_shows_must_be_what_it_prints(tmp_path):
     page.write_text("```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n")
     with pytest.raises(AssertionError, match="line 1: the page shows\n3"):
         run_page(page)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_files_that_a_page_names_exist(path):
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|json|md))`", path.read_text()))
+    root = DOCS.parent
+    assert not [f for f in named if not ((root / f).exists() or (root / "pyro_ibvi" / f).exists())]
