@@ -15,6 +15,7 @@ from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.direct import DirectRoute, find_route
@@ -153,7 +154,8 @@ class AutoMuPNormal(AutoGuide):
             **kwargs: Keyword arguments of the model.
         """
         if self._layers is None:
-            self._setup_prototype(*args, **kwargs)
+            with HANDLERS:
+                self._setup_prototype(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws every latent site.

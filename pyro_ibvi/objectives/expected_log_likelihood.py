@@ -35,6 +35,7 @@ from pyro_ibvi.objectives.pairs import Known
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
+from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood, Weights
 
 
@@ -187,13 +188,14 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         Returns:
             The loss, in nats per data set, or per datum for ``reduction="mean"``.
         """
-        if self._is_elbo:
-            return super().loss(model, guide, *args, **kwargs)
-        losses, sums = [], []
-        for loss, _, terms in self._particles(model, guide, args, kwargs):
-            losses.append(loss)
-            sums += terms
-        return self._as_float(losses, sums)
+        with alone_at_handlers():
+            if self._is_elbo:
+                return super().loss(model, guide, *args, **kwargs)
+            losses, sums = [], []
+            for loss, _, terms in self._particles(model, guide, args, kwargs):
+                losses.append(loss)
+                sums += terms
+            return self._as_float(losses, sums)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -209,13 +211,16 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         Returns:
             The loss, of shape (), whose gradient is the gradient estimate.
         """
-        if self._is_elbo:
-            return super().differentiable_loss(model, guide, *args, **kwargs)
         loss: Tensor | float = 0.0
         surrogate: Tensor | float = 0.0
-        for loss_particle, surrogate_particle, _ in self._particles(model, guide, args, kwargs):
-            loss = loss + loss_particle / self.num_particles
-            surrogate = surrogate + surrogate_particle / self.num_particles
+        with alone_at_handlers():
+            if self._is_elbo:
+                return super().differentiable_loss(model, guide, *args, **kwargs)
+            for loss_particle, surrogate_particle, _ in self._particles(
+                model, guide, args, kwargs
+            ):
+                loss = loss + loss_particle / self.num_particles
+                surrogate = surrogate + surrogate_particle / self.num_particles
         assert isinstance(surrogate, Tensor)
         warn_if_nan(torch.as_tensor(loss), "loss")
         return loss + (surrogate - surrogate.detach())

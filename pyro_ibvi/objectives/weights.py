@@ -34,6 +34,7 @@ from pyro_ibvi.objectives.terms import (
     run_traces,
     zero_terms,
 )
+from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.verdicts import verdict_on
 
 Weights = tuple[dict[str, float], dict[str, float]]
@@ -206,7 +207,7 @@ class ExpectedLogLikelihood:
         Returns:
             The loss, in nats per data set, or per datum for ``reduction="mean"``.
         """
-        with self._pairs.of(model, guide).undo.if_refused():
+        with alone_at_handlers(), self._pairs.of(model, guide).undo.if_refused():
             return self._loss_and_grads(model, guide, args, kwargs)
 
     def _loss_and_grads(

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, as_tensors, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.pairs import check_pair
@@ -269,14 +270,14 @@ def draw_parameters(
     else:
         traces: list[Any] = []
         for _ in range(num_samples):
-            with poutine.block(), poutine.trace() as tracer:
+            with HANDLERS, poutine.block(), poutine.trace() as tracer:
                 guide(x)
             traces.append(tracer.trace)
         names = [model.net.site_name(name) for name in model.net.stochastic]
         draws = {
             name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names
         }
-    with poutine.block(), poutine.condition(data=draws):
+    with HANDLERS, poutine.block(), poutine.condition(data=draws):
         # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
         return model.sample_parameters()
 

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.undo import Undo
@@ -23,6 +24,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 class Stepper:
     """Takes steps of ``SVI`` on one batch or on several whose gradients are averaged.
+
+    Two threads that train take turns, since Pyro's handlers are the same for both.
 
     Args:
         svi: The training.
@@ -64,7 +67,7 @@ class Stepper:
                 gradients and buffers are those before the step.
         """
         calls = [self.call(batch) for batch in batches]
-        with self._undo.if_refused(), self._on_all(calls, where):
+        with HANDLERS, self._undo.if_refused(), self._on_all(calls, where):
             args, kwargs = calls[0]
             return float(self.svi.step(*args, **kwargs))
 

@@ -4,22 +4,29 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI
 from torch import nn
 
 from pyro_ibvi import (
     AutoMuPNormal,
     Diagonal,
+    MuPOptim,
     Normal,
     RandomModule,
     SupervisedModel,
+    TraceExpectedLogLikelihood,
+    fit,
+    mup_param_groups,
     predict,
 )
 from pyro_ibvi.guides.buffers import BufferPool
 from tests.models.test_networks import NETWORKS, build
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.ones(6, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +113,80 @@ def test_no_two_threads_get_the_same_memory():
         return all(bool((tensor == number).all()) for _ in range(20))
 
     assert all(in_threads(take, range(200)))
+
+
+def make(seed):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 300), nn.BatchNorm1d(300), nn.Tanh(), nn.Linear(300, 1))
+    model = SupervisedModel(RandomModule(net, stochastic="all"), Normal(0.5), num_data=20)
+    guide = AutoMuPNormal(model, covariance={"input": None, "*": None})  # draws nothing at random
+    return model, guide
+
+
+def train_by_fit(model, guide):
+    optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}, guide)
+    loss = TraceExpectedLogLikelihood(reduction="mean")
+    fit(SVI(model, guide, optim, loss), [(X, Y)] * 5, num_epochs=3, progress=False)
+
+
+def train_by_torch(model, guide):
+    loss = TraceExpectedLogLikelihood(reduction="mean")(model, guide)
+    groups = mup_param_groups(guide, lr=1e-3, optimizer=torch.optim.SGD)
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss(X, Y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("train", [train_by_fit, train_by_torch])
+def test_two_models_train_in_two_threads(train):
+    def trained(pair):
+        train(*pair)
+        return {**pair[0].state_dict(), **pair[1].state_dict()}
+
+    alone = [trained(make(seed)) for seed in (1, 2)]
+    together = in_threads(trained, [make(seed) for seed in (1, 2)], num_threads=2)
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_predictions_while_another_model_trains():
+    model, _ = make(3)
+    guide = AutoMuPNormal(model, covariance=Diagonal())
+
+    def outputs(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return predict(model, guide, X, num_samples=2, generator=generator).outputs
+
+    alone = [outputs(seed) for seed in range(8)]
+    thread = threading.Thread(target=train_by_fit, args=make(1))
+    thread.start()
+    found = in_threads(outputs, range(8), num_threads=2)
+    thread.join()
+    assert all(torch.equal(*pair) for pair in zip(alone, found, strict=True))
+
+
+def test_two_threads_in_pyros_own_step_are_told_to_take_turns():
+    inside, done = threading.Event(), threading.Event()
+
+    def waiting_loss(model, guide, *args):
+        inside.set()
+        assert done.wait(10)
+        return 0.0
+
+    model, guide = make(1)
+    optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3}, guide)
+    nothing = pyro.optim.SGD({"lr": 0.0})
+    other = SVI(model, guide, nothing, loss=waiting_loss, loss_and_grads=waiting_loss)
+    svi = SVI(model, guide, optim, TraceExpectedLogLikelihood())
+    thread = threading.Thread(target=other.step, args=(X, Y))
+    thread.start()
+    assert inside.wait(10)
+    try:
+        with pytest.raises(RuntimeError, match=r"Two threads are in SVI\.step .*pyro_ibvi\.fit"):
+            svi.step(X, Y)
+    finally:
+        done.set()
+        thread.join()
+    svi.step(X, Y)
