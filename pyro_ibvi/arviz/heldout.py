@@ -24,10 +24,8 @@ from pyro_ibvi.arviz.draws import latent_values
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Latents, Pair
 from pyro_ibvi.arviz.marginal import (
-    Extra,
     Unit,
     find_units,
-    frames,
     kept_data,
     near,
     run_summed,
@@ -41,6 +39,7 @@ from pyro_ibvi.arviz.sites import (
     sample_sites,
     subsamples,
 )
+from pyro_ibvi.arviz.terms import Extra, frames
 from pyro_ibvi.objectives.sites import computed_sites, is_delta
 
 #: where the draws of local sites come from

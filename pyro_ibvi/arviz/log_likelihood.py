@@ -11,9 +11,10 @@ from pyro.poutine import Trace
 from pyro_ibvi.arviz.draws import Sampler
 from pyro_ibvi.arviz.groups import Draw, Group, by_site
 from pyro_ibvi.arviz.latents import Latents
-from pyro_ibvi.arviz.marginal import Unit, find_units, frames, unit_density
+from pyro_ibvi.arviz.marginal import Unit, find_units, unit_density
 from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import Variable, dtype_of
+from pyro_ibvi.arviz.terms import frames
 
 
 def log_likelihood(sampler: Sampler, observed: Sequence[Variable]) -> Group:

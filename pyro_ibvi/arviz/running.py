@@ -33,14 +33,18 @@ class RandomStreams:
         entropy = torch.get_rng_state().numpy().tobytes() if seed is None else b"%d" % seed
         self._entropy = zlib.crc32(entropy)
         self._states: dict[str, Any] = {}
+        self._open: str | None = None
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Draws from the stream ``name`` inside the context; leaves the global state alone."""
-        if name == self._live:
+        """Draws from the stream ``name`` inside the context; leaves the global state alone.
+
+        Opening a stream takes a while: open it around many draws, and it is open for each.
+        """
+        if name == self._open or (self._open is None and name == self._live):
             yield
             return
-        outer = get_random_state()
+        outer, before, self._open = get_random_state(), self._open, name
         try:
             if name in self._states:
                 set_random_state(self._states[name])
@@ -51,6 +55,7 @@ class RandomStreams:
             yield
             self._states[name] = get_random_state()
         finally:
+            self._open = before
             set_random_state(outer)
 
 
