@@ -8,10 +8,13 @@ class silently trains the first one's parameters. The modules of this package ke
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any, cast
 
 from pyro.nn import PyroModule
+from pyro.ops import jit
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
@@ -51,7 +54,17 @@ def read_parameter(
 
     Returns:
         The parameter's value, as handlers may have changed it.
+
+    Raises:
+        RuntimeError: If Pyro compiles the model: it looks for parameters in its store then.
     """
+    if any(type(handler) is BlockMessenger for handler in _PYRO_STACK) and _is_compiled():
+        raise RuntimeError(
+            f"The parameter {name!r} lives in its module, and pyro.ops.jit, by which "
+            f"JitTrace_ELBO and the other Jit forms compile a model, reads parameters from Pyro's "
+            f"store. Use the form without Jit, Trace_ELBO or TraceExpectedLogLikelihood; "
+            f"torch.compile(network) makes a network faster."
+        )
     value = _as_value(parameter)
     return _param(value, name=name, constraint=constraints.real, event_dim=event_dim, infer=infer)
 
@@ -86,3 +99,13 @@ def _param(
     event_dim: int | None = None,
 ) -> Tensor:
     return value
+
+
+def _is_compiled() -> bool:
+    """Whether the caller runs inside of what ``pyro.ops.jit`` compiles."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is jit.CompiledFunction.__call__.__code__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -330,7 +330,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         if self._is_elbo:
             return super()._differentiable_loss_particle(model_trace, guide_trace)
         elbo = _elbo(model_trace, guide_trace)
-        surrogate = sum(site["log_prob_sum"] for _, site in sample_sites(model_trace))
+        terms = [site["log_prob_sum"] for _, site in sample_sites(model_trace)]
+        surrogate = sum(terms, torch.zeros(())) if not terms else sum(terms)
         log_r = None
         for _, site in sample_sites(guide_trace):
             _, score_function, entropy_term = site["score_parts"]
@@ -363,7 +364,7 @@ def _elbo(model_trace: Trace, guide_trace: Trace) -> Tensor:
         elbo = elbo + site["log_prob_sum"]
     for _, site in sample_sites(guide_trace):
         elbo = elbo - site["log_prob_sum"]
-    return elbo
+    return torch.as_tensor(elbo)
 
 
 def _site_sums(*traces: Trace) -> list[tuple[str, Tensor]]:

@@ -311,7 +311,8 @@ class ExpectedLogLikelihood:
             if torch.is_grad_enabled():  # without a graph little can be seen
                 known.checked.add(case)
         weights = self.site_weights(traces, kept)
-        checks.reject_empty_objective(*weights)
+        if self._kl_weight == 0.0 or traces.model_sites:  # Pyro takes a model without sites
+            checks.reject_empty_objective(*weights)
         self.apply_weights(traces, weights, self._per_datum(traces))
         self._validate_shapes(*traces)
         if self._kl_weight == 0.0 and case not in known.judged and torch.is_grad_enabled():

@@ -1,0 +1,168 @@
+"""Verdicts are about the model, not about the batch that came first."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.contrib.gp.kernels import RBF
+from pyro.contrib.gp.likelihoods import Gaussian
+from pyro.contrib.gp.models import VariationalSparseGP
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, config_enumerate
+from torch import nn
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
+from pyro_ibvi.objectives.variants import TraceEnumExpectedLogLikelihood
+from tests.objectives.zoo import PAIRS, Case, X, fresh_pyro, loss_and_grads
+
+pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+
+
+def messages(function):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(warning.message) for warning in caught]
+
+
+def semi_supervised(x, label=None):
+    pyro.module("decoder", DECODER)
+    with pyro.plate("data", len(x)):
+        label = pyro.sample("label", dist.OneHotCategorical(torch.ones(2)), obs=label)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        loc = label @ DECODER.weight[0, :2] + z * DECODER.weight[0, 2] + DECODER.bias
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+@config_enumerate
+def classifier_guide(x, label=None):
+    pyro.module("classifier", CLASSIFIER)
+    pyro.module("encoder", ENCODER)
+    with pyro.plate("data", len(x)):
+        if label is None:
+            label = pyro.sample(
+                "label", dist.OneHotCategorical(logits=CLASSIFIER(x.unsqueeze(-1)))
+            )
+        pyro.sample("z", dist.Normal(ENCODER(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+
+DECODER, CLASSIFIER, ENCODER = (
+    nn.Linear(*sizes, dtype=torch.float64) for sizes in ((3, 1), (1, 2), (1, 1))
+)
+LABELS = torch.eye(2, dtype=torch.float64)[[0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("batches", [(LABELS, None), (None, LABELS)])
+def test_labels_may_be_data_in_one_batch_and_latent_in_another(batches):
+    loss = TraceEnumExpectedLogLikelihood(keep_kl=["label", "z"], max_plate_nesting=1)
+
+    def steps():
+        for label in (*batches, *batches):
+            ours = loss_and_grads(loss, Case(semi_supervised, classifier_guide, (X, label)))
+            theirs = PAIRS["enum"][1](max_plate_nesting=1, strict_enumeration_warning=False)
+            expected = loss_and_grads(theirs, Case(semi_supervised, classifier_guide, (X, label)))
+            assert ours[0] == pytest.approx(expected[0], rel=1e-10)
+
+    assert [m for m in messages(steps) if "cannot move" in m or "one value" in m] == []
+
+
+def test_a_name_that_is_nowhere_is_still_an_error():
+    loss = TraceEnumExpectedLogLikelihood(keep_kl=["lable"], max_plate_nesting=1)
+    message = r"names 'lable', which fits no latent site of this batch.*lambda site"
+    with pytest.raises(ValueError, match=message):
+        loss.loss(semi_supervised, classifier_guide, X, LABELS)
+
+
+def test_parameters_that_a_batch_does_not_use_are_not_judged():
+    loss = TraceEnumExpectedLogLikelihood(
+        allow_local=True, max_plate_nesting=1, strict_enumeration_warning=False
+    )
+    pair = (semi_supervised, classifier_guide)
+    for label in (LABELS, None, LABELS):
+        assert messages(lambda label=label: loss.loss_and_grads(*pair, X, label)) == []
+
+
+def test_inducing_values_move_by_their_own_parameters():
+    x = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
+    gp = VariationalSparseGP(
+        x,
+        torch.sin(3 * x),
+        RBF(input_dim=1),
+        x[::3].clone(),
+        Gaussian(torch.tensor(0.1)),
+        jitter=1e-5,
+    ).double()
+    loss = TraceExpectedLogLikelihood(allow_local=True)
+    before = gp.u_loc.detach().clone()
+    found = messages(
+        lambda: [
+            SVI(gp.model, gp.guide, pyro.optim.Adam({"lr": 0.1}), loss).step() for _ in range(2)
+        ]
+    )
+    assert [m for m in found if "'u'" in m or "u_loc" in m] == []
+    assert not torch.equal(gp.u_loc, before)
+
+
+def test_deterministic_sites_of_a_guide_are_no_latents():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    def guide(y):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        loc = pyro.param("loc", torch.tensor(0.1))
+        pyro.deterministic("spread", 2 * scale, event_dim=0)
+        pyro.sample("w", dist.Normal(loc, scale))
+
+    for estimator, (ours, _, options) in PAIRS.items():
+        loss = ours(**options)
+        found = messages(lambda loss=loss: loss.loss_and_grads(model, guide, X))
+        assert [m for m in found if "spread" in m and "cannot move" in m] == [], estimator
+
+
+# -- what Pyro's classes take ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", PAIRS)
+def test_options_for_the_jit_are_taken(estimator):
+    ours, _, options = PAIRS[estimator]
+    loss = ours(ignore_jit_warnings=True, jit_options={"check_trace": False}, **options)
+    assert loss.ignore_jit_warnings
+    assert loss.jit_options == {"check_trace": False}
+
+
+def test_compiled_forms_are_refused_with_a_word():
+    net = ibvi.RandomModule(nn.Linear(1, 1))
+    model = ibvi.SupervisedModel(net, ibvi.Normal(1.0))
+    guide = ibvi.AutoMuPNormal(model)
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.1}), JitTrace_ELBO())
+    with pytest.raises(RuntimeError, match=r"lives in its module, and pyro.ops.jit.*Trace_ELBO"):
+        svi.step(torch.zeros(2, 1), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("estimator", PAIRS)
+def test_the_class_is_no_loss(estimator):
+    ours = PAIRS[estimator][0]
+
+    def model(y):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    svi = SVI(model, lambda y: None, pyro.optim.SGD({"lr": 0.1}), loss=ours)
+    with pytest.raises(TypeError, match=rf"{ours.__name__} is a class.*loss={ours.__name__}\(\)"):
+        svi.step(X[0])
+    with pytest.raises(ValueError, match="num_particles must be a positive whole number, got 0"):
+        ours(num_particles=0)
+
+
+def test_models_without_sites_have_a_loss_of_zero_as_in_pyro():
+    def empty():
+        pass
+
+    assert Trace_ELBO().loss_and_grads(empty, empty) == 0.0
+    assert TraceExpectedLogLikelihood(kl_weight=1.0).loss_and_grads(empty, empty) == 0.0
+    assert TraceExpectedLogLikelihood(kl_weight=0.5).loss_and_grads(empty, empty) == 0.0
+    with pytest.raises(ValueError, match="The model observed nothing"):
+        TraceExpectedLogLikelihood().loss_and_grads(empty, empty)
