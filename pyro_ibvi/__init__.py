@@ -17,7 +17,7 @@ from pyro_ibvi.diagnostics import (
     rate_transfer,
     roles,
 )
-from pyro_ibvi.front import VariationalNetwork, load
+from pyro_ibvi.front import VariationalNetwork, load, rate_search
 from pyro_ibvi.guides import AutoMuPNormal, Diagonal, Kronecker, LowRank, Multiplicative
 from pyro_ibvi.models import (
     Bernoulli,
@@ -53,6 +53,7 @@ __all__ = [
     # one object for all of it
     "VariationalNetwork",
     "load",
+    "rate_search",
     # the model
     "RandomModule",
     "SupervisedModel",

@@ -3,5 +3,6 @@
 from pyro_ibvi.front.batches import TensorBatches
 from pyro_ibvi.front.loading import load
 from pyro_ibvi.front.network import VariationalNetwork
+from pyro_ibvi.front.rate_search import RateSearch, rate_search
 
-__all__ = ["TensorBatches", "VariationalNetwork", "load"]
+__all__ = ["RateSearch", "TensorBatches", "VariationalNetwork", "load", "rate_search"]

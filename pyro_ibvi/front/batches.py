@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.inputs import first_tensor, map_tensors, tensors_of
+from pyro_ibvi._util.inputs import as_tensors, first_tensor, map_tensors, tensors_of
 
 
 class TensorBatches:
@@ -106,35 +106,6 @@ def as_batches(
             f"set, or a DataLoader of both."
         )
     return data
-
-
-def as_tensors(data: Any, dtype: torch.dtype) -> Any:
-    """Tensors in place of NumPy arrays, data frames, series and lists of numbers.
-
-    Args:
-        data: The data, in nested tuples and mappings.
-        dtype: What floating point numbers become; tensors stay as they are.
-
-    Returns:
-        Data of the same structure.
-
-    Raises:
-        TypeError: If something is made of other things than numbers.
-    """
-    if isinstance(data, Tensor):
-        return data
-    if isinstance(data, Mapping):
-        return {key: as_tensors(value, dtype) for key, value in data.items()}
-    if isinstance(data, tuple):
-        return tuple(as_tensors(value, dtype) for value in data)
-    array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"Expected numbers, got {type(data).__name__} of the type {array.dtype}: encode text "
-            f"and categories first, and leave out columns that are no numbers."
-        )
-    tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]))
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def count_rows(batches: Iterable[Any]) -> int | None:

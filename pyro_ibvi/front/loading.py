@@ -112,6 +112,7 @@ def _rebuilt(
         covariance=made["covariance"],
     )
     bnn.model.num_data = made["num_data"]
+    bnn.temperature = made["temperature"]
     return bnn
 
 

@@ -14,7 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 from torch.optim import Optimizer
 
-from pyro_ibvi.front.batches import as_batches, as_tensors, count_rows
+from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.files import write_network
 from pyro_ibvi.front.scoring import score_batches
@@ -81,6 +81,7 @@ class VariationalNetwork:
         loss: The objective.
         svi: Pyro's stochastic variational inference over these.
         history: What training measured.
+        temperature: Temperature of the likelihood in predictions, 1 as trained.
 
     Raises:
         TypeError: If a part is of the wrong kind.
@@ -133,6 +134,7 @@ class VariationalNetwork:
         self.loss = _as_objective(loss, draws)
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
+        self.temperature = 1.0
 
     def fit(
         self,
@@ -195,7 +197,7 @@ class VariationalNetwork:
         """Predicts by averaging over draws of the weights.
 
         Args:
-            x: Inputs: tensors, NumPy arrays or a data frame.
+            x: Inputs: tensors, NumPy arrays, a data frame, or a loader that does not shuffle.
             num_samples: Number of draws.
             seed: Makes the draws the same at each call, without touching global random states.
             batch_size: Number of inputs that run at once.
@@ -205,15 +207,15 @@ class VariationalNetwork:
             The prediction, see :class:`~pyro_ibvi.Prediction`.
         """
         self._check_parts()
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
         return predict(
             self.model,
             self.guide,
-            as_tensors(x, self.dtype),
+            x,
             num_samples=num_samples,
             chunk_size=chunk_size,
             batch_size=batch_size,
-            generator=generator,
+            generator=seed,
+            temperature=self.temperature,
         )
 
     def evaluate(
@@ -237,7 +239,14 @@ class VariationalNetwork:
         """
         self._check_parts()
         batches = self._batches(data, y, 1000, shuffle=False)
-        return score_batches(self.model, self.guide, batches, num_samples=num_samples, seed=seed)
+        return score_batches(
+            self.model,
+            self.guide,
+            batches,
+            num_samples=num_samples,
+            seed=seed,
+            temperature=self.temperature,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything that prediction needs to one file, for :func:`~pyro_ibvi.load`.
@@ -251,7 +260,9 @@ class VariationalNetwork:
         Raises:
             OSError: If it cannot be written.
         """
-        write_network(Path(path), describe_choices(self.model, self.guide), self.state())
+        choices = describe_choices(self.model, self.guide)
+        choices["temperature"] = self.temperature
+        write_network(Path(path), choices, self.state())
 
     def state(self) -> dict[str, Any]:
         """Tensors of model and guide, by the names that they have in a saved file."""
@@ -277,8 +288,13 @@ class VariationalNetwork:
             A module that gives the predictive mean and variance.
         """
         self._check_parts()
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return frozen_draws(self.model, self.guide, num_samples=num_samples, generator=generator)
+        return frozen_draws(
+            self.model,
+            self.guide,
+            num_samples=num_samples,
+            generator=seed,
+            temperature=self.temperature,
+        )
 
     def to(self, device: torch.device | str) -> VariationalNetwork:
         """Moves model and guide to a device, the optimizer's state with them.

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.models import SupervisedModel
-from pyro_ibvi.prediction import Prediction, predict, score
+from pyro_ibvi.prediction import Prediction, predict_batches, score
 
 
 def score_batches(
@@ -20,6 +19,7 @@ def score_batches(
     *,
     num_samples: int,
     seed: int | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Scores on all batches together, each seen by the same draws of the weights.
 
@@ -29,6 +29,7 @@ def score_batches(
         batches: Batches of inputs and targets.
         num_samples: Number of draws of the weights.
         seed: Makes the draws the same at each call.
+        temperature: Temperature of the likelihood.
 
     Returns:
         The scores by name, see :func:`~pyro_ibvi.score`.
@@ -37,18 +38,21 @@ def score_batches(
         ValueError: If there is no batch, or no target.
     """
     outputs, targets = [], []
-    seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
-    for batch in batches:
-        args, kwargs = as_call(batch)
-        x, y = model.read(*args, **kwargs)
+    likelihood = model.likelihood
+    parts = predict_batches(
+        model,
+        guide,
+        batches,
+        num_samples=num_samples,
+        generator=seed,
+        temperature=temperature,
+    )
+    for prediction, y in parts:
         if y is None:
             raise ValueError(
                 "There is nothing to score by: the data hold inputs alone. Pass targets, too."
             )
-        generator = torch.Generator().manual_seed(seed)
-        prediction = predict(model, guide, x, num_samples=num_samples, generator=generator)
+        likelihood = prediction.likelihood
         outputs.append(prediction.outputs)
-        targets.append(model.likelihood.as_target(y).to(prediction.outputs.device))
-    if not outputs:
-        raise ValueError("There is nothing to score: the loader yielded no batch.")
-    return score(Prediction(torch.cat(outputs, dim=1), model.likelihood), torch.cat(targets))
+        targets.append(likelihood.as_target(y).to(prediction.outputs.device))
+    return score(Prediction(torch.cat(outputs, dim=1), likelihood), torch.cat(targets))

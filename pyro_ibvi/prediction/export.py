@@ -51,7 +51,8 @@ def frozen_draws(
     guide: AutoMuPNormal,
     *,
     num_samples: int = 16,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int | None = None,
+    temperature: float = 1.0,
 ) -> FrozenDraws:
     """The predictive mean and variance by a fixed number of draws, as one module.
 
@@ -61,6 +62,7 @@ def frozen_draws(
         num_samples: Number of draws, each of which is a network of its own in the module;
             parameters that are not random are shared.
         generator: As for :func:`~pyro_ibvi.predict`: in an equal state it gives equal draws.
+        temperature: Temperature of the likelihood, as there.
 
     Returns:
         The module, in evaluation mode.
@@ -89,7 +91,10 @@ def frozen_draws(
             networks += [_with_weights(model, _nth(model, values, i)) for i in range(size)]
     for network in networks[1:]:
         _share(networks[0], network, {_own_name(model, name) for name in model.net.stochastic})
-    return FrozenDraws(networks, model.picker, copy_network(model.likelihood)).eval()
+    likelihood = copy_network(model.likelihood)
+    if temperature != 1.0:
+        likelihood = likelihood.at_temperature(temperature)
+    return FrozenDraws(networks, model.picker, likelihood).eval()
 
 
 class FrozenDraws(nn.Module):

@@ -93,6 +93,21 @@ def test_tied_weights(tmp_path):
     assert torch.equal(again.predict(x, seed=1).mean, bnn.predict(x, seed=1).mean)
 
 
+def test_the_temperature_is_part_of_it(trained, data, tmp_path):
+    x, y = data
+    plain = trained.evaluate(x, y, num_samples=4, seed=1)
+    trained.temperature = 2.5
+    trained.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", make_net())
+    assert again.evaluate(x, y, num_samples=4, seed=1)["nll"] != plain["nll"]
+    expected = trained.predict(x, num_samples=4, seed=1)
+    for found in (
+        again.predict(x, num_samples=4, seed=1).variance,
+        again.frozen_draws(4, seed=1)(x)[1],
+    ):
+        torch.testing.assert_close(found, expected.variance, rtol=1e-6, atol=1e-6)
+
+
 def test_loading_touches_neither_the_network_nor_random_states(trained, tmp_path):
     trained.save(tmp_path / "net.ibvi")
     net = make_net()

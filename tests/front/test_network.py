@@ -32,9 +32,7 @@ def test_it_is_its_parts(data):
     for name, value in bnn.guide.state_dict().items():
         assert torch.equal(value, guide.state_dict()[name])
     assert bnn.model.num_data == 40
-    expected = ibvi.predict(
-        model, guide, data[0], num_samples=7, generator=torch.Generator().manual_seed(4)
-    )
+    expected = ibvi.predict(model, guide, data[0], num_samples=7, generator=4)
     assert torch.equal(bnn.predict(data[0], num_samples=7, seed=4).outputs, expected.outputs)
 
 

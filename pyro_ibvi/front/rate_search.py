@@ -1,0 +1,179 @@
+"""A learning rate for one network, by short trainings on a grid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi._util.tables import table_lines
+from pyro_ibvi.front.network import VariationalNetwork
+
+#: Each about three times the one before.
+_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """What short trainings at several rates came to; prints as a table.
+
+    Attributes:
+        rates: The global learning rates, in ascending order.
+        nlls: Negative log predictive density on the validation data after each, in nats per
+            datum; infinite where the training diverged.
+    """
+
+    rates: tuple[float, ...]
+    nlls: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """The rate with the smallest ``nll``."""
+        return self.rates[min(range(len(self.rates)), key=self.nlls.__getitem__)]
+
+    def __str__(self) -> str:
+        rows = [("rate", "nll", "")]
+        for rate, nll in zip(self.rates, self.nlls, strict=True):
+            value = "diverged" if math.isinf(nll) else f"{nll:.4g}"
+            rows.append((f"{rate:.4g}", value, "best" * (rate == self.best)))
+        return "\n".join(table_lines(rows))
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the validation loss over the rate.
+
+        Args:
+            ax: Axes of matplotlib; new ones by default.
+
+        Returns:
+            The axes.
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots()[1]
+        pairs = list(zip(self.rates, self.nlls, strict=True))
+        ended = [(rate, nll) for rate, nll in pairs if math.isfinite(nll)]
+        ax.plot(*zip(*ended, strict=True), marker="o", color="C0")
+        ax.axvline(self.best, color="C1", linestyle="--", label=f"best: {self.best:.4g}")
+        diverged = [rate for rate, nll in pairs if not math.isfinite(nll)]
+        if diverged:
+            ax.axvspan(min(diverged), max(diverged) * 1.1, color="0.9", label="diverged")
+        ax.set(xscale="log", xlabel="learning rate", ylabel="validation nll (nats per datum)")
+        ax.legend()
+        return ax
+
+
+def rate_search(
+    build: Callable[[float], VariationalNetwork],
+    data: Any,
+    y: Any = None,
+    *,
+    valid_loader: Any,
+    rates: Sequence[float] = _RATES,
+    num_epochs: int = 5,
+    batch_size: int = 128,
+    num_samples: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> RateSearch:
+    """Trains a network shortly at several rates and compares them on validation data.
+
+    Each training begins at the same weights and sees the same batches and draws. Short trainings
+    favor rates that are fast over those that end well: take the best for a training of the same
+    length, and a schedule that lowers it for a longer one.
+
+    Args:
+        build: Makes the network for a rate, as in
+            ``lambda lr: VariationalNetwork(net, Categorical(), lr=lr)``.
+        data: Training data, in any form that ``fit`` takes.
+        y: The targets, if ``data`` are inputs.
+        valid_loader: Validation data, likewise; inputs with targets as a pair.
+        rates: The rates to try.
+        num_epochs: Number of epochs at each.
+        batch_size: Number of data in a step, where they come without a loader.
+        num_samples: Number of draws by which the validation data are predicted.
+        seed: Seed of all trainings; the global random state is as before in the end.
+        progress: Whether to show a progress bar; there is none where output is no terminal.
+
+    Returns:
+        The negative log predictive densities, with the best rate.
+
+    Raises:
+        TypeError: If ``build`` makes something else.
+        ValueError: If there are not two different rates, or all trainings diverged.
+
+    Example:
+        >>> import torch, pyro_ibvi as ibvi
+        >>> x = torch.linspace(-1, 1, 64).unsqueeze(-1)
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+        >>> found = ibvi.rate_search(
+        ...     lambda lr: ibvi.VariationalNetwork(net, ibvi.Normal(0.1), lr=lr),
+        ...     x[::2], x[::2] ** 2, valid_loader=(x[1::2], x[1::2] ** 2),
+        ...     rates=(1e-5, 1e-3, 1.0))
+        >>> found.best
+        0.001
+    """
+    ordered = sorted(float(rate) for rate in rates)
+    if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
+        raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
+    nlls = []
+    for rate in tqdm(ordered, desc="rate search", disable=None if progress else True):
+        with own_random_numbers(seed):
+            bnn = build(rate)
+            if not isinstance(bnn, VariationalNetwork):
+                raise TypeError(
+                    f"build must make a VariationalNetwork, got {type(bnn).__name__}: write "
+                    f"lambda lr: VariationalNetwork(net, likelihood, lr=lr)."
+                )
+            if not math.isclose(bnn.optim.lr, rate):
+                raise ValueError(
+                    f"The network that was built learns at {bnn.optim.lr}, not at the rate "
+                    f"{rate} that is tried: pass it on, VariationalNetwork(..., lr=lr)."
+                )
+            nlls.append(_nll(bnn, data, y, valid_loader, num_epochs, batch_size, num_samples))
+    found = RateSearch(tuple(ordered), tuple(nlls))
+    _check_found(found)
+    return found
+
+
+def _nll(
+    bnn: VariationalNetwork,
+    data: Any,
+    y: Any,
+    valid: Any,
+    num_epochs: int,
+    batch_size: int,
+    num_samples: int,
+) -> float:
+    """The validation loss after training, infinite if that diverges."""
+    with warnings.catch_warnings():
+        # Pyro announces what is a result here: some rate is too large.
+        warnings.filterwarnings("ignore", message=r"Encountered (NaN|[+-]inf)")
+        try:
+            bnn.fit(data, y, num_epochs=num_epochs, batch_size=batch_size, progress=False)
+        except FloatingPointError:
+            return math.inf
+        nll = bnn.evaluate(valid, num_samples=num_samples, seed=0)["nll"]
+    return nll if math.isfinite(nll) else math.inf
+
+
+def _check_found(found: RateSearch) -> None:
+    if all(math.isinf(nll) for nll in found.nlls):
+        raise ValueError(
+            f"Training diverged at every rate of {list(found.rates)}: try smaller ones, and look "
+            f"whether inputs and targets are standardized."
+        )
+    ends = {found.rates[0]: "smallest", found.rates[-1]: "largest"}
+    if found.best in ends:
+        warnings.warn(
+            f"The best rate, {found.best:.4g}, is the {ends[found.best]} that was tried: a better "
+            f"one may lie beyond.",
+            UserWarning,
+            stacklevel=3,
+        )

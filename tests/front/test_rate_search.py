@@ -1,0 +1,70 @@
+"""A rate for one network: what the search finds is what trainings by hand find."""
+
+import math
+
+import pytest
+import torch
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.front import RateSearch
+from tests.front.conftest import make_net
+
+
+@pytest.fixture
+def build():
+    net = make_net()
+    return lambda lr: ibvi.VariationalNetwork(net, ibvi.Normal(0.3), lr=lr)
+
+
+def test_it_trains_and_compares(build, data):
+    x, y = data
+    valid = (x + 0.1, y)
+    state = torch.get_rng_state()
+    found = ibvi.rate_search(
+        build,
+        x,
+        y,
+        valid_loader=valid,
+        rates=(1e4, 1e-6, 1e-2),
+        num_epochs=2,
+        batch_size=10,
+        progress=False,
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.rates == (1e-6, 1e-2, 1e4)
+    assert math.isinf(found.nlls[2])
+    assert found.best == 1e-2
+    for rate, nll in zip(found.rates[:2], found.nlls[:2], strict=True):
+        torch.manual_seed(0)
+        bnn = build(rate)
+        bnn.fit(x, y, num_epochs=2, batch_size=10, progress=False)
+        assert bnn.evaluate(valid, num_samples=16, seed=0)["nll"] == nll
+    assert str(found).splitlines()[2].split() == ["0.01", f"{found.nlls[1]:.4g}", "best"]
+    assert "diverged" in str(found)
+
+
+def test_the_picture_marks_the_best():
+    pytest.importorskip("matplotlib").use("Agg")
+    ax = RateSearch((0.01, 0.1, 1.0), (2.0, 1.0, math.inf)).plot()
+    curve, best = ax.lines
+    assert curve.get_xdata().tolist() == [0.01, 0.1]
+    assert list(best.get_xdata()) == [0.1, 0.1]
+    assert ax.get_xscale() == "log"
+
+
+def test_bad_input(build, data):
+    def search(build, **options):
+        options = {"rates": (1e-3, 1e-2), "num_epochs": 1, "progress": False, **options}
+        ibvi.rate_search(build, *data, valid_loader=data, **options)
+
+    for rates in ((0.1,), (0.1, 0.1), (0.1, -1.0)):
+        with pytest.raises(ValueError, match="at least two different positive numbers"):
+            search(build, rates=rates)
+    with pytest.raises(TypeError, match="build must make a VariationalNetwork, got Sequential"):
+        search(lambda lr: make_net())
+    with pytest.raises(ValueError, match=r"learns at 0\.5, not at the rate 0\.001"):
+        search(lambda lr: build(0.5))
+    with pytest.raises(ValueError, match="diverged at every rate"):
+        search(build, rates=(1e12, 1e13), num_epochs=3)
+    with pytest.warns(UserWarning, match="best rate, 1e-08, is the smallest that was tried"):
+        search(build, rates=(1e-8, 1e4), num_epochs=3)
