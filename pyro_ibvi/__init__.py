@@ -39,7 +39,7 @@ from pyro_ibvi.objectives import (
     TraceGraphExpectedLogLikelihood,
     TraceMeanFieldExpectedLogLikelihood,
 )
-from pyro_ibvi.prediction import Prediction, predict, reliability, score
+from pyro_ibvi.prediction import Prediction, evaluate, predict, reliability, score
 from pyro_ibvi.training import (
     MuPOptim,
     fit,
@@ -105,4 +105,5 @@ __all__ = [
     "write_arviz",
     "log_predictive_density",
     "compare_predictive",
+    "evaluate",
 ]

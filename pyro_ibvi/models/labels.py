@@ -104,7 +104,7 @@ class Categorical(Likelihood):
         self, output: Tensor, num_batch_dims: int, weight: Tensor | None, smoothing: float
     ) -> TorchDistributionMixin:
         logits = output.movedim(self._dim(output.dim(), num_batch_dims), -1)
-        if self.temperature != 1.0:
+        if self._is_tempered:
             logits = logits / self.temperature
         if weight is not None:
             if len(weight) != logits.shape[-1]:
@@ -147,7 +147,7 @@ class Categorical(Likelihood):
 
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and variance of the one-hot label, in the output's shape."""
-        logits = output if self.temperature == 1.0 else output / self.temperature
+        logits = output / self.temperature if self._is_tempered else output
         probabilities = logits.softmax(self._dim(output.dim(), num_batch_dims))
         return probabilities, probabilities * (1 - probabilities)
 

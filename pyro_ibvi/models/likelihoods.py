@@ -27,7 +27,7 @@ class Likelihood(PyroModule):
     #: Whether NaN among the targets marks what was not observed.
     allows_missing: bool = False
     #: Power ``1 / temperature`` to which the density is raised, then normalized.
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of targets, as training counts it.
@@ -135,12 +135,23 @@ class Likelihood(PyroModule):
 
         Raises:
             TypeError: If the likelihood has no tempered form.
+            ValueError: If the temperature is not positive.
         """
         if not self._has_temperature:
             raise TypeError(f"The {type(self).__name__} likelihood has no temperature.")
+        if not temperature > 0:
+            raise ValueError(f"A temperature must be positive, got {temperature!r}.")
         tempered = self.detached()
-        tempered.temperature = float(temperature)
+        tempered.set_temperature(float(temperature))
         return tempered
+
+    def set_temperature(self, temperature: float | Tensor) -> None:
+        """Sets the temperature of this likelihood itself."""
+        self.temperature = temperature
+
+    @property
+    def _is_tempered(self) -> bool:
+        return isinstance(self.temperature, Tensor) or self.temperature != 1.0
 
     def detached(self) -> Likelihood:
         """A copy that does not move with training."""
@@ -263,7 +274,7 @@ class Normal(Likelihood):
             scale = self.scale.to(output.dtype)
         else:
             scale = torch.full((), self._known_scale, dtype=output.dtype, device=output.device)
-        if self.temperature != 1.0:
+        if self._is_tempered:
             scale = scale * self.temperature**0.5
         return as_event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
@@ -298,7 +309,7 @@ class HeteroscedasticNormal(Likelihood):
         self.target_shape(output.shape)
         loc, raw_scale = output.chunk(2, dim=-1)
         scale = self.min_scale + nn.functional.softplus(raw_scale)
-        if self.temperature != 1.0:
+        if self._is_tempered:
             scale = scale * self.temperature**0.5
         return as_event(dist.Normal(loc, scale, validate_args=False), num_batch_dims)
 
@@ -327,7 +338,7 @@ class Bernoulli(Likelihood):
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of labels, of the output's shape."""
-        output = output if self.temperature == 1.0 else output / self.temperature
+        output = output / self.temperature if self._is_tempered else output
         return as_event(dist.Bernoulli(logits=output, validate_args=False), num_batch_dims)
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:

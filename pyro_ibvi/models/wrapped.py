@@ -38,12 +38,12 @@ class Masked(Likelihood):
     """
 
     allows_missing = True
-    _has_temperature = True
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
         _check_elementwise("Masked", likelihood)
         self.likelihood = likelihood
+        self._has_temperature = likelihood._has_temperature
         self.discrete = likelihood.discrete
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
@@ -68,12 +68,9 @@ class Masked(Likelihood):
             target = torch.where(target.isnan(), 0.0, target)
         self.likelihood.check_target(target, output)
 
-    def at_temperature(self, temperature: float) -> Likelihood:
-        """A copy of tempered density."""
-        tempered = self.detached()
-        assert isinstance(tempered, Masked)
-        tempered.likelihood = self.likelihood.at_temperature(temperature)
-        return tempered
+    def set_temperature(self, temperature: float | Tensor) -> None:
+        """Sets the temperature of the likelihood inside."""
+        self.likelihood.set_temperature(temperature)
 
 
 class Standardized(Likelihood):
@@ -101,7 +98,6 @@ class Standardized(Likelihood):
         (30.0, 5.0)
     """
 
-    _has_temperature = True
     loc: Tensor
     scale: Tensor
 
@@ -114,6 +110,7 @@ class Standardized(Likelihood):
                 f"{type(likelihood).__name__}."
             )
         self.likelihood = likelihood
+        self._has_temperature = likelihood._has_temperature
         loc, scale = (torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (loc, scale))
         if not (loc.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
             raise ValueError(
@@ -163,12 +160,9 @@ class Standardized(Likelihood):
         """Checks shape and type."""
         self.likelihood.check_target(target, output)
 
-    def at_temperature(self, temperature: float) -> Likelihood:
-        """A copy of tempered density."""
-        tempered = self.detached()
-        assert isinstance(tempered, Standardized)
-        tempered.likelihood = self.likelihood.at_temperature(temperature)
-        return tempered
+    def set_temperature(self, temperature: float | Tensor) -> None:
+        """Sets the temperature of the likelihood inside."""
+        self.likelihood.set_temperature(temperature)
 
 
 class Partial(TorchDistribution):

@@ -51,8 +51,8 @@ def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
         Probabilities, shape ``(*target,)``.
 
     Example:
-        >>> poisson_cdf(torch.ones(1, 1), torch.zeros(1)).log()
-        tensor([-1.])
+        >>> poisson_cdf(torch.ones(1, 1), torch.zeros(1))  # exp(-1)
+        tensor([0.3679])
     """
     below = torch.special.gammaincc(y.floor().clamp(min=0) + 1, rates).mean(0)
     return torch.where(y >= 0, below, 0.0)
@@ -118,8 +118,7 @@ def normal_entropy(means: Tensor, scales: Tensor) -> Tensor:
     shares = torch.as_tensor(weights / weights.sum()).to(means)
 
     def entropy(means: Tensor, scales: Tensor) -> Tensor:
-        y = means.unsqueeze(-1) + scales.unsqueeze(-1) * points[:, None, None]  # (K, S, n, 1)
-        y = y.movedim(-1, 0)  # (1, K, S, n)
+        y = means + scales * points[:, None, None]  # (K, S, n)
         mean, scale = means[:, None, None], scales[:, None, None]  # (S, 1, 1, n)
         log_p = -0.5 * ((y - mean) / scale).square() - scale.log() - math.log(2 * math.pi) / 2
         mixture = log_p.logsumexp(0) - math.log(len(means))  # (K, S, n)

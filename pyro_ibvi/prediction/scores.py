@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Bernoulli
-from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi.prediction import metrics
+from pyro_ibvi.prediction.mixture import Prediction, kind_of
+from pyro_ibvi.prediction.scored import Scored, score_labels, score_numbers
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,25 @@ class Reliability:
 
 
 @torch.no_grad()
-def score(prediction: Prediction, y: Tensor, *, num_bins: int = 15) -> dict[str, float]:
+def score(prediction: Prediction, y: Any, *, num_bins: int = 15) -> dict[str, float]:
     """Scores of a prediction on held-out data.
 
     Args:
         prediction: The prediction.
-        y: Targets, as the model's likelihood expects them.
+        y: Targets, as the model's likelihood expects them; arrays are converted.
         num_bins: Number of bins of the expected calibration error.
 
     Returns:
-        ``nll``, the mean negative log predictive density in nats per datum; for labels also
-        ``accuracy`` (a fraction) and ``ece``, the expected calibration error of the most
-        probable class; for numbers ``rmse``, in units of the target, and ``coverage``, the share
-        of targets within 1.96 predictive standard deviations of the mean.
+        ``nll``, the mean negative log predictive density in nats per datum; for class labels per
+        label that counts, ``accuracy`` (a fraction), ``ece``, the expected calibration error of
+        the most probable class, and ``brier``, the Brier score, between 0 and 2; for numbers
+        ``rmse``, in units of the target, and ``coverage``, the share of targets within 1.96
+        predictive standard deviations of the mean. What was not observed counts nowhere. Of
+        several tasks the scores are named ``task/nll`` and so on.
+
+    Raises:
+        TypeError: If the first argument is no prediction, or the target has the wrong type.
+        ValueError: If the target has the wrong shape or impossible values.
 
     Example:
         >>> from pyro_ibvi import Categorical
@@ -49,29 +57,57 @@ def score(prediction: Prediction, y: Tensor, *, num_bins: int = 15) -> dict[str,
         >>> scores["accuracy"], round(scores["ece"], 3)
         (0.5, 0.381)
     """
-    # Imported here, since torchmetrics imports matplotlib where that is installed.
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    _check_prediction("score", prediction)
+    check_positive_int("num_bins", num_bins)
+    return summarize(scored_parts(prediction, y), num_bins)
 
-    nll = -prediction.log_prob(y).mean().item()
-    y = y.to(prediction.mean.device)
-    if isinstance(prediction.likelihood, (Categorical, Bernoulli)):
-        probabilities, labels = _class_probabilities(prediction, y)
-        ece = multiclass_calibration_error(
-            probabilities, labels, num_classes=probabilities.shape[-1], n_bins=num_bins
-        )
-        accuracy = (probabilities.argmax(-1) == labels).to(probabilities).mean()
-        return {"nll": nll, "accuracy": accuracy.item(), "ece": ece.item()}
-    error = prediction.mean - y
-    covered = error.abs() <= 1.96 * prediction.stddev
+
+def scored_parts(prediction: Prediction, y: Any, *, ranked: bool = False) -> dict[str, Scored]:
+    """What scores need to know of a prediction, for each task.
+
+    Args:
+        prediction: The prediction.
+        y: Targets.
+        ranked: Whether to compute the ranked probability score, whose cost grows with the square
+            of the number of draws.
+
+    Returns:
+        The numbers by task, the name of the only one being empty.
+    """
+    kind = kind_of(prediction.likelihood)
+    if kind == "tasks":
+        target = prediction.likelihood.split_target(prediction.target(y))
+        found = {}
+        for name, part in target.items():
+            task = prediction[name]
+            part = part.long() if kind_of(task.likelihood) == "categorical" else part
+            for inner, scored in scored_parts(task, part, ranked=ranked).items():
+                found[f"{name}/{inner}"] = scored
+        return found
+    if kind in ("categorical", "bernoulli"):
+        return {"": score_labels(prediction, y)}
+    return {"": score_numbers(prediction, y, ranked=ranked)}
+
+
+def summarize(parts: dict[str, Scored], num_bins: int) -> dict[str, float]:
+    """The scores.
+
+    Args:
+        parts: What :func:`scored_parts` gave, of all data together.
+        num_bins: Number of bins of the expected calibration error.
+
+    Returns:
+        The scores by name.
+    """
     return {
-        "nll": nll,
-        "rmse": error.square().mean().sqrt().item(),
-        "coverage": covered.to(error).mean().item(),
+        task + name: value
+        for task, scored in parts.items()
+        for name, value in scored.summary(num_bins).items()
     }
 
 
 @torch.no_grad()
-def reliability(prediction: Prediction, y: Tensor, *, num_bins: int = 15) -> Reliability:
+def reliability(prediction: Prediction, y: Any, *, num_bins: int = 15) -> Reliability:
     """Confidence and accuracy of the most probable class, in bins of equal width.
 
     Args:
@@ -84,6 +120,7 @@ def reliability(prediction: Prediction, y: Tensor, *, num_bins: int = 15) -> Rel
 
     Raises:
         TypeError: If the prediction is not one of labels.
+        ValueError: If the number of bins is not positive, or the labels do not fit.
 
     Example:
         >>> from pyro_ibvi import Categorical
@@ -91,29 +128,22 @@ def reliability(prediction: Prediction, y: Tensor, *, num_bins: int = 15) -> Rel
         >>> reliability(prediction, torch.tensor([0, 0])).accuracy
         tensor([0.5000])
     """
-    if not isinstance(prediction.likelihood, (Categorical, Bernoulli)):
+    _check_prediction("reliability", prediction)
+    check_positive_int("num_bins", num_bins)
+    if kind_of(prediction.likelihood) not in ("categorical", "bernoulli"):
         raise TypeError(
             f"A reliability diagram needs predictions of labels, got the "
             f"{type(prediction.likelihood).__name__} likelihood; see score() for the coverage."
         )
-    prediction.likelihood.check_target(y, prediction.outputs[0])
-    probabilities, labels = _class_probabilities(prediction, y.to(prediction.mean.device))
-    confidence, predicted = probabilities.max(-1)
-    right = (predicted == labels).to(confidence)
-    bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
-    counts = torch.bincount(bins, minlength=num_bins)
-    used = counts > 0
-    mean_confidence = torch.bincount(bins, weights=confidence, minlength=num_bins) / counts
-    accuracy = torch.bincount(bins, weights=right, minlength=num_bins) / counts
-    fraction = counts / counts.sum()
-    return Reliability(
-        mean_confidence[used].to(confidence), accuracy[used].to(confidence), fraction[used]
-    )
+    scored = score_labels(prediction, y)
+    assert scored.probabilities is not None
+    assert scored.labels is not None
+    return Reliability(*metrics.calibration_bins(scored.probabilities, scored.labels, num_bins))
 
 
-def _class_probabilities(prediction: Prediction, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Class probabilities, shape ``(data, classes)``, and labels, shape ``(data,)``."""
-    mean = prediction.mean
-    if isinstance(prediction.likelihood, Bernoulli):
-        mean = torch.stack([1 - mean, mean], dim=-1)
-    return mean.reshape(-1, mean.shape[-1]), y.reshape(-1).long()
+def _check_prediction(name: str, prediction: Any) -> None:
+    if not isinstance(prediction, Prediction):
+        raise TypeError(
+            f"{name} needs what predict returned and then the targets, got "
+            f"{type(prediction).__name__}: write {name}(ibvi.predict(model, guide, x), y)."
+        )

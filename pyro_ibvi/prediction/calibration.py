@@ -1,0 +1,96 @@
+r"""Calibration after training: one temperature, learned on validation data.
+
+The temperature :math:`T` changes the density of each draw to :math:`p(y \mid f_s)^{1/T}`,
+normalized: logits are divided by it, standard deviations multiplied by its square root. So it acts
+alike on the mean, on the draws and on whatever is made of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.scored import mixture_log_probs
+
+#: Bounds of the temperature's logarithm: separable labels would have it at 0.
+_BOUND = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature and what it did on the validation data.
+
+    Attributes:
+        value: The temperature; above 1 where the model was too sure.
+        nll_before: Validation NLL of the prediction as it was, in nats.
+        nll: Validation NLL at this temperature, never higher.
+    """
+
+    value: float
+    nll_before: float
+    nll: float
+
+
+def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> Temperature:
+    """Finds the temperature of the least negative log predictive density, by L-BFGS.
+
+    Args:
+        prediction: A prediction of validation data, which training has not seen.
+        y: Their targets.
+        num_steps: Largest number of steps.
+
+    Returns:
+        The temperature: pass its ``value`` to :func:`~pyro_ibvi.predict`, or to
+        ``Prediction.at_temperature``. It is 1 where no other is better.
+
+    Raises:
+        TypeError: If the likelihood has no temperature.
+        ValueError: If the targets do not fit.
+
+    References:
+        Guo, Pleiss, Sun and Weinberger, 2017, *On Calibration of Modern Neural Networks*.
+
+    Example:
+        >>> from pyro_ibvi import Normal
+        >>> prediction = Prediction(torch.zeros(1, 200, 1), Normal(1.0))
+        >>> y = 3 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+        >>> temperature = fit_temperature(prediction, y)
+        >>> abs(temperature.value - y.square().mean().item()) < 1e-2
+        True
+    """
+    y = prediction.target(y)
+    y = y.double() if y.is_floating_point() else y
+    outputs = prediction.outputs.detach().double()
+    likelihood = prediction.likelihood.at_temperature(1.0)
+    before = float(_nll(outputs, likelihood, y, torch.ones((), dtype=outputs.dtype)))
+    log_value = torch.zeros((), dtype=outputs.dtype, device=outputs.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [log_value], max_iter=num_steps, line_search_fn="strong_wolfe", tolerance_change=1e-12
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _nll(outputs, likelihood, y, log_value.clamp(-_BOUND, _BOUND).exp())
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    value = float(log_value.detach().clamp(-_BOUND, _BOUND).exp())
+    value = float(torch.tensor(value, dtype=prediction.outputs.dtype))  # as it will be used
+    nll = float(_nll(outputs, likelihood, y, torch.tensor(value, dtype=outputs.dtype)))
+    if not nll < before:
+        return Temperature(1.0, before, before)
+    return Temperature(value, before, nll)
+
+
+def _nll(outputs: Tensor, likelihood: Likelihood, y: Tensor, temperature: Tensor) -> Tensor:
+    likelihood.set_temperature(temperature)
+    log_probs, weights = mixture_log_probs(outputs, likelihood, y)
+    return -log_probs.sum() / weights.sum()

@@ -1,0 +1,175 @@
+"""What scores need to know of predictions, datum by datum, and the scores of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ibvi.models.labels import Categorical, Labels
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.prediction import marginals, metrics
+from pyro_ibvi.prediction.mixture import Prediction, kind_of
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Numbers of each observation.
+
+    Attributes:
+        log_probs: Log predictive densities in nats.
+        weights: How much each of these counts.
+        loss: What a selective predictor risks: 1 for a wrong label, the squared error.
+        uncertainty: What grows where the prediction is unsure: entropy, standard deviation.
+        probabilities: Class probabilities, shape ``(n, classes)``, of labels.
+        labels: The labels.
+        errors: Errors of the mean, of numbers.
+        stddev: Their predictive standard deviations.
+        levels: Predictive probabilities of numbers up to the target.
+        ranked: Continuous ranked probability scores.
+    """
+
+    log_probs: Tensor
+    weights: Tensor
+    loss: Tensor
+    uncertainty: Tensor
+    probabilities: Tensor | None = None
+    labels: Tensor | None = None
+    errors: Tensor | None = None
+    stddev: Tensor | None = None
+    levels: Tensor | None = None
+    ranked: Tensor | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[Scored]) -> Scored:
+        """The numbers of several batches together.
+
+        Args:
+            parts: Those of each batch.
+
+        Returns:
+            The numbers.
+        """
+        joined: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            joined[field.name] = None if values[0] is None else torch.cat(values)
+        return cls(**joined)
+
+    def summary(self, num_bins: int) -> dict[str, float]:
+        """The scores that cost nothing more.
+
+        Args:
+            num_bins: Number of bins of the expected calibration error.
+
+        Returns:
+            The scores by name.
+        """
+        scores = {"nll": -(self.log_probs.sum() / self.weights.sum())}
+        if self.probabilities is not None and self.labels is not None:
+            scores["accuracy"] = 1 - self.loss.mean()
+            scores["ece"] = metrics.ece(self.probabilities, self.labels, num_bins)
+            scores["brier"] = metrics.brier(self.probabilities, self.labels)
+        elif self.errors is not None and self.stddev is not None:
+            covered = self.errors.abs() <= 1.96 * self.stddev
+            scores["rmse"] = self.errors.square().mean().sqrt()
+            scores["coverage"] = covered.to(self.errors).mean()
+        return {name: float(value) for name, value in scores.items()}
+
+
+def mixture_log_probs(outputs: Tensor, likelihood: Likelihood, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Log predictive densities of what was observed, and how much each counts.
+
+    Args:
+        outputs: The network's outputs, draws in front.
+        likelihood: The likelihood.
+        y: Targets as it takes them.
+
+    Returns:
+        Both for each datum; for class labels for each label.
+    """
+    law = likelihood.density(outputs, 2)
+    if isinstance(law, Labels):
+        assert isinstance(likelihood, Categorical)
+        log_probs, counts = law.each_log_prob(y), torch.ones_like(y, dtype=torch.bool)
+        if likelihood.ignore_index is not None:
+            counts = y != likelihood.ignore_index
+        weights = counts.to(outputs)
+    else:
+        log_probs = law.log_prob(y)
+        weights = log_probs.new_ones(log_probs.shape[1:])
+        if hasattr(law, "num_observed"):
+            weights = law.num_observed(y).expand(log_probs.shape)[0]
+    mixture = log_probs.logsumexp(0) - math.log(len(outputs))
+    return torch.where(weights > 0, mixture, 0.0), weights
+
+
+def score_labels(prediction: Prediction, y: Any) -> Scored:
+    """Numbers of each label that counts.
+
+    Args:
+        prediction: A prediction of labels.
+        y: Labels.
+
+    Returns:
+        The numbers.
+    """
+    y = prediction.target(y)
+    likelihood = prediction.likelihood
+    log_probs, weights = mixture_log_probs(prediction.outputs, likelihood, y)
+    entropy = prediction.entropy().flatten()
+    if kind_of(likelihood) == "categorical":
+        assert isinstance(likelihood, Categorical)
+        probabilities = prediction.mean.movedim(likelihood.class_dim_of(prediction.mean, 1), -1)
+        seen = weights.flatten() > 0
+    else:
+        probabilities = torch.stack([1 - prediction.mean, prediction.mean], -1)
+        seen = ~y.flatten().isnan()
+    probabilities = probabilities.reshape(-1, probabilities.shape[-1])[seen]
+    labels = y.flatten()[seen].long()
+    return Scored(
+        log_probs.flatten(),
+        weights.flatten(),
+        loss=(probabilities.argmax(-1) != labels).to(probabilities),
+        uncertainty=entropy[seen],
+        probabilities=probabilities,
+        labels=labels,
+    )
+
+
+def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Scored:
+    """Numbers of each target that was observed.
+
+    Args:
+        prediction: A prediction of numbers.
+        y: Targets.
+        ranked: Whether to compute the ranked probability score, too.
+
+    Returns:
+        The numbers.
+    """
+    y = prediction.target(y)
+    log_probs, weights = mixture_log_probs(prediction.outputs, prediction.likelihood, y)
+    seen = ~y.isnan()
+    errors = (prediction.mean - y)[seen]
+    stddev = prediction.stddev[seen]
+    filled = torch.where(seen, y, 0.0)
+    levels = crps = None
+    if ranked and kind_of(prediction.likelihood) in ("normal", "poisson"):
+        levels = prediction.cdf(filled)[seen]
+    if ranked and kind_of(prediction.likelihood) == "normal":
+        crps = marginals.normal_crps(*prediction.components(), filled)[seen]
+    return Scored(
+        log_probs,
+        weights,
+        loss=errors.square(),
+        uncertainty=stddev,
+        errors=errors,
+        stddev=stddev,
+        levels=levels,
+        ranked=crps,
+    )

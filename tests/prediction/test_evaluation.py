@@ -1,0 +1,165 @@
+"""Scores of held-out data against definitions, and against other libraries."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.models import Masked, MultiTask
+from pyro_ibvi.prediction import Prediction, metrics, predict_batches
+
+
+def make(net, likelihood):
+    torch.manual_seed(0)
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), likelihood, num_data=50)
+    return model, ibvi.AutoMuPNormal(model)
+
+
+X = torch.randn(90, 3, generator=torch.Generator().manual_seed(5))
+
+
+def loader(y, batch_size=32):
+    return DataLoader(TensorDataset(X, y), batch_size=batch_size)
+
+
+def test_classes():
+    model, guide = make(nn.Linear(3, 4), ibvi.Categorical())
+    y = torch.randint(0, 4, (90,), generator=torch.Generator().manual_seed(6))
+    scores = ibvi.evaluate(model, guide, loader(y), num_samples=20, generator=3)
+    prediction = ibvi.predict(model, guide, X, num_samples=20, generator=3)
+    p = prediction.mean
+    assert scores["nll"] == pytest.approx(-p[range(90), y].log().mean().item(), rel=1e-5)
+    wrong = (p.argmax(-1) != y).float()
+    assert scores["error"] == pytest.approx(wrong.mean().item())
+    assert scores["accuracy"] == pytest.approx(1 - wrong.mean().item())
+    one_hot = nn.functional.one_hot(y, 4)
+    assert scores["brier"] == pytest.approx((p - one_hot).square().sum(-1).mean().item(), rel=1e-5)
+    entropy = torch.distributions.Categorical(p).entropy()
+    kept = wrong[entropy.argsort(stable=True)]
+    assert scores["error_at_80"] == pytest.approx(kept[:72].mean().item())
+    risks = [kept[: k + 1].mean().item() for k in range(90)]
+    assert scores["aurc"] == pytest.approx(np.mean(risks), rel=1e-5)
+    brief = ibvi.score(prediction, y)
+    for name, value in brief.items():
+        assert scores[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_numbers():
+    model, guide = make(nn.Linear(3, 1), ibvi.Normal(0.5))
+    y = torch.randn(90, 1, generator=torch.Generator().manual_seed(6))
+    scores = ibvi.evaluate(model, guide, loader(y), num_samples=20, generator=3)
+    prediction = ibvi.predict(model, guide, X, num_samples=20, generator=3)
+    low, high = prediction.interval(0.95)
+    inside = ((y >= low) & (y <= high)).float().mean().item()
+    assert scores["coverage"] == pytest.approx(inside)
+    error = prediction.mean - y
+    assert scores["mae"] == pytest.approx(error.abs().mean().item(), rel=1e-5)
+    assert scores["rmse"] == pytest.approx(error.square().mean().sqrt().item(), rel=1e-5)
+    assert scores["nll"] == pytest.approx(-prediction.log_prob(y).mean().item(), rel=1e-5)
+    draws = torch.cat([prediction.sample() for _ in range(200)])
+    spread = (draws - draws[torch.randperm(len(draws))]).abs().mean(0) / 2
+    crps = ((draws - y).abs().mean(0) - spread).mean().item()
+    assert scores["crps"] == pytest.approx(crps, rel=0.02)
+
+
+def test_foreign_data_are_told_by_their_uncertainty():
+    model, guide = make(nn.Linear(3, 1), ibvi.Normal(0.1))
+    y = torch.zeros(90, 1)
+    far = DataLoader(TensorDataset(20 * X), batch_size=40)
+    scores = ibvi.evaluate(model, guide, loader(y), foreign=far, num_samples=30, generator=0)
+    near, foreign = (
+        torch.cat(
+            [
+                p.stddev.flatten()
+                for p, _ in predict_batches(model, guide, data, num_samples=30, generator=0)
+            ]
+        )
+        for data in (loader(y), far)
+    )
+    pairs = (foreign.unsqueeze(-1) > near).float().mean().item()
+    assert scores["auroc"] == pytest.approx(pairs, abs=1e-6)
+    threshold = near.sort().values[math.ceil(0.95 * 90) - 1]
+    assert scores["fpr95"] == pytest.approx((foreign <= threshold).float().mean().item())
+    assert scores["auroc"] > 0.9
+
+
+def test_uncertainties_beyond_one_keep_their_order():
+    near, far = torch.linspace(50, 60, 20), torch.linspace(61, 70, 20)
+    assert metrics.auroc(near, far) == 1.0
+    assert metrics.auroc(far, near) == 0.0
+    assert metrics.auroc(near, near) == 0.5
+
+
+def test_what_is_missing_counts_nowhere():
+    model, guide = make(nn.Linear(3, 2), Masked(ibvi.Normal(0.5)))
+    y = torch.randn(90, 2, generator=torch.Generator().manual_seed(6))
+    y[::3, 0] = y[:30, 1] = math.nan
+    scores = ibvi.evaluate(model, guide, loader(y), num_samples=10, generator=3)
+    prediction = ibvi.predict(model, guide, X, num_samples=10, generator=3)
+    seen = ~y.isnan()
+    error = (prediction.mean - y)[seen]
+    assert scores["rmse"] == pytest.approx(error.square().mean().sqrt().item(), rel=1e-5)
+    total = -prediction.log_prob(y).sum() / (seen.float().mean(-1).sum())
+    assert scores["nll"] == pytest.approx(total.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="Nothing was observed"):
+        ibvi.evaluate(model, guide, loader(y * math.nan), num_samples=3)
+
+
+def test_void_pixels_count_nowhere():
+    model, guide = make(nn.Conv2d(1, 3, 1), ibvi.Categorical(class_dim=1, ignore_index=255))
+    x, y = torch.randn(6, 1, 4, 5), torch.randint(0, 3, (6, 4, 5))
+    y[:, 0] = 255
+    prediction = ibvi.predict(model, guide, x, num_samples=10, generator=0)
+    scores = ibvi.score(prediction, y)
+    seen = y != 255
+    p = prediction.mean.movedim(1, -1)[seen]
+    assert scores["nll"] == pytest.approx(-p[range(len(p)), y[seen]].log().mean().item(), rel=1e-5)
+    right = (p.argmax(-1) == y[seen]).float().mean().item()
+    assert scores["accuracy"] == pytest.approx(right)
+    assert ibvi.reliability(prediction, y).fraction.sum().item() == pytest.approx(1.0)
+
+
+def test_tasks_have_scores_of_their_own():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    tasks = {"kind": (ibvi.Categorical(), 4), "age": (ibvi.Normal(0.5), 1)}
+    model, guide = make(Heads(), MultiTask(tasks))
+    kind, age = torch.randint(0, 4, (90,)), torch.randn(90, 1)
+    data = [(X[i : i + 45], (kind[i : i + 45], age[i : i + 45])) for i in (0, 45)]
+    scores = ibvi.evaluate(model, guide, data, foreign=data, num_samples=10, generator=0)
+    prediction = ibvi.predict(model, guide, X, num_samples=10, generator=0)
+    alone = ibvi.score(prediction["kind"], kind)
+    assert scores["kind/nll"] == pytest.approx(alone["nll"], rel=1e-5)
+    assert scores["age/rmse"] == pytest.approx(
+        ibvi.score(prediction["age"], age)["rmse"], rel=1e-5
+    )
+    assert scores["kind/auroc"] == pytest.approx(0.5)
+    with pytest.raises(KeyError, match=r"No task 'size'; the likelihood has the tasks \['kind'"):
+        prediction["size"]
+
+
+def test_what_is_no_prediction_is_told():
+    prediction = Prediction(torch.zeros(1, 4, 1), ibvi.Normal())
+    y = torch.zeros(4, 1)
+    for name in ("score", "reliability"):
+        function = getattr(ibvi, name)
+        with pytest.raises(TypeError, match=rf"{name} needs what predict returned .* got Tensor"):
+            function(prediction.mean, y)
+        with pytest.raises(ValueError, match="num_bins must be a positive whole number, got 0"):
+            function(prediction, y, num_bins=0)
+    with pytest.raises(TypeError, match="score needs what predict returned"):
+        ibvi.score(y, prediction)
+    assert ibvi.score(prediction, y.numpy()) == ibvi.score(prediction, y)
+    model, guide = make(nn.Linear(3, 1), ibvi.Normal())
+    with pytest.raises(TypeError, match="evaluate needs targets, and the batches have none"):
+        ibvi.evaluate(model, guide, [X])

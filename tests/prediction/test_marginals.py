@@ -1,0 +1,138 @@
+"""Mixtures of numbers and labels against scipy-free truths: quadrature, sorting, large samples."""
+
+import math
+
+import pytest
+import torch
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.models import Masked, Standardized
+from pyro_ibvi.prediction import Prediction
+from pyro_ibvi.prediction.marginals import normal_crps
+
+
+def mixture(likelihood=None, num_samples=4, shape=(3, 2)):
+    torch.manual_seed(0)
+    outputs = 2 * torch.randn(num_samples, *shape, dtype=torch.float64)
+    return Prediction(outputs, likelihood or ibvi.Normal(0.7))
+
+
+def density(prediction, grid):
+    """The mixture's density of the first number on a grid."""
+    means, scales = prediction.components()
+    law = torch.distributions.Normal(means[:, 0, 0], scales[:, 0, 0])
+    return law.log_prob(grid.unsqueeze(-1)).exp().mean(-1)
+
+
+GRID = torch.linspace(-60, 60, 600_001, dtype=torch.float64)
+FAMILY = [ibvi.Normal(0.7), ibvi.HeteroscedasticNormal(), Masked(ibvi.Normal(0.7))]
+
+
+@pytest.mark.parametrize("likelihood", FAMILY, ids=lambda known: type(known).__name__)
+def test_distribution_function_and_entropy_by_quadrature(likelihood):
+    prediction = mixture(likelihood)
+    p = density(prediction, GRID)
+    dx = (GRID[1] - GRID[0]).item()
+    for y in (-1.3, 0.0, 2.1):
+        expected = (p * (y >= GRID)).sum() * dx
+        assert prediction.cdf(y)[0, 0].item() == pytest.approx(expected.item(), abs=1e-4)
+    entropy = -(torch.special.xlogy(p, p)).sum() * dx
+    assert prediction.entropy()[0, 0].item() == pytest.approx(entropy.item(), abs=2e-3)
+    means, scales = prediction.components()
+    within = torch.distributions.Normal(means, scales).entropy().mean(0)
+    torch.testing.assert_close(
+        prediction.mutual_information(), (prediction.entropy() - within).clamp(min=0)
+    )
+
+
+@pytest.mark.parametrize("likelihood", FAMILY, ids=lambda known: type(known).__name__)
+def test_quantiles_invert_the_distribution_function(likelihood):
+    prediction = mixture(likelihood, num_samples=50)
+    q = torch.tensor([0.001, 0.05, 0.5, 0.975], dtype=torch.float64)
+    quantiles = prediction.quantile(q)
+    for value, quantile in zip(q, quantiles, strict=True):
+        torch.testing.assert_close(prediction.cdf(quantile), value.expand(quantile.shape))
+    low, high = prediction.interval(0.9)
+    inside = prediction.cdf(high) - prediction.cdf(low)
+    torch.testing.assert_close(inside, torch.full_like(inside, 0.9))
+    assert prediction.quantile(0.5).shape == prediction.mean.shape
+
+
+def test_units_carry_over():
+    y = torch.tensor([[100.0], [300.0]])
+    plain = mixture(ibvi.Normal(0.7), shape=(3, 1))
+    scaled = Prediction(plain.outputs, Standardized.of(ibvi.Normal(0.7), y))
+    loc, scale = 200.0, 100.0
+    torch.testing.assert_close(scaled.quantile(0.9), loc + scale * plain.quantile(0.9))
+    torch.testing.assert_close(scaled.entropy(), plain.entropy() + math.log(scale))
+    torch.testing.assert_close(scaled.mutual_information(), plain.mutual_information())
+    torch.testing.assert_close(scaled.cdf(loc + scale * 0.3), plain.cdf(0.3))
+
+
+def test_counts():
+    prediction = mixture(ibvi.Poisson())
+    counts = torch.arange(400, dtype=torch.float64)
+    rates = prediction.outputs[:, 0, 0].exp()
+    p = torch.distributions.Poisson(rates).log_prob(counts.unsqueeze(-1)).exp().mean(-1)
+    below = p.cumsum(0)
+    for y in (0, 1, 3.5, 7):
+        expected = below[int(y)].item()
+        assert prediction.cdf(y)[0, 0].item() == pytest.approx(expected, rel=1e-6)
+    assert prediction.cdf(-0.5)[0, 0] == 0.0
+    for q in (0.05, 0.5, 0.99):
+        expected = int((below >= q).nonzero()[0])
+        assert prediction.quantile(q)[0, 0].item() == expected
+    entropy = -torch.special.xlogy(p, p).sum().item()
+    assert prediction.entropy()[0, 0].item() == pytest.approx(entropy, rel=1e-6)
+    assert (prediction.mutual_information() >= 0).all()
+
+
+def test_labels():
+    prediction = mixture(ibvi.Categorical(class_dim=1), shape=(3, 4, 5))
+    p = prediction.outputs.softmax(2)
+    entropy = torch.distributions.Categorical(p.mean(0).movedim(1, -1)).entropy()
+    within = torch.distributions.Categorical(p.movedim(2, -1)).entropy().mean(0)
+    torch.testing.assert_close(prediction.entropy(), entropy)
+    torch.testing.assert_close(prediction.mutual_information(), entropy - within)
+    assert prediction.mean.shape == (3, 4, 5)
+    binary = mixture(ibvi.Bernoulli())
+    p = binary.outputs.sigmoid().mean(0)
+    torch.testing.assert_close(binary.entropy(), torch.distributions.Bernoulli(p).entropy())
+    assert torch.equal(binary.quantile(0.5), (p > 0.5).to(p))
+    torch.testing.assert_close(binary.cdf(0.0), 1 - p)
+
+
+def test_sure_labels_have_no_entropy():
+    prediction = Prediction(torch.tensor([[[2000.0, 0.0]]]), ibvi.Categorical())
+    assert prediction.entropy().item() == 0.0
+
+
+def test_the_ranked_score_is_the_integral_of_its_definition():
+    prediction = mixture(num_samples=3)
+    y = torch.tensor([[0.4, 0.0], [1.0, 0.0], [-9.0, 0.0]], dtype=torch.float64)
+    scores = normal_crps(*prediction.components(), y)
+    for i in range(3):
+        grid = GRID[::10]
+        below = torch.stack(
+            [torch.distributions.Normal(m, 0.7).cdf(grid) for m in prediction.outputs[:, i, 0]]
+        ).mean(0)
+        integral = (below - (grid >= y[i, 0]).double()).square().sum() * (grid[1] - grid[0])
+        assert scores[i, 0].item() == pytest.approx(integral.item(), abs=2e-3)
+
+
+def test_questions_without_an_answer():
+    labels = mixture(ibvi.Categorical())
+    with pytest.raises(TypeError, match="Class labels have no order, so no quantile"):
+        labels.quantile(0.5)
+    with pytest.raises(TypeError, match="Class labels have no order, so no cdf"):
+        labels.cdf(0.5)
+    numbers = mixture()
+    for q in (0.0, 1.0, [0.5, 1.5]):
+        with pytest.raises(ValueError, match="probabilities strictly between 0 and 1, got"):
+            numbers.quantile(q)
+    with pytest.raises(ValueError, match=r"coverage is a probability such as 0\.95, got 95"):
+        numbers.interval(95)
+    with pytest.raises(TypeError, match="The Poisson likelihood has no temperature"):
+        mixture(ibvi.Poisson()).at_temperature(2.0)
+    with pytest.raises(ValueError, match="A temperature must be positive, got 0"):
+        numbers.at_temperature(0.0)
