@@ -59,7 +59,8 @@ class Page(html.parser.HTMLParser):
             relation = set((given.get("rel") or "").split())
             if not relation & NOT_FETCHED:
                 self.fetched.append(given[FETCHED[tag]])
-        if tag == "img" and not (given.get("alt") or "").strip():
+        alt = (given.get("alt") or "").strip()
+        if tag == "img" and (not alt or alt.endswith((".png", ".svg"))):  # a name is no text
             self.without_alt.append(given.get("src"))
         self.formulas += tag in ("span", "div") and "math" in classes
         self.drawn += tag == "mjx-container"

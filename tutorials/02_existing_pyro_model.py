@@ -5,7 +5,7 @@
 # looks at what that does to the posterior: in a logistic regression, in a hierarchical
 # regression, and in a variational autoencoder, where the KL divergence must stay.
 
-# %%
+# %% tags=["hide-input"]
 import os
 
 import pyro

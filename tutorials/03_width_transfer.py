@@ -19,10 +19,11 @@
 #
 # - `coordinate_check`: do activations, and the changes that training makes in them, keep their
 #   size as the network widens?
-# - `transfer`: is the best learning rate the same at every width?
+# - `rate_transfer`: is the best learning rate the same at every width?
 
-# %%
+# %% tags=["hide-input"]
 import os
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -99,7 +100,7 @@ checks = {
 }
 print(checks["MaximalUpdate"])
 
-# %%
+# %% mystnb={"image": {"alt": "Change of each layer's outputs against width on logarithmic axes, under muP flat and under the standard parametrization rising."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
 for axis, (name, check) in zip(axes, checks.items(), strict=True):
     check.plot("change", ax=axis).set_title(name)
@@ -139,7 +140,7 @@ transfers = {
     for name, rule in rules.items()
 }
 
-# %%
+# %% mystnb={"image": {"alt": "Validation loss against learning rate for three widths: under muP the best rates lie above one another, under the standard parametrization they move with the width."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
 for axis, (name, result) in zip(axes, transfers.items(), strict=True):
     result.plot(axis).set(title=name, ylim=(None, 10))
@@ -182,7 +183,7 @@ for covariance in (ibvi.Diagonal(), ibvi.LowRank(10)):
     hidden[str(covariance)] = check.mean("factor", 3, "2.weight")
     print(f"{covariance}: slope {check.slope('factor', 3, '2.weight'):+.2f}")
 
-# %%
+# %% mystnb={"image": {"alt": "Change made by the hidden factor S against width for the covariances compared on this page."}}
 figure, axis = plt.subplots(figsize=(5, 4))
 for name, values in hidden.items():
     axis.plot(check_widths, values, "o-", label=name)
@@ -190,3 +191,12 @@ axis.set_xscale("log", base=2)
 axis.set(yscale="log", xlabel="width", ylabel="change made by the hidden factor S")
 axis.legend()
 figure.tight_layout()
+
+# %% [markdown]
+# Run as a script, this page leaves its pictures in the folder `out`.
+
+# %% tags=["remove-cell"]
+out = Path("out")
+out.mkdir(exist_ok=True)
+for number in plt.get_fignums():
+    plt.figure(number).savefig(out / f"03_width_transfer_{number}.png", dpi=100)

@@ -18,8 +18,9 @@
 # unequal learning rates, Adam and an explicit penalty do. The page *Theory* states the theorems
 # and says what is not proved.
 
-# %%
+# %% tags=["hide-input"]
 import os
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,7 +100,7 @@ if not SMOKE:
 # on the line of perfect fits, and each of its draws is the point of that line nearest to a prior
 # draw.
 
-# %%
+# %% mystnb={"image": {"alt": "Plane of two weights: draws from the prior move along the data's direction onto the line of perfect fits, and keep their spread along it."}}
 z = torch.randn(2, 300)
 prior_draws = loc0[:, None] + S0 @ z
 trained_draws = limit.loc[:, None] + limit.S @ z
@@ -122,7 +123,7 @@ plt.show()
 # minibatches, for momentum, and for single draws: at the limit the residual is zero for every
 # datum and every draw, so the noise dies out on the way.
 
-# %%
+# %% mystnb={"image": {"alt": "Distance of mean and factor to the predicted limit falls to machine precision for every optimizer with gradients in the data's span."}}
 N, P = 5, 9
 left, _ = torch.linalg.qr(torch.randn(N, N))
 right, _ = torch.linalg.qr(torch.randn(P, N))
@@ -174,7 +175,7 @@ print("largest difference:", (members - limit.loc - z @ limit.S.mT).abs().max().
 # free. `VarianceMonitor` watches it: the share of the initial variance that is left on the span
 # of the data and off it.
 
-# %%
+# %% mystnb={"image": {"alt": "Shares of the initial variance on and off the span of the data over training: the first goes to zero, and only a low-rank factor keeps the second."}}
 fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 guides = {"full": ibvi.LowRank(None), "diagonal": ibvi.Diagonal()}
 for axis, (name, covariance) in zip(axes, guides.items(), strict=True):
@@ -200,7 +201,7 @@ print(monitor.reports[-1])
 # factor the predictive variance is zero at the data and grows between them; a diagonal that is
 # trained to the end knows nothing of its ignorance. (The limits are evaluated by the formulas.)
 
-# %%
+# %% mystnb={"image": {"alt": "Predictive bands of an ensemble and of implicit-bias VI along one input lie on each other."}}
 generator = torch.Generator().manual_seed(1)
 frequencies, phases = (
     4 * torch.randn(40, generator=generator),
@@ -263,7 +264,7 @@ for rule in (ibvi.Standard(), ibvi.MaximalUpdate()):
 # %% [markdown]
 # In the plane: the same line of perfect fits, three ratios of rates, three ends.
 
-# %%
+# %% mystnb={"image": {"alt": "Plane of two weights: means of gradient descent and Adam end at different points of the line of perfect fits."}}
 X1, y1, start = torch.tensor([[2.0, 1.0]]), torch.tensor([2.0]), torch.tensor([-0.5, 1.0])
 fig, axis = plt.subplots(figsize=(5, 4))
 line = torch.linspace(-0.6, 1.4, 2)
@@ -334,7 +335,7 @@ if not SMOKE:
 # but with a constant rate the noise of the draws does not die out: the penalty keeps variance
 # where the data are, so their residual is not zero.
 
-# %%
+# %% mystnb={"image": {"alt": "2-Wasserstein distance to the implicit limit against steps, with an explicit penalty and without."}}
 pyro.set_rng_seed(2)
 svi = linear_svi(
     X,
@@ -360,7 +361,7 @@ plt.show()
 # span of the data decays as a power of time, and the rest stays. The power is known: two support
 # vectors at 60 degrees have the exponent 1/3. As that takes many steps, the loop is written out.
 
-# %%
+# %% mystnb={"image": {"alt": "Classification: direction and spread of the weights approach their limits as training goes on."}}
 X = torch.tensor([[1.0, 0.0, 0.0], [-0.5, -(0.75**0.5), 0.0], [1.5, 0.75**0.5, 0.0]])
 y = torch.tensor([1.0, -1.0, 1.0])
 loc0, S0 = torch.tensor([0.3, -0.2, 0.5]), 0.3 * torch.eye(3)
@@ -397,3 +398,12 @@ axis.loglog(
 axis.set(xlabel="step $t$")
 axis.legend()
 plt.show()
+
+# %% [markdown]
+# Run as a script, this page leaves its pictures in the folder `out`.
+
+# %% tags=["remove-cell"]
+out = Path("out")
+out.mkdir(exist_ok=True)
+for number in plt.get_fignums():
+    plt.figure(number).savefig(out / f"04_theory_{number}.png", dpi=100)

@@ -17,7 +17,7 @@
 # names, dimensions and labels. Then a digits classifier: named weights, posterior predictive
 # checks, comparison on held-out data, and a file that is opened again.
 
-# %%
+# %% tags=["hide-input"]
 import os
 import tempfile
 import warnings
@@ -136,7 +136,7 @@ az.summary(
 # %% [markdown]
 # The labels make the three fits one array, with a dimension `fit`.
 
-# %%
+# %% mystnb={"image": {"alt": "Predictive bands of NUTS, the ELBO and implicit-bias VI on a regression with a gap in its data."}}
 names = pd.Index(list(posteriors), name="fit")
 predictions = xarray.concat([p["predictions"]["obs"] for p in posteriors.values()], dim=names)
 bands = predictions.isel(obs_dim_1=0).quantile([0.05, 0.5, 0.95], dim=("chain", "draw"))
@@ -232,7 +232,7 @@ else:
 # %% [markdown]
 # The images on which the draws disagree most.
 
-# %%
+# %% mystnb={"image": {"alt": "Six digits, each with its true class and the probability that the posterior predictive gives it."}}
 draws = data["posterior_predictive"]["obs"]
 probabilities = xarray.concat([(draws == k).mean(("chain", "draw")) for k in range(10)], "digit")
 confidence = probabilities.max("digit")
@@ -253,3 +253,12 @@ data.to_netcdf(path)
 again = az.from_netcdf(path)
 assert np.array_equal(again["posterior"]["net.2.bias"], data["posterior"]["net.2.bias"])
 print(again.attrs["objective"], again.attrs["guide"], f"{path.stat().st_size / 1e6:.1f} MB")
+
+# %% [markdown]
+# Run as a script, this page leaves its pictures in the folder `out`.
+
+# %% tags=["remove-cell"]
+out = Path("out")
+out.mkdir(exist_ok=True)
+for number in plt.get_fignums():
+    plt.figure(number).savefig(out / f"05_arviz_{number}.png", dpi=100)
