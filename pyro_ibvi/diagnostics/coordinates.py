@@ -44,6 +44,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.diagnostics.probe import KINDS, Key, Probe
+from pyro_ibvi.diagnostics.slopes import log_log_slope
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.mup.parametrization import Family
@@ -103,7 +104,7 @@ class CoordinateCheck:
             The slope: 0 if the quantity does not depend on the width, NaN if it is zero or not
             finite at some width.
         """
-        return _slope(self.widths, self.mean(quantity, step, layer))
+        return log_log_slope(self.widths, self.mean(quantity, step, layer))
 
     def slope_error(self, quantity: str, step: int, layer: str) -> float:
         """Standard error of a slope, by the jackknife over the seeds of the noise.
@@ -126,7 +127,7 @@ class CoordinateCheck:
         slopes = []
         for left_out in range(num_seeds):
             rest = [[v for i, v in enumerate(row) if i % num_seeds != left_out] for row in rows]
-            slopes.append(_slope(self.widths, _root_mean_squares(rest)))
+            slopes.append(log_log_slope(self.widths, _root_mean_squares(rest)))
         return math.sqrt(num_seeds - 1) * statistics.pstdev(slopes)
 
     def largest_slope(
@@ -328,16 +329,6 @@ def _measure_run(
 def _root_mean_squares(rows: Iterable[Sequence[float]]) -> list[float]:
     """One number per row."""
     return [math.sqrt(sum(v * v for v in row) / len(row)) for row in rows]
-
-
-def _slope(widths: Sequence[int], values: Sequence[float]) -> float:
-    """Least-squares slope in logarithms, NaN where there is none."""
-    if not all(0 < value < math.inf for value in values):
-        return math.nan
-    x = torch.tensor(widths, dtype=torch.float64).log()
-    y = torch.tensor(values, dtype=torch.float64).log()
-    x = x - x.mean()
-    return float((x @ y / (x @ x)).item())
 
 
 def checked_build(build: Build, width: int) -> tuple[SupervisedModel, AutoMuPNormal]:

@@ -7,7 +7,6 @@ is not worse at it.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -22,12 +21,21 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.files import checked_path, whole_file
+from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.diagnostics.book import (
+    Book,
+    describe_loss,
+    digest_of_data,
+    digest_of_pair,
+    json_number,
+)
 from pyro_ibvi.diagnostics.coordinates import Build, checked_build, checked_widths
+from pyro_ibvi.diagnostics.slopes import log_log_slope
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
+from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.loop import fit
 from pyro_ibvi.training.optim import MuPOptim
 
@@ -82,11 +90,7 @@ class RateTransfer:
         Returns:
             The slope: 0 where the learning rate transfers, NaN if some width always diverged.
         """
-        best = [self.best_rate(width) for width in self.widths]
-        x = torch.tensor(self.widths, dtype=torch.float64).log()
-        y = torch.tensor(best, dtype=torch.float64).log()
-        x = x - x.mean()
-        return float((x @ y / (x @ x)).item())
+        return log_log_slope(self.widths, [self.best_rate(width) for width in self.widths])
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers alone, for JSON; a loss that is not finite is None.
@@ -98,9 +102,9 @@ class RateTransfer:
         return {
             "widths": list(self.widths),
             "rates": list(self.rates),
-            "best_rates": [_json_number(rate) for rate in best],
+            "best_rates": [json_number(rate) for rate in best],
             "losses": [
-                [[_json_number(v) for v in self.losses[width, rate]] for rate in self.rates]
+                [[json_number(v) for v in self.losses[width, rate]] for rate in self.rates]
                 for width in self.widths
             ],
         }
@@ -175,7 +179,8 @@ def rate_transfer(
         loss: Pyro's loss; ``TraceExpectedLogLikelihood(reduction="mean")`` by default.
         num_seeds: Number of runs per width and rate.
         num_draws: Number of weight draws over which the loss at the end is averaged.
-        path: JSON file to which each finished run is added, and whose runs are not run again.
+        path: JSON file to which each finished run is added, and whose runs are not run again. It
+            knows the networks, data, loss and optimizer that they are of.
         progress: Whether to show a progress bar; there is none where output is no terminal.
 
     Returns:
@@ -209,8 +214,15 @@ def rate_transfer(
         "num_draws": num_draws,
         "optimizer": optimizer.__name__,
         "optim_args": repr(optim_args or {}),
+        "family": find_family(optimizer, family),
+        "loss": describe_loss(loss),
     }
-    book = _Book(path, settings)
+    networks: dict[int, str] = {}
+    if path is not None:
+        loaders = {"train_loader": train_loader, "valid_loader": valid_loader}
+        settings["data"] = digest_of_data(loaders)
+        networks = {width: _digest_at(build, width) for width in widths}
+    book = Book(path, settings, networks)
     cells = [(w, r, s) for w in widths for r in rates for s in range(num_seeds)]
     for cell in tqdm(cells, desc="rate transfer", disable=None if progress else True):
         if cell in book.losses:
@@ -246,59 +258,24 @@ def _train(
             fit(svi, train_loader, num_epochs, progress=False)
     except FloatingPointError:
         return math.inf
-    total, num_batches = 0.0, 0
+    device = next(svi.guide.parameters()).device
+    total, num_data = 0.0, 0
     with module_mode(svi.model, svi.guide, training=False):
         for batch in loss_loader:
-            args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-            total += sum(svi.evaluate_loss(*args, **kwargs) for _ in range(num_draws))
-            num_batches += 1
-    value = total / (num_batches * num_draws)
+            args, kwargs = as_call(to_device(batch, device))
+            tensor = first_tensor((args, kwargs))
+            size = 1 if tensor is None else len(tensor)
+            total += size * sum(svi.evaluate_loss(*args, **kwargs) for _ in range(num_draws))
+            num_data += size
+    value = total / (num_data * num_draws)
     return value if math.isfinite(value) else math.inf
 
 
-class _Book:
-    """Finished runs, kept in a JSON file if there is a path."""
-
-    def __init__(self, path: str | os.PathLike[str] | None, settings: dict[str, Any]) -> None:
-        self.path = None if path is None else checked_path(path)
-        self.settings = settings
-        self.runs: list[dict[str, Any]] = []
-        if self.path is not None and self.path.exists():
-            content = json.loads(self.path.read_text())
-            if content.get("settings") != settings:
-                raise ValueError(
-                    f"{self.path} holds runs with the settings {content.get('settings')}, but "
-                    f"these are {settings}: choose another file, or delete that one."
-                )
-            self.runs = content["runs"]
-        self.losses = {
-            (run["width"], run["rate"], run["seed"]): math.inf
-            if run["loss"] is None
-            else run["loss"]
-            for run in self.runs
-        }
-
-    def add(self, cell: tuple[int, float, int], loss: float, seconds: float) -> None:
-        """Notes a run, and writes the file so that a stop in between leaves it whole."""
-        width, rate, seed = cell
-        self.losses[cell] = loss
-        self.runs.append(
-            {
-                "width": width,
-                "rate": rate,
-                "seed": seed,
-                "loss": _json_number(loss),
-                "seconds": round(seconds, 3),
-            }
-        )
-        if self.path is not None:
-            with whole_file(self.path) as part:
-                content = {"settings": self.settings, "runs": self.runs}
-                part.write_text(json.dumps(content, indent=1))
-
-
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _digest_at(build: Build, width: int) -> str:
+    """A digest of what is trained at a width, by the run of seed 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return digest_of_pair(*checked_build(build, width))
 
 
 def _checked_rates(rates: Sequence[float]) -> list[float]:

@@ -83,7 +83,7 @@ def test_resumes_from_its_file(tmp_path):
 
     def counting(width):
         calls.append(width)
-        if len(calls) == 4:
+        if len(calls) == 6:
             raise KeyboardInterrupt
         return build(width)
 
@@ -92,14 +92,77 @@ def test_resumes_from_its_file(tmp_path):
         ibvi.rate_transfer(counting, [8, 16], *arguments, num_draws=2, path=path)
     assert len(json.loads(path.read_text())["runs"]) == 3
     resumed = ibvi.rate_transfer(counting, [8, 16], *arguments, num_draws=2, path=path)
-    assert calls == [8, 8, 8, 16, 16, 16, 16]
+    # Before the runs a network of each width tells whether the file is of these.
+    assert calls == [8, 16, 8, 8, 8, 16, 8, 16, 16, 16, 16]
     assert resumed.losses == ibvi.rate_transfer(build, [8, 16], *arguments, num_draws=2).losses
     assert not list(tmp_path.glob("*.part"))
-    with pytest.raises(ValueError, match=r"holds runs with the settings .*choose another file"):
+    with pytest.raises(
+        ValueError, match=r"holds runs with num_epochs 1 and now 2: choose another"
+    ):
         ibvi.rate_transfer(build, [8, 16], RATES, loader(), 2, num_draws=2, path=path)
     nowhere = tmp_path / "nowhere" / "runs.json"
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
         ibvi.rate_transfer(build, [8, 16], *arguments, path=nowhere)
+
+
+def build_other(width):
+    model, _ = build(width)
+    return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2), init_scale=0.5)
+
+
+def other_data():
+    (x, y) = loader().dataset.tensors
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y + 1), batch_size=8)
+
+
+class Lion(torch.optim.SGD):
+    """Another optimizer by its name, and by its family if one is given."""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"build": build_other}, "another network, likelihood, prior or covariance at width 8"),
+        ({"train_loader": other_data()}, "data '.*' and now '.*'"),
+        ({"valid_loader": other_data()}, "data '.*' and now"),
+        ({"loss": ibvi.TraceExpectedLogLikelihood(kl_weight=1.0)}, "loss .*kl_weight"),
+        ({"optimizer": Lion}, "optimizer 'SGD' and now 'Lion'"),
+        ({"optimizer": torch.optim.SGD, "family": "adam"}, "family 'sgd' and now 'adam'"),
+        ({"num_draws": 3}, "num_draws 2 and now 3"),
+    ],
+)
+def test_a_file_is_of_one_network_data_loss_and_optimizer(tmp_path, change, message):
+    arguments = {
+        "build": build,
+        "widths": [8, 16],
+        "rates": [0.01, 0.1],
+        "train_loader": loader(),
+        "num_epochs": 1,
+        "num_draws": 2,
+        "path": tmp_path / "runs.json",
+    }
+    before = ibvi.rate_transfer(**arguments)
+    with pytest.raises(ValueError, match=rf"holds runs with .*{message}.*choose another file"):
+        ibvi.rate_transfer(**{**arguments, **change})
+    # The same data in a loader of another object are the same data.
+    arguments["train_loader"] = loader()
+    assert ibvi.rate_transfer(**arguments).losses == before.losses
+
+
+def test_a_short_batch_counts_by_its_data():
+    x = torch.randn(9, 2)
+    y = torch.cat([torch.zeros(8, 1), torch.full((1, 1), 30.0)])
+    data = torch.utils.data.TensorDataset(x, y)
+
+    def losses(batch_size):
+        valid = torch.utils.data.DataLoader(data, batch_size=batch_size)
+        return ibvi.rate_transfer(
+            build, [8, 16], [1e-9, 2e-9], loader(), 1, valid_loader=valid, num_draws=200
+        ).losses[8, 1e-9][0]
+
+    # One far target among nine: 50 nats each, and not the 225 of a mean over two batches.
+    assert losses(8) == pytest.approx(losses(9), rel=0.03)
+    assert losses(9) < 75
 
 
 def test_divergence_is_a_result(tmp_path):
