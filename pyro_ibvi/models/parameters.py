@@ -20,6 +20,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_ibvi.models.store import keep_name
+
 
 def full_name(module: PyroModule, name: str) -> str:
     """Name of a site or parameter, after the path of the module that holds it.
@@ -65,6 +67,7 @@ def read_parameter(
             f"store. Use the form without Jit, Trace_ELBO or TraceExpectedLogLikelihood; "
             f"torch.compile(network) makes a network faster."
         )
+    keep_name(name, parameter)
     value = _as_value(parameter)
     return _param(value, name=name, constraint=constraints.real, event_dim=event_dim, infer=infer)
 
@@ -79,6 +82,7 @@ def announce_parameter(name: str, parameter: nn.Parameter, known: dict[str, Tens
     """
     value = known.get(name)
     if value is None or value.unconstrained() is not parameter:  # type: ignore[attr-defined]
+        keep_name(name, parameter)
         known[name] = value = _as_value(parameter)
     for handler in cast("list[TraceMessenger]", _PYRO_STACK):
         node = {"name": name, "type": "param", "value": value, "infer": {}}
