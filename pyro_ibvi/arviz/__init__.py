@@ -11,10 +11,12 @@ from pyro_ibvi.arviz.export import (
     to_arviz,
     write_arviz,
 )
+from pyro_ibvi.arviz.gaps import drop_masked
 
 __all__ = [
     "LogPredictiveDensity",
     "compare_predictive",
+    "drop_masked",
     "log_predictive_density",
     "loo_approximate_posterior",
     "pareto_k",

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from pyro_ibvi.arviz.draws import Sampler, log_density
+from pyro_ibvi.arviz.gaps import drop_masked
 from pyro_ibvi.arviz.groups import density_notes
 from pyro_ibvi.arviz.heldout import HeldOut, LocalDraws
 from pyro_ibvi.arviz.inputs import Inputs
@@ -298,8 +299,8 @@ def tail_shape(log_weights: np.ndarray) -> float:
 def loo_approximate_posterior(data: Any, var_name: str | None = None) -> Any:
     """Leave-one-out log predictive density of a guide's draws, corrected for its density.
 
-    Valid only where :func:`pareto_k` is small. A thin layer over ArviZ's function of the same
-    name, which ArviZ has from 1.0 on.
+    Valid only where :func:`pareto_k` is small. Masked data are left out. A thin layer over
+    ArviZ's function of the same name, which ArviZ has from 1.0 on.
 
     Args:
         data: Result of :func:`pyro_ibvi.arviz.to_arviz` on the whole training data.
@@ -322,6 +323,7 @@ def loo_approximate_posterior(data: Any, var_name: str | None = None) -> Any:
     if missing:
         reasons = [stats.attrs.get(f"{n}_omitted", f"{n} was not exported") for n in missing]
         raise ValueError(f"The correction needs both densities, but {'; '.join(reasons)}.")
+    data = drop_masked(data)
     function = import_module("arviz_stats").loo_approximate_posterior
     return function(
         data, log_p=stats["log_p"], log_q=stats["log_q"], var_name=var_name, pointwise=True

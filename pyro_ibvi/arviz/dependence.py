@@ -19,6 +19,7 @@ from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.arviz.inputs import Inputs, leaves
 from pyro_ibvi.arviz.sites import sample_sites
+from pyro_ibvi.objectives.sites import is_delta
 
 #: an argument (``"argument", "x"``) or an unobserved site (``"site", "z"``)
 Source = tuple[str, str]
@@ -118,13 +119,22 @@ def find_sources(fn: Callable[..., Any], trace: Trace, inputs: Inputs) -> Source
 
 
 class _Track(Messenger):
-    """Lets what is computed from an unobserved site know it, and that site alone."""
+    """Lets what is computed from an unobserved site know it, and that site alone.
+
+    What is computed from data that the model has observed is computed from the site, and no longer
+    from the argument that held them.
+    """
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], torch.Tensor):
-            msg["infer"] = {**msg["infer"], "_sources": get_provenance(msg["value"])}
-            value = detach_provenance(msg["value"])
-            msg["value"] = ProvenanceTensor(value, frozenset({("site", msg["name"])}))
+        if not isinstance(msg["value"], torch.Tensor) or (
+            msg["is_observed"] and is_delta(msg["fn"])  # computed
+        ):
+            return
+        msg["infer"] = {**msg["infer"], "_sources": get_provenance(msg["value"])}
+        value = detach_provenance(msg["value"])
+        if not msg["is_observed"]:
+            value = ProvenanceTensor(value, frozenset({("site", msg["name"])}))
+        msg["value"] = value
 
 
 def _tensors(fn: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:

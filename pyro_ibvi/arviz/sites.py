@@ -18,6 +18,7 @@ from pyro.distributions import MaskedDistribution
 from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch.distributions import Independent
 
 from pyro_ibvi._util.names import chosen_by_any
 from pyro_ibvi.mup.roles import WEIGHT_KEY
@@ -274,15 +275,20 @@ def pointwise_log_prob(site: Site) -> torch.Tensor:
 
 
 def kept(site: Site) -> torch.Tensor:
-    """Which observations of a site no mask hides, broadcastable to its batch shape."""
-    fn, masks = site["fn"], [site["mask"]]
-    while isinstance(fn, MaskedDistribution):
-        masks.append(fn._mask)
-        fn = fn.base_dist
+    """Which observations of a site no mask hides as a whole, broadcastable to its batch shape."""
     keep = torch.tensor(True)
-    for mask in masks:
-        if mask is not None:
-            keep = keep & torch.as_tensor(mask, dtype=torch.bool).cpu()
+    if site["mask"] is not None:
+        keep = torch.as_tensor(site["mask"], dtype=torch.bool).cpu()
+    fn, num_event = site["fn"], 0
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, Independent):
+            num_event += fn.reinterpreted_batch_ndims
+        elif isinstance(fn, MaskedDistribution):
+            mask = torch.as_tensor(fn._mask, dtype=torch.bool).cpu()
+            if num_event:  # a mask of the elements of an observation
+                mask = mask.expand(fn.batch_shape).flatten(-num_event).any(-1)
+            keep = keep & mask
+        fn = fn.base_dist
     return keep
 
 

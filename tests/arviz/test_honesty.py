@@ -1,5 +1,6 @@
 """What counts as data, as posterior and as input; what a log-likelihood is given."""
 
+import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.infer.reparam import LocScaleReparam, SplitReparam
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.arviz import log_predictive_density, pareto_k, to_arviz
+from pyro_ibvi.arviz import drop_masked, log_predictive_density, pareto_k, to_arviz
 from tests.arviz.exact import LOCS, PROBS, draws_of, mixture
 from tests.arviz.pairs import groups
 from tests.arviz.test_heldout_sums import forward_algorithm, hmm_guide, hmm_plate
@@ -260,3 +261,59 @@ def test_names_with_brackets_are_names():
     assert set(result.posterior) == {"w[0]"}
     without = to_arviz(model, guide, torch.tensor(0.0), num_samples=1, var_names=["~w[0]"])
     assert set(without.posterior) == {"w[1]", "w0"}
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
+def test_criticism_of_data_with_gaps():
+    x, y = torch.linspace(0.1, 1, 6), torch.tensor([1.0, torch.nan, 3.0, 2.0, torch.nan, 0.0])
+    seen = ~y.isnan()
+
+    def guide(*args):
+        pyro.sample("slope", dist.Normal(1.0, 0.1))
+
+    options = {"num_samples": 50, "seed": 0}
+    result = to_arviz(masked, guide, x, y, seen, **options)
+    with_gaps = drop_masked(result)
+    assert with_gaps.log_likelihood["y"].dims == ("chain", "draw", "y_datum")
+    np.testing.assert_array_equal(with_gaps.log_likelihood["y_data"], [0, 2, 3, 5])
+    assert groups(with_gaps) == groups(result)
+    without = to_arviz(masked, guide, x[seen], y[seen], seen[seen], **options)
+    names = {"log_likelihood", "observed_data"}
+    assert drop_masked(without).log_likelihood["y"].dims == ("chain", "draw", "data")
+    assert names <= set(groups(without))
+    found, expected = (az.loo(d, reff=1.0) for d in (with_gaps, without))
+    name = "elpd_loo" if hasattr(expected, "elpd_loo") else "elpd"
+    assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5)
+    with pytest.raises(ValueError, match="has no log_likelihood, only"):
+        drop_masked(to_arviz(masked, guide, x, y, seen, num_samples=1, groups=["posterior"]))
+
+
+def test_an_observation_whose_elements_are_all_masked_is_a_gap():
+    seen = torch.tensor([[True, False], [False, False], [True, True]])
+    x = torch.where(seen, torch.ones(3, 2), torch.nan)
+
+    def model(x, seen):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(seen).to_event(1), obs=x)
+
+    def guide(*args):
+        pyro.sample("loc", dist.Delta(torch.ones(2), event_dim=1))
+
+    found = to_arviz(model, guide, x, seen, num_samples=1).log_likelihood["x"].values[0, 0]
+    one = float(dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0)))
+    np.testing.assert_allclose(found, [one, np.nan, 2 * one], rtol=1e-6)
+
+
+def test_data_that_are_parents_of_data_are_no_inputs():
+    def model(y, k, x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        before = torch.tensor(0.0)
+        for t in pyro.markov(range(3)):
+            before = pyro.sample(f"y_{t}", dist.Normal(slope * before + x, 1.0), obs=y[t])
+        label = pyro.sample("k", dist.Bernoulli(0.5), obs=k)
+        pyro.sample("last", dist.Normal(label, 1.0), obs=y[3])
+
+    args = torch.randn(4), torch.tensor(1.0), torch.tensor(0.3)
+    result = to_arviz(model, AutoNormal(model), *args, num_samples=1)
+    assert set(result.constant_data) == {"x"}
