@@ -35,7 +35,8 @@ def draw_sites(
     """
     result = {}
     for layer in layers:
-        noise = make_noise(parameters.layer_factor(guide, layer), pool)
+        if layer.covariance is not None:
+            noise = make_noise(parameters.layer_factor(guide, layer), pool)
         for site in layer.sites:
             loc = parameters.get(guide, "locs", site)
             if layer.covariance is None:

@@ -20,6 +20,9 @@ from pyro_ibvi._util.random_state import thread_generator
 #: Number of entries that one seed fills; a smaller tensor is left to torch.
 _PIECE = 2**18
 
+#: Number of rows that are made of one, and the number of entries from which that is faster.
+_COPIES, _MIN_SHARED = 8, 2**13
+
 
 def fill_normal(tensor: Tensor) -> Tensor:
     """Fills a tensor with standard normal numbers.
@@ -51,6 +54,35 @@ def fill_normal(tensor: Tensor) -> Tensor:
     for other in others:
         other.result()
     return tensor
+
+
+def normal_rows(num_rows: int, size: int, like: Tensor) -> Tensor:
+    """Standard normal vectors whose own laws are exact and that need not be independent.
+
+    For a sum over data it is the law of each datum's noise that counts. So of many long rows an
+    eighth is drawn; the others are these with their entries moved along, every other one with its
+    sign changed. No two rows have correlated entries in one place.
+
+    Args:
+        num_rows: Number of rows.
+        size: Their length.
+        like: A tensor of the wanted type and device.
+
+    Returns:
+        The rows, shape ``(num_rows, size)``.
+    """
+    num_drawn = -(-num_rows // _COPIES)
+    if num_rows * size < _MIN_SHARED or size < 8 * _COPIES:
+        num_drawn = num_rows
+    drawn = fill_normal(torch.empty(num_drawn, size, dtype=like.dtype, device=like.device))
+    if num_drawn == num_rows:
+        return drawn
+    twice = torch.cat([drawn, drawn], dim=1)
+    moved = twice.as_strided((_COPIES, num_drawn, size), (size // _COPIES, 2 * size, 1))
+    signs = drawn.new_ones(_COPIES, 1, 1)
+    signs[1::2] = -1.0
+    rows = drawn.new_empty(_COPIES, num_drawn, size)
+    return torch.mul(moved, signs, out=rows).view(-1, size)[:num_rows]
 
 
 def _fill(pieces: tuple[Tensor, ...], seeds: list[int]) -> None:

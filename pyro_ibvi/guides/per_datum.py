@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.guides.multiplicative import Multiplicative
-from pyro_ibvi.guides.noise import fill_normal
+from pyro_ibvi.guides.noise import normal_rows
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import find_places
@@ -90,7 +90,7 @@ class InputNoise:
             Standard normal numbers, shape ``(batch, units)``.
         """
         if self._noise is None:
-            self._noise = fill_normal(like.new_empty(self._batch_size, len(self.factor)))
+            self._noise = normal_rows(self._batch_size, len(self.factor), like)
         return self._noise
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -111,14 +111,16 @@ class InputNoise:
         num_rows, num_units = x.shape[inputs.batch], x.shape[inputs.units]
         if num_units != len(self.factor) or num_rows % self._batch_size or not num_rows:
             raise NoDrawPerDatumError(inputs.layer, tuple(x.shape))
-        noise = self.noise(x)
+        noise, factor = self.noise(x), self.factor
         if num_rows != self._batch_size:  # each datum has several rows, one after the other
             noise = noise.repeat_interleave(num_rows // self._batch_size, 0)
-        own = [1] * x.dim()
-        own[inputs.units] = num_units
-        shape = own.copy()
-        shape[inputs.batch] = num_rows
-        return torch.addcmul(x, x * noise.reshape(shape), self.factor.reshape(own))
+        if x.dim() > 2:
+            own = [1] * x.dim()
+            own[inputs.units] = num_units
+            shape = own.copy()
+            shape[inputs.batch] = num_rows
+            noise, factor = noise.reshape(shape), factor.reshape(own)
+        return x * torch.addcmul(factor.new_ones(()), factor, noise)
 
 
 class Parameters(Protocol):

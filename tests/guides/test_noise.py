@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 import torch
 
-from pyro_ibvi.guides.noise import fill_normal
+from pyro_ibvi.guides.noise import fill_normal, normal_rows
 
 LARGE = 3 * 2**18 + 5
 
@@ -20,6 +20,31 @@ def restore_threads():
 def noise(seed, shape=(LARGE,), dtype=torch.float32):
     torch.manual_seed(seed)
     return fill_normal(torch.empty(shape, dtype=dtype))
+
+
+def test_rows_of_one_batch_have_their_own_law_and_share_nothing_in_one_place():
+    torch.manual_seed(0)
+    num_rows, size, num_times = 130, 64, 2000
+    rows = torch.stack([normal_rows(num_rows, size, torch.empty(())) for _ in range(num_times)])
+    assert rows.shape == (num_times, num_rows, size)
+    assert len(rows[0].abs().unique()) <= 17 * size  # an eighth of them is drawn
+    for row in (0, 20, 50, 129):
+        own = rows[:, row]
+        assert (own.mean(0).abs() * num_times**0.5).max() < 4.5
+        covariance = own.mT @ own / num_times
+        error = (1 + torch.eye(size)) ** 0.5 / num_times**0.5
+        assert ((covariance - torch.eye(size)).abs() / error).max() < 5
+        assert (own.pow(4).mean() - 3).abs() < 0.05
+    for a, b in ((0, 17), (0, 34), (1, 69), (3, 20)):
+        same_place = (rows[:, a] * rows[:, b]).mean(0)
+        assert (same_place.abs() * num_times**0.5).max() < 4.5
+
+
+def test_few_or_short_rows_are_drawn_one_by_one():
+    for num_rows, size in ((8, 64), (100_000, 4)):
+        rows = normal_rows(num_rows, size, torch.empty((), dtype=torch.float64))
+        assert rows.shape == (num_rows, size)
+        assert len(rows.abs().unique()) == num_rows * size
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
