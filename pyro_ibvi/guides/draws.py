@@ -15,6 +15,13 @@ from torch.autograd import Function
 from pyro_ibvi.guides.buffers import BufferPool
 
 
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """A sum of changes, where None is no change."""
+    if first is None or second is None:
+        return second if first is None else first.clone()
+    return first + second
+
+
 class DiagonalDraw(Function):
     """``loc + S * z``."""
 
@@ -22,8 +29,15 @@ class DiagonalDraw(Function):
     def forward(ctx: Any, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool) -> Tensor:
         """Draws weights; all tensors have their shape."""
         ctx.save_for_backward(noise)
+        ctx.save_for_forward(noise)
         ctx.pool = pool
         return torch.addcmul(loc, factor, noise, out=pool.empty(loc.shape, loc))
+
+    @staticmethod
+    def jvp(ctx: Any, loc: Tensor | None, factor: Tensor | None, *_: Any) -> Tensor | None:
+        """The change of the weights with those of mean and factor."""
+        (noise,) = ctx.saved_tensors
+        return _sum(loc, None if factor is None else factor * noise)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -41,11 +55,18 @@ class LowRankDraw(Function):
     def forward(ctx: Any, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool) -> Tensor:
         """Draws weights of the shape of ``loc``; ``S`` has the noise's dimension behind it."""
         ctx.save_for_backward(noise)
+        ctx.save_for_forward(noise)
         ctx.pool = pool
         value = pool.empty(loc.shape, loc)
         rows = factor.reshape(-1, factor.shape[-1])
         torch.addmv(loc.reshape(-1), rows, noise, out=value.view(-1))
         return value
+
+    @staticmethod
+    def jvp(ctx: Any, loc: Tensor | None, factor: Tensor | None, *_: Any) -> Tensor | None:
+        """The change of the weights with those of mean and factor."""
+        (noise,) = ctx.saved_tensors
+        return _sum(loc, None if factor is None else factor @ noise)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -360,7 +360,10 @@ class AutoMuPNormal(AutoGuide):
         weights = network_weights(trace, self._roles, self._parametrization)
         sites = find_sites(trace, weights, self._roles)
         if not sites and self.create_plates is None:
-            raise RuntimeError("The model has no latent variables: there is nothing to infer.")
+            raise RuntimeError(
+                "The model has no latent variables: there is nothing to infer. A network gets "
+                "random weights by RandomModule(net)."
+            )
         layers = group_layers(sites, self._covariance_choice)
         for kind in parameters.KINDS:
             self._modules[kind] = nn.Module()

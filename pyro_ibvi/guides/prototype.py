@@ -33,6 +33,12 @@ def check_model(model: Any) -> None:
         raise TypeError(f"The model is the class {model.__name__}: write {model.__name__}(...).")
     if not callable(model):
         raise TypeError(f"The model must be callable, got {type(model).__name__}.")
+    if isinstance(model, torch.nn.Module) and type(model).__module__.startswith("torch.nn."):
+        raise TypeError(
+            f"The model is a plain {type(model).__name__}, a network without random weights: "
+            f"write SupervisedModel(RandomModule(net), Categorical(), num_data=...), or another "
+            f"likelihood, and give the guide that."
+        )
 
 
 def data_free_prior(model: Any) -> Callable[[], Any] | None:

@@ -364,7 +364,8 @@ def _elbo(model_trace: Trace, guide_trace: Trace) -> Tensor:
         elbo = elbo + site["log_prob_sum"]
     for _, site in sample_sites(guide_trace):
         elbo = elbo - site["log_prob_sum"]
-    return torch.as_tensor(elbo)
+    # A default device would have a say in as_tensor.
+    return elbo if isinstance(elbo, Tensor) else torch.as_tensor(elbo)
 
 
 def _site_sums(*traces: Trace) -> list[tuple[str, Tensor]]:

@@ -350,15 +350,35 @@ def test_networks_on_several_devices_become_random_inside():
     assert wrapped.stochastic == plain.stochastic
 
 
-def test_a_default_device_changes_nothing():
+@pytest.mark.parametrize("first", ["model", "device"])
+def test_a_default_device_changes_nothing(first):
     # A tensor that is made without a device would be one without numbers.
-    model, guide = build(Padded(), {"*": Diagonal()}, stochastic="all")
-    plain = copy.deepcopy((model, guide))
+    net = Padded()
+
+    def run():
+        model, guide = pair or build(net, {"*": Diagonal()}, stochastic="all")
+        losses = train(model, guide, TOKENS)
+        generator = torch.Generator("cpu").manual_seed(0)
+        outputs = predict(model, guide, TOKENS, num_samples=3, generator=generator).outputs
+        return losses, outputs
+
+    pair = build(net, {"*": Diagonal()}, stochastic="all") if first == "model" else None
+    copied = copy.deepcopy(pair)
     torch.manual_seed(0)
-    expected = train(*plain, TOKENS)
+    losses, outputs = run()
+    pair = copied
     torch.set_default_device("meta")
     try:
         torch.manual_seed(0)
-        assert train(model, guide, TOKENS) == expected
+        found_losses, found_outputs = run()
     finally:
         torch.set_default_device(None)
+    assert found_losses == losses
+    assert torch.equal(found_outputs, outputs)
+
+
+def test_a_plain_network_is_no_model_of_a_guide():
+    with pytest.raises(TypeError, match=r"a plain Sequential, .*SupervisedModel\(RandomModule\("):
+        AutoMuPNormal(mlp())
+    with pytest.raises(RuntimeError, match=r"no latent variables: .*by RandomModule\(net\)"):
+        AutoMuPNormal(Words()).initialize(TOKENS)
