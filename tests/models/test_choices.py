@@ -108,8 +108,9 @@ def test_a_network_that_is_frozen_as_a_whole(stochastic):
 def test_what_is_unfrozen_later_learns_at_its_own_rate(optimizer):
     def rates(model, guide):
         family = "sgd" if optimizer is torch.optim.SGD else "adam"
-        named = {id(p): rate for _, p, rate in guide.named_rates(family)}
-        return {n: named[id(p)] for n, p in model.net.network.named_parameters() if id(p) in named}
+        named = {id(p): rate.factor for _, p, rate in guide.named_rates(family)}
+        trained = {n: p for n, p in model.net.network.named_parameters() if p.requires_grad}
+        return {name: named[id(p)] for name, p in trained.items()}
 
     expected = rates(*build(mlp(), stochastic="last"))
     model, guide = build(frozen_front(), stochastic="last")
