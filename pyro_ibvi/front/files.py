@@ -6,6 +6,7 @@ The format is safetensors: reading it runs no code.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ _KEY = "pyro_ibvi"
 _FORMAT = 1
 
 
-def write_network(path: Path, choices: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def write_network(
+    path: str | os.PathLike[str], choices: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
     """Writes a network to a file.
 
     Args:

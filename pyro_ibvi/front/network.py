@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,8 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.files import write_network
@@ -173,6 +174,8 @@ class VariationalNetwork:
         if valid_loader is not None:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             options.setdefault("metrics", partial(score_batches, num_samples=_NUM_VALID_SAMPLES))
+        if num_data is not None:
+            check_positive_int("num_data", num_data)
         num_data = count_rows(batches) if num_data is None else num_data
         if num_data is None:
             raise ValueError(
@@ -262,7 +265,7 @@ class VariationalNetwork:
         """
         choices = describe_choices(self.model, self.guide)
         choices["temperature"] = self.temperature
-        write_network(Path(path), choices, self.state())
+        write_network(path, choices, self.state())
 
     def state(self) -> dict[str, Any]:
         """Tensors of model and guide, by the names that they have in a saved file."""
@@ -305,6 +308,7 @@ class VariationalNetwork:
         Returns:
             The network itself.
         """
+        device = checked_device(device)
         state = self.optim.get_state()
         self.model.to(device)
         self.guide.to(device)
@@ -350,6 +354,11 @@ def _as_random(
 ) -> RandomModule:
     choices = {"stochastic": stochastic, "parametrization": parametrization}
     given = {name: value for name, value in choices.items() if value is not None}
+    if isinstance(net, Likelihood):
+        raise TypeError(
+            f"The network comes first, got the likelihood {type(net).__name__} in its place: "
+            f"write VariationalNetwork(net, likelihood)."
+        )
     if not isinstance(net, RandomModule):
         return RandomModule(net, **given)
     if given:
@@ -374,6 +383,12 @@ def _as_objective(loss: Any, draws: int | Literal["batch", "datum"]) -> Any:
 def _optimizer_args(
     optimizer: type[Optimizer], lr: float | None, optim_args: Mapping[str, Any] | None
 ) -> dict[str, Any]:
+    if not isinstance(optimizer, type):
+        raise TypeError(
+            f"The optimizer must be the class of a torch optimizer, such as torch.optim.SGD, got "
+            f"{optimizer if isinstance(optimizer, str) else type(optimizer).__name__!r}; its "
+            f"arguments are lr= and optim_args=."
+        )
     args = dict(optim_args or {})
     if lr is not None:
         if "lr" in args:

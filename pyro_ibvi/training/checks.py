@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.pairs import check_optimizer_of, check_pair
+from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.schedules import has_scheduler, is_plateau
 from pyro_ibvi.training.state import modules_of
@@ -90,6 +92,7 @@ def check_loader(name: str, loader: Any) -> None:
 
     Raises:
         TypeError: If it gives no batches.
+        ValueError: If it gives one process's share of them.
     """
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise TypeError(
@@ -99,6 +102,17 @@ def check_loader(name: str, loader: Any) -> None:
     is_pair = isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader)
     if is_pair or isinstance(loader, (str, Tensor)) or hasattr(loader, "to_numpy"):
         raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
+    if isinstance(loader, Mapping):
+        raise TypeError(
+            f"{name} must give batches, got a mapping with the keys {list(loader)[:5]}: write "
+            f"[batch] for a single batch of all data."
+        )
+    if isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        raise ValueError(
+            f"{name} has a DistributedSampler, but fit trains in one process and would leave "
+            f"each with a network of its own: wrap the torch-native loss, "
+            f"DistributedDataParallel(objective(model, guide)), or use Lightning."
+        )
     if not isinstance(loader, Iterable) or isinstance(loader, (int, float)):
         raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
 
@@ -118,6 +132,35 @@ def check_num_epochs(num_epochs: Any) -> None:
             f"in batches: fit(svi, {_LOADER}, num_epochs=20)."
         )
     check_positive_int("num_epochs", num_epochs)
+
+
+def check_history(history: Any) -> None:
+    """Checks a history to go on with.
+
+    Args:
+        history: The history, or None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if history is not None and not isinstance(history, History):
+        raise TypeError(f"The history must be what an earlier fit returned, got {_name(history)}.")
+
+
+def check_metrics(metrics: Any) -> None:
+    """Checks what measures predictions.
+
+    Args:
+        metrics: The function, or None.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if metrics is not None and (not callable(metrics) or isinstance(metrics, type)):
+        raise TypeError(
+            f"metrics must be a function of model, guide and loader that returns numbers by name, "
+            f"got {metrics!r}."
+        )
 
 
 def check_callback(callback: Any) -> None:
@@ -158,28 +201,6 @@ def check_schedule(optim: Any, interval: Any) -> None:
             "ReduceLROnPlateau looks at the validation loss, once an epoch: leave "
             "schedule_every='epoch'."
         )
-
-
-def checked_device(device: Any) -> torch.device | None:
-    """A device by its name.
-
-    Args:
-        device: The device, its name, or None.
-
-    Returns:
-        The device, or None.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if device is None or isinstance(device, torch.device):
-        return device
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"There is no device {device!r}: write 'cpu', 'cuda', 'cuda:0' or 'mps'."
-        ) from error
 
 
 def checked_autocast(autocast: Any) -> torch.dtype | None:

@@ -10,17 +10,19 @@ import torch
 from pyro.infer import SVI
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi.training.checks import (
     check_call,
     check_callback,
+    check_history,
     check_loader,
+    check_metrics,
     check_num_epochs,
     check_schedule,
     check_svi,
     check_validation,
     checked_autocast,
-    checked_device,
     warn_of_sum,
 )
 from pyro_ibvi.training.course import Course
@@ -130,6 +132,8 @@ def fit(
         check_loader("valid_loader", valid_loader)
     check_validation(valid_loader, metrics=metrics, patience=patience, monitor=monitor)
     check_callback(callback)
+    check_metrics(metrics)
+    check_history(history)
     check_schedule(svi.optim, schedule_every)
     for name, number in (("accumulate", accumulate), ("patience", patience)):
         if number is not None:
@@ -137,7 +141,9 @@ def fit(
     if history is not None and checkpoint is not None:
         raise ValueError("A checkpoint holds the history: pass `history` or `checkpoint` alone.")
     history = History() if history is None else history
-    stepper = Stepper(svi, checked_device(device), checked_autocast(autocast))
+    stepper = Stepper(
+        svi, None if device is None else checked_device(device), checked_autocast(autocast)
+    )
     best = Best(svi, monitor, patience)
     loaders = {"train_loader": train_loader, "valid_loader": valid_loader}
     course = Course(stepper, history, best, checkpoint, checkpoint_steps, loaders, accumulate)

@@ -33,6 +33,7 @@ def validate(
         history: The history.
 
     Raises:
+        TypeError: If the metrics are no mapping.
         ValueError: If the loader is empty.
     """
     svi = stepper.svi
@@ -49,7 +50,12 @@ def validate(
         history.valid_loss.append(total / num_data)
         if metrics is not None:
             with own_random_numbers(_SEED):
-                history.add_metrics(metrics(svi.model, svi.guide, loader))
+                values = metrics(svi.model, svi.guide, loader)
+            if not isinstance(values, Mapping):
+                raise TypeError(
+                    f"metrics must return numbers by name, such as {{'nll': 0.3}}, got {values!r}."
+                )
+            history.add_metrics(values)
 
 
 class Best:

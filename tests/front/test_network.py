@@ -172,6 +172,16 @@ def test_bad_input(trained, data):
         ibvi.VariationalNetwork(make_net(), ibvi.Normal(), lr=0.1, optim_args={"lr": 0.2})
     with pytest.raises(ValueError, match=r"RandomModule already.*stochastic to RandomModule"):
         ibvi.VariationalNetwork(trained.net, ibvi.Normal(), stochastic="all")
+    with pytest.raises(TypeError, match="network comes first, got the likelihood Normal"):
+        ibvi.VariationalNetwork(ibvi.Normal(), make_net())
+    with pytest.raises(TypeError, match=r"class of a torch optimizer, .* got 'adam'"):
+        ibvi.VariationalNetwork(make_net(), ibvi.Normal(), optimizer="adam")
+    with pytest.raises(ValueError, match="num_data must be a positive whole number, got '40'"):
+        trained.fit(x, y, num_data="40")
+    with pytest.raises(ValueError, match="There is no device 'gpu'"):
+        trained.to("gpu")
+    with pytest.raises(TypeError, match=r"Expected the path of a file.*True"):
+        trained.save(True)
     trained.guide = ibvi.AutoMuPNormal(trained.model)
     for call in (lambda: trained.fit(x, y), lambda: trained.predict(x)):
         with pytest.raises(ValueError, match=r"guide is not that of its svi.*bnn\.svi = SVI"):

@@ -9,7 +9,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import pyro_ibvi as ibvi
 from tests.training.killable import make_svi as make_killable
@@ -99,6 +100,10 @@ def test_guides_of_parts_functions_and_handlers_pass():
         assert ibvi.fit(svi, [X[:, 0]], 1, progress=False).num_epochs == 1
 
 
+def len_of(model, guide, loader):
+    return len(loader)
+
+
 def mistakes():
     svi = make_svi()
     loader = make_loader()
@@ -118,6 +123,7 @@ def mistakes():
     options = {
         "callback": ("stop", TypeError, "callback must be a function.*'stop'"),
         "checkpoint": (True, TypeError, "path of a file.*True"),
+        "history": ([], TypeError, "must be what an earlier fit returned, got list"),
         "device": ("gpu", ValueError, "no device 'gpu': write 'cpu', 'cuda'"),
         "autocast": (torch.float16, ValueError, "bfloat16 or None, got torch.float16: its range"),
         "accumulate": (0, ValueError, "accumulate must be a positive whole number"),
@@ -128,6 +134,12 @@ def mistakes():
     }
     for name, (value, error, match) in options.items():
         yield (svi, loader, 1), {name: value}, error, match
+    for metrics, match in (("nll", "metrics must be a function"), (len_of, "numbers by name")):
+        yield (svi, loader, 1), {"valid_loader": loader, "metrics": metrics}, TypeError, match
+    yield (svi, {"x": X, "y": Y}, 1), {}, TypeError, r"a mapping with the keys \['x', 'y'\]"
+    sampler = DistributedSampler(TensorDataset(X, Y), num_replicas=2, rank=0)
+    share = DataLoader(TensorDataset(X, Y), sampler=sampler)
+    yield (svi, share, 1), {}, ValueError, "train_loader has a DistributedSampler"
     yield (svi, loader, 1), {"schedule_every": "batch"}, ValueError, "'epoch' or 'step', got 'b"
     yield (
         (svi, loader, 1),
@@ -137,6 +149,12 @@ def mistakes():
     )
     plateau = make_svi(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     yield (plateau, loader, 1), {"schedule_every": "step"}, ValueError, "ReduceLROnPlateau looks"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without one")
+def test_an_absent_gpu_is_said():
+    with pytest.raises(ValueError, match="no device 'cuda' here: torch finds no GPU"):
+        ibvi.fit(make_svi(), make_loader(), 1, device="cuda", progress=False)
 
 
 @pytest.mark.parametrize("number", range(len(list(mistakes()))))
