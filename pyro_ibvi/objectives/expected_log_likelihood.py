@@ -36,7 +36,8 @@ from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
 from pyro_ibvi.objectives.threads import alone_at_handlers
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood, Weights
+from pyro_ibvi.objectives.weighing import Weights
+from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 
 def _compute_log_r(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:

@@ -16,6 +16,7 @@ site is, by itself or by its neighbors:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -91,6 +92,20 @@ class Traces:
     def __iter__(self) -> Iterator[Trace]:
         """Iterates over the model's trace and the guide's, as Pyro's estimators take them."""
         return iter((self.model, self.guide))
+
+    def to_match(self) -> tuple[Trace, Trace]:
+        """Both traces as Pyro checks that they match, which has no eye for computed sites.
+
+        Returns:
+            The traces with their subsample sites, without the guide's deterministic sites.
+        """
+        model, guide = self.recorded
+        computed = {name for name, kind in self.guide_kinds.items() if kind == "deterministic"}
+        if computed:
+            guide = guide.copy()
+            nodes = ((name, site) for name, site in guide.nodes.items() if name not in computed)
+            guide.nodes = OrderedDict(nodes)
+        return model, guide
 
     def structure(self) -> int:
         """A number that changes with the set of sites, what they are, and their subsampling.

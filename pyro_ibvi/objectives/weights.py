@@ -23,21 +23,13 @@ from pyro_ibvi.objectives.kept import (
     reject_half_kept,
     reject_unknown,
 )
-from pyro_ibvi.objectives.masks import count_observations, is_masked_out
+from pyro_ibvi.objectives.masks import count_observations
 from pyro_ibvi.objectives.pairs import Known, Pairs
-from pyro_ibvi.objectives.sites import Kind, Site, Traces, computed_sites, sample_sites
-from pyro_ibvi.objectives.terms import (
-    as_weight,
-    evaluate_guide_site,
-    evaluate_model_site,
-    is_reparametrized,
-    run_traces,
-    zero_terms,
-)
+from pyro_ibvi.objectives.sites import Site, Traces, computed_sites, sample_sites
+from pyro_ibvi.objectives.terms import as_weight, run_traces, zero_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.verdicts import verdict_on
-
-Weights = tuple[dict[str, float], dict[str, float]]
+from pyro_ibvi.objectives.weighing import Weights, weigh_site, weights_of
 
 
 class ExpectedLogLikelihood:
@@ -128,7 +120,7 @@ class ExpectedLogLikelihood:
             retain_graph=retain_graph,
         )
         self.kl_weight = kl_weight
-        self.keep_kl = as_choice(keep_kl)
+        self.keep_kl = keep_kl
         self.reduction = reduction
         self.factors = factors
         self.allow_local = allow_local
@@ -142,6 +134,15 @@ class ExpectedLogLikelihood:
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
         self._kl_weight = as_weight("kl_weight", value)
+
+    @property
+    def keep_kl(self) -> tuple[str, ...] | Callable[[Site], bool]:
+        """Sites whose latent terms stay in full: names and patterns, or a function of a site."""
+        return self._keep_kl
+
+    @keep_kl.setter
+    def keep_kl(self, value: KeepKL) -> None:
+        self._keep_kl = as_choice(value)
 
     @property
     def max_plate_nesting(self) -> float:
@@ -171,24 +172,7 @@ class ExpectedLogLikelihood:
         Returns:
             Weights of at least 0, by name, for the model's sites and for the guide's.
         """
-        likelihood = {"observed", "enumerated"}
-        if self.factors == "likelihood":
-            likelihood.add("factor")
-
-        def weight(name: str, kind: Kind, site: Site) -> float:
-            if kind == "deterministic" and is_masked_out(site):
-                return 0.0
-            return 1.0 if name in kept and kind != "factor" else self._kl_weight
-
-        model_weights = {
-            name: 1.0 if kind in likelihood else weight(name, kind, traces.model_sites[name])
-            for name, kind in traces.model_kinds.items()
-        }
-        guide_weights = {
-            name: weight(name, kind, traces.guide_sites[name])
-            for name, kind in traces.guide_kinds.items()
-        }
-        return model_weights, guide_weights
+        return weights_of(traces, kept, self._kl_weight, self.factors)
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -302,7 +286,7 @@ class ExpectedLogLikelihood:
         traces = self.run(model, guide, args, kwargs)
         checks.reject_observed_guide_sites(traces)
         if is_validation_enabled():
-            check_model_guide_match(*traces.recorded, self.max_plate_nesting)
+            check_model_guide_match(*traces.to_match(), self.max_plate_nesting)
         kept = kept_names(self.keep_kl, traces)
         known = self._pairs.of(model, guide) if self._known is None else self._known
         case = hash((traces.structure(), self._kl_weight == 0, self.keep_kl, self.allow_local))
@@ -364,31 +348,11 @@ class ExpectedLogLikelihood:
             weights: Weights of the model's sites and of the guide's, by name.
             factor: A common factor of all weights.
         """
+        keeps = self._keeps_structure
         for name, weight in weights[0].items():
-            self._apply_weight(traces.model, name, weight, factor, in_guide=False)
+            weigh_site(traces.model, name, weight, factor, keeps_structure=keeps)
         for name, weight in weights[1].items():
-            self._apply_weight(traces.guide, name, weight, factor, in_guide=True)
-
-    def _apply_weight(
-        self, trace: Trace, name: str, weight: float, per_datum: Tensor | float, *, in_guide: bool
-    ) -> None:
-        site = trace.nodes[name]
-        power = 1.0
-        if self._keeps_structure and not in_guide and weight:
-            power, weight = weight, 1.0  # inside a sum over states, where a scale cannot act
-        scale = weight * per_datum if weight else per_datum
-        if isinstance(scale, Tensor) or scale != 1.0:
-            site["scale"] = site["scale"] * scale
-        if weight and in_guide:
-            evaluate_guide_site(site)
-        elif weight:
-            evaluate_model_site(site, power)
-        elif in_guide and not is_reparametrized(site["fn"]):
-            zero_terms(site, score=True)
-        elif self._keeps_structure:
-            zero_terms(site, score=False)
-        else:
-            trace.remove_node(name)
+            weigh_site(traces.guide, name, weight, factor, keeps_structure=keeps, in_guide=True)
 
     def _validate_shapes(self, *traces: Trace) -> None:
         if is_validation_enabled():

@@ -36,6 +36,18 @@ def test_keep_kl_keeps_the_whole_kl_of_a_site(keep):
     assert abs(kl.item()) > 1e-3
 
 
+def test_keep_kl_may_change_between_steps():
+    case = built(two_latents, X, X)
+    loss = TraceExpectedLogLikelihood()
+    free = loss_and_grads(loss, case)[0]
+    loss.keep_kl = ["a"]
+    kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl="a"), case)[0]
+    assert loss_and_grads(loss, case)[0] == kept != free
+    loss.keep_kl = "c"
+    with pytest.raises(ValueError, match="keep_kl names 'c'"):
+        loss_and_grads(loss, case)
+
+
 def test_keep_kl_must_fit_a_site():
     case = built(two_latents, X, X)
     with pytest.raises(ValueError, match=r"keep_kl names 'c', which fits no latent.*'a'"):
