@@ -49,7 +49,7 @@ from pyro_ibvi.theory.multiplicative import (
     multiplicative_limit,
     multiplicative_wasserstein2_squared,
 )
-from pyro_ibvi.theory.stability import max_stable_rate, rank_rate_factor
+from pyro_ibvi.theory.stability import max_stable_rate, rank_rate_factor, spread_floor
 
 __all__ = [
     "ClassificationLimit",
@@ -80,6 +80,7 @@ __all__ = [
     "predictor_moments",
     "rank_rate_factor",
     "regression_limit",
+    "spread_floor",
     "triangular_root",
     "wasserstein2_squared",
     "wasserstein2_squared_commuting",

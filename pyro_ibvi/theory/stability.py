@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pyro_ibvi._util.checks import check_positive_int
 
@@ -90,3 +91,54 @@ def max_stable_rate(
     coupling = 4 * loc_rate_ratio * rank / num_draws**2
     root = math.sqrt((c - loc_rate_ratio) ** 2 + coupling)
     return 4 / (curvature * (c + loc_rate_ratio + root))
+
+
+def spread_floor(rate: float, rank: int, update: Literal["sign", "orthogonal"] = "sign") -> float:
+    r"""Standard deviation of a weight below which steps of a fixed size cannot take it.
+
+    A weight :math:`w = s \cdot z` with a standard normal :math:`z` of :math:`R` numbers has the
+    gradient :math:`\lambda w z` in :math:`s` by a quadratic loss. Adam takes of it the sign of
+    each entry, and Muon, of a matrix of many such rows with one :math:`z`, the direction:
+
+    .. math:: s \leftarrow s - \eta\, \mathrm{sign}(w)\, \mathrm{sign}(z), \qquad
+              s \leftarrow s - \eta\, \mathrm{sign}(w)\, z / |z|
+
+    without momentum. The step does not shrink with the spread, so the mean square of :math:`s`
+    contracts only above
+
+    .. math:: |s| > \frac{\eta \pi \sqrt R}{4 \arcsin(R^{-1/2})} \approx \frac{\pi}{4} \eta R,
+              \qquad |s| > \frac{\eta \sqrt\pi\, \Gamma((R + 1) / 2)}{2\, \Gamma(R / 2)}
+              \approx \sqrt{\frac{\pi R}{8}}\, \eta
+
+    (the first where the entries of :math:`s` are equal, which is where it is largest). A mean
+    contracts above :math:`\eta / 2`. So for the floor of the spread to stay where the mean's is,
+    the rate must be divided by about :math:`R` for Adam, as the rank rule does for SGD, and by
+    about :math:`\sqrt R` for orthogonal steps, each of which moves one direction of the
+    :math:`R`.
+
+    Args:
+        rate: Learning rate :math:`\eta` of the factor.
+        rank: Number of columns R of the factor.
+        update: ``"sign"`` as Adam, ``"orthogonal"`` as Muon.
+
+    Returns:
+        The floor.
+
+    Raises:
+        ValueError: If the rate or rank is not positive, or the update is neither.
+
+    Example:
+        >>> spread_floor(0.1, rank=1), spread_floor(0.1, rank=1, update="orthogonal")
+        (0.05, 0.05)
+        >>> round(spread_floor(0.1, rank=100) / spread_floor(0.1, rank=1))
+        157
+    """
+    check_positive_int("rank", rank)
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f"rate={rate!r}, and a positive finite number was expected.")
+    if update == "sign":
+        return rate * math.pi * math.sqrt(rank) / (4 * math.asin(rank**-0.5))
+    if update == "orthogonal":
+        log_ratio = math.lgamma((rank + 1) / 2) - math.lgamma(rank / 2)
+        return rate * math.sqrt(math.pi) * math.exp(log_ratio) / 2
+    raise ValueError(f"update must be 'sign' or 'orthogonal', got {update!r}.")
