@@ -21,7 +21,12 @@ from pyro_ibvi.models.padding import KEEP_KEY, KeepRow, find_padding
 from pyro_ibvi.models.parameters import full_name, read_parameter
 from pyro_ibvi.models.running import Runner
 from pyro_ibvi.mup.flow import find_flow
-from pyro_ibvi.mup.multipliers import attention_warning, find_query_scales, tied_warning
+from pyro_ibvi.mup.multipliers import (
+    attention_warning,
+    depth_warning,
+    find_query_scales,
+    tied_warning,
+)
 from pyro_ibvi.mup.parametrization import Parametrization
 from pyro_ibvi.mup.roles import (
     NETWORK_KEY,
@@ -115,6 +120,7 @@ class RandomModule(PyroModule):
         for warning in (
             attention_warning(net, flow, self.parametrization),
             tied_warning(self.roles, roles, self.parametrization),
+            depth_warning(self.roles, self.parametrization),
         ):
             if warning is not None:
                 warnings.warn(warning, UserWarning, stacklevel=2)

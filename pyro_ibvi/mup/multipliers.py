@@ -163,3 +163,28 @@ def tied_warning(
         f"width over that of the base ({divisor:g} here): do so in its forward pass, and say so "
         f'by roles={{"{name}": "input"}}.'
     )
+
+
+def depth_warning(roles: Mapping[str, WeightRole], parametrization: Parametrization) -> str | None:
+    """What to tell the user of residual branches in a network deeper or shallower than the base.
+
+    Args:
+        roles: The roles by parameter name.
+        parametrization: The parametrization.
+
+    Returns:
+        A sentence, or None if the depths agree or the user has said what multiplies the branches.
+    """
+    if not isinstance(parametrization, MaximalUpdate) or parametrization.branches is not None:
+        return None
+    for weight in roles.values():
+        depth, base = weight.fans.depth, weight.fans.base_depth
+        if base is not None and depth != base:
+            return (
+                f"The network repeats a block {depth} times and the base {base} times: a learning "
+                f"rate tuned at the base serves it only if each residual branch is multiplied by "
+                f"{base / depth:g}, as in x + {base / depth:g} * branch(x), in the network's "
+                f'forward pass. Write that, and MaximalUpdate(branches="1/depth") to have rates '
+                f'and epsilons follow, or branches="1/sqrt(depth)" with the square root of it.'
+            )
+    return None

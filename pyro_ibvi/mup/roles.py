@@ -17,6 +17,7 @@ from typing import Any, cast, get_args
 from torch import nn
 
 from pyro_ibvi._util.names import assigned, layer_of
+from pyro_ibvi.mup.depth import complete_shapes, find_blocks
 from pyro_ibvi.mup.flow import Flow, find_flow
 from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, Part, describe_parameter, is_known
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
@@ -301,25 +302,34 @@ def _unknown_layers(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> st
 def _with_base(
     roles: dict[str, WeightRole], net: nn.Module, base: BaseShapes
 ) -> dict[str, WeightRole]:
-    if base is None:
-        return roles
-    if isinstance(base, int):
-        widths = {name: _base_widths(name, weight, net, base) for name, weight in roles.items()}
-    else:
-        shapes = _base_shapes(base, list(roles))
-        widths = {name: _scaled_widths(name, roles[name], net, shapes[name]) for name in roles}
-    return {
-        name: replace(
-            weight,
-            fans=replace(
-                weight.fans, base_width_in=widths[name][0], base_width_out=widths[name][1]
-            ),
-        )
+    blocks = find_blocks(net)
+    based = {
+        name: replace(weight, fans=replace(weight.fans, depth=blocks[name].depth))
+        if name in blocks
+        else weight
         for name, weight in roles.items()
     }
+    if isinstance(base, int):
+        for name, weight in roles.items():
+            based[name] = _at_base(based[name], _base_widths(name, weight, net, base))
+    elif base is not None:
+        given = _base_shapes(base)
+        shapes = complete_shapes(given, blocks)
+        _check_complete(shapes, list(roles))
+        for name, weight in roles.items():
+            depth = len(blocks[name].copies(given)) if name in blocks else None
+            widths = _scaled_widths(name, weight, net, shapes[name])
+            based[name] = _at_base(based[name], widths, depth)
+    return based
 
 
-def _base_shapes(base: Any, names: list[str]) -> Mapping[str, tuple[int, ...]]:
+def _at_base(weight: WeightRole, widths: tuple[int, int], depth: int | None = None) -> WeightRole:
+    width_in, width_out = widths
+    fans = replace(weight.fans, base_width_in=width_in, base_width_out=width_out, base_depth=depth)
+    return replace(weight, fans=fans)
+
+
+def _base_shapes(base: Any) -> Mapping[str, tuple[int, ...]]:
     if isinstance(base, nn.Module):
         base = {name: tuple(p.shape) for name, p in base.named_parameters()}
     if not isinstance(base, Mapping):
@@ -327,13 +337,16 @@ def _base_shapes(base: Any, names: list[str]) -> Mapping[str, tuple[int, ...]]:
             f"base must be a width, a network, a mapping from parameter name to shape, or None; "
             f"got {base!r}."
         )
-    missing = [name for name in names if name not in base]
+    return base
+
+
+def _check_complete(shapes: Mapping[str, tuple[int, ...]], names: list[str]) -> None:
+    missing = [name for name in names if name not in shapes]
     if missing:
         raise ValueError(
             f"The base has no shape for {missing}: give a base network of the same architecture "
             f"or a mapping from every parameter name to its shape."
         )
-    return base
 
 
 def _base_widths(name: str, weight: WeightRole, net: nn.Module, base: int) -> tuple[int, int]:

@@ -138,7 +138,7 @@ def test_a_transformer():
         for part in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
     }
     attention = weights["encoder.layers.0.self_attn.in_proj_weight"]
-    assert attention.fans == Fans(8, 8, 8)
+    assert attention.fans == Fans(8, 8, 8, depth=2)
     assert weights["encoder.layers.0.self_attn.in_proj_bias"].role == "bias"
     assert weights["encoder.layers.0.norm1.weight"].role == "gain"
     assert weights["tokens.weight"].fans == Fans(1, 1, 8)
