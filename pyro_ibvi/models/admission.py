@@ -49,20 +49,31 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
                 f"RandomModule needs a network, got a {type(net).__name__} of which {where} is a "
                 f"{type(module).__name__} and random already: pass the plain network, once."
             )
-    while is_parallel(net):
-        warnings.warn(
-            f"RandomModule runs the network inside of the {type(net).__name__} on one device, "
-            f"and averages no gradients between processes.",
-            UserWarning,
-            stacklevel=3,
-        )
-        net = net.module
-    net = copy_network(net)
+    net = _on_one_device(copy_network(net))
     if example_input is not None and any(is_lazy(p) for p in net.parameters()):
         args, kwargs = as_call(example_input)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), module_mode(net, training=False):
             net(*args, **kwargs)
     return net
+
+
+def _on_one_device(net: nn.Module) -> nn.Module:
+    """A network without wrappers of several devices, around it or in it."""
+    root = nn.ModuleList([net])
+    kinds = {type(module).__name__ for module in root.modules() if is_parallel(module)}
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            while child is not None and is_parallel(child):
+                child = child.get_submodule("module")
+            parent._modules[name] = child
+    for kind in sorted(kinds):
+        warnings.warn(
+            f"RandomModule runs what is inside of {kind} on one device, and averages no gradients "
+            f"between processes.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return root[0]
 
 
 def admit_parametrization(parametrization: Any) -> Parametrization:

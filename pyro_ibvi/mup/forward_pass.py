@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_ibvi._util.inputs import as_call, tensors_of
+from pyro_ibvi._util.network_copies import is_parallel
 from pyro_ibvi.mup.layers import is_known
 
 #: Functions that take rows from a table.
@@ -81,6 +82,8 @@ class _LayerTracer(torch.fx.Tracer):
         self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_parallel(m):
+            return False
         return is_known(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

@@ -6,6 +6,7 @@ the expected log-likelihood over that layer needs no draw of it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -340,13 +341,16 @@ def _target_site(trace: Trace) -> str:
 @contextmanager
 def _watch(network: nn.Module, head: nn.Module, seen: _Seen) -> Iterator[None]:
     """Keeps what goes into the last layer and what comes out of it and of the network."""
+    thread = threading.get_ident()  # others may be running the network
 
     def of_head(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen.features.append(inputs[0])
-        seen.head_output, seen.version = output, output._version
+        if threading.get_ident() == thread:
+            seen.features.append(inputs[0])
+            seen.head_output, seen.version = output, output._version
 
     def of_network(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        seen.network_output = output
+        if threading.get_ident() == thread:
+            seen.network_output = output
 
     hooks = [head.register_forward_hook(of_head), network.register_forward_hook(of_network)]
     try:

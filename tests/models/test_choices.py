@@ -24,6 +24,7 @@ from pyro_ibvi import (
     init_to_network,
     predict,
 )
+from pyro_ibvi.mup import find_roles
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.ones(6, 1)
@@ -343,12 +344,48 @@ def test_a_network_with_the_old_weight_normalization(steps_before):
     assert isinstance(copy.deepcopy(model), SupervisedModel)
 
 
-def test_networks_on_several_devices_become_random_inside():
-    with pytest.warns(UserWarning, match="inside of the DataParallel on one device"):
-        wrapped = RandomModule(nn.DataParallel(mlp()), stochastic="all")
-    plain = RandomModule(mlp(), stochastic="all")
+class TopDown(nn.Module):
+    """Its layers are registered from the head to the stem."""
+
+    def __init__(self, wrap=lambda part: part):
+        super().__init__()
+        self.head = nn.Linear(8, 1)
+        self.body = wrap(Inner())
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.second, self.first = nn.Linear(8, 8), nn.Linear(3, 8)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh()).tanh()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.DataParallel(TopDown()),
+        lambda: nn.DataParallel(nn.DataParallel(TopDown())),
+        lambda: TopDown(nn.DataParallel),
+        lambda: nn.DataParallel(TopDown(nn.DataParallel)),
+    ],
+)
+def test_networks_on_several_devices_become_random_inside(make):
+    net = make()
+    before = [type(module) for module in net.modules()]
+    with pytest.warns(UserWarning, match="inside of DataParallel on one device"):
+        wrapped = RandomModule(net, stochastic="all")
+    plain = RandomModule(TopDown(), stochastic="all")
     assert wrapped.roles == plain.roles
+    assert plain.roles["body.second.weight"].role == "hidden"
     assert wrapped.stochastic == plain.stochastic
+    assert [type(module) for module in net.modules()] == before
+    found = {name.replace("module.", ""): role.role for name, role in find_roles(net).items()}
+    assert found == {name: role.role for name, role in plain.roles.items()}
 
 
 @pytest.mark.parametrize("first", ["model", "device"])
