@@ -214,4 +214,4 @@ def test_networks_run_while_another_thread_traces():
     finally:
         done.set()
         thread.join()
-    assert found == [{"layer": "output"}]
+    assert [list(each) for each in found] == [["layer"]]
