@@ -96,6 +96,7 @@ __all__ = [
     "Prediction",
     "score",
     "reliability",
+    "evaluate",
     # diagnostics
     "VarianceMonitor",
     "coordinate_check",
@@ -105,5 +106,4 @@ __all__ = [
     "write_arviz",
     "log_predictive_density",
     "compare_predictive",
-    "evaluate",
 ]

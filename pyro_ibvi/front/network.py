@@ -18,15 +18,17 @@ from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.files import write_network
-from pyro_ibvi.front.scoring import score_batches
+from pyro_ibvi.front.parts import as_objective, as_random, check_parts
+from pyro_ibvi.front.scoring import calibrate_batches, score_batches
 from pyro_ibvi.guides import AutoMuPNormal
-from pyro_ibvi.models import RandomModule, SupervisedModel
+from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
-from pyro_ibvi.objectives import TraceExpectedLogLikelihood
 from pyro_ibvi.prediction import (
     FrozenDraws,
     Prediction,
+    Temperature,
+    evaluate,
     frozen_draws,
     mean_network,
     predict,
@@ -120,7 +122,7 @@ class VariationalNetwork:
         draws: int | Literal["batch", "datum"] = "batch",
         loss: Any = None,
     ) -> None:
-        self.net = _as_random(net, stochastic, parametrization)
+        self.net = as_random(net, stochastic, parametrization)
         self.likelihood = likelihood
         self.model = SupervisedModel(
             self.net, likelihood, output=output, inputs=inputs, target=target
@@ -132,7 +134,7 @@ class VariationalNetwork:
         self.optim = MuPOptim(
             optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm
         )
-        self.loss = _as_objective(loss, draws)
+        self.loss = as_objective(loss, draws)
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
         self.temperature = 1.0
@@ -169,7 +171,7 @@ class VariationalNetwork:
         Raises:
             ValueError: If the number of data cannot be found, or the data do not fit.
         """
-        self._check_parts()
+        check_parts(self)
         batches = self._batches(data, y, batch_size, shuffle=True)
         if valid_loader is not None:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
@@ -209,7 +211,7 @@ class VariationalNetwork:
         Returns:
             The prediction, see :class:`~pyro_ibvi.Prediction`.
         """
-        self._check_parts()
+        check_parts(self)
         return predict(
             self.model,
             self.guide,
@@ -226,6 +228,7 @@ class VariationalNetwork:
         data: Any,
         y: Any = None,
         *,
+        foreign: Any = None,
         num_samples: int = 100,
         seed: int | None = None,
     ) -> dict[str, float]:
@@ -234,22 +237,44 @@ class VariationalNetwork:
         Args:
             data: Data in any of the forms that :meth:`fit` takes.
             y: The targets, if ``data`` are inputs.
+            foreign: Data unlike those of training, to see whether the network tells them.
             num_samples: Number of draws of the weights.
             seed: As for :meth:`predict`.
 
         Returns:
-            The scores by name, see :func:`~pyro_ibvi.score`.
+            The scores by name, see :func:`~pyro_ibvi.evaluate`.
         """
-        self._check_parts()
-        batches = self._batches(data, y, 1000, shuffle=False)
-        return score_batches(
+        check_parts(self)
+        return evaluate(
             self.model,
             self.guide,
-            batches,
+            self._batches(data, y, 1000, shuffle=False),
+            foreign=foreign,
             num_samples=num_samples,
-            seed=seed,
+            generator=seed,
             temperature=self.temperature,
         )
+
+    def calibrate(
+        self, data: Any, y: Any = None, *, num_samples: int = 100, seed: int | None = None
+    ) -> Temperature:
+        """Finds the temperature on validation data, and predicts by it from then on.
+
+        Args:
+            data: Data that training has not seen, in any of the forms that :meth:`fit` takes.
+            y: The targets, if ``data`` are inputs.
+            num_samples: Number of draws of the weights.
+            seed: As for :meth:`predict`.
+
+        Returns:
+            The temperature and what it did, see :func:`~pyro_ibvi.prediction.fit_temperature`.
+        """
+        check_parts(self)
+        batches = self._batches(data, y, 1000, shuffle=False)
+        options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
+        found = calibrate_batches(self.model, self.guide, batches, **options)
+        self.temperature = found.value
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything that prediction needs to one file, for :func:`~pyro_ibvi.load`.
@@ -277,7 +302,7 @@ class VariationalNetwork:
 
     def mean_network(self) -> nn.Module:
         """The plain network with each weight at its mean, see :mod:`pyro_ibvi.prediction`."""
-        self._check_parts()
+        check_parts(self)
         return mean_network(self.model, self.guide)
 
     def frozen_draws(self, num_samples: int = 16, *, seed: int | None = None) -> FrozenDraws:
@@ -290,7 +315,7 @@ class VariationalNetwork:
         Returns:
             A module that gives the predictive mean and variance.
         """
-        self._check_parts()
+        check_parts(self)
         return frozen_draws(
             self.model,
             self.guide,
@@ -333,51 +358,6 @@ class VariationalNetwork:
 
     def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
         return as_batches(data, y, dtype=self.dtype, batch_size=batch_size, shuffle=shuffle)
-
-    def _check_parts(self) -> None:
-        """Refuses parts that were exchanged one by one, so that they belong together no more."""
-        svi = self.svi
-        for name, part, used in (
-            ("model", self.model, svi.model),
-            ("guide", self.guide, svi.guide),
-            ("optim", self.optim, svi.optim),
-        ):
-            if part is not used:
-                raise ValueError(
-                    f"The network's {name} is not that of its svi: a part that is exchanged needs "
-                    f"a new bnn.svi = SVI(bnn.model, bnn.guide, bnn.optim, bnn.loss)."
-                )
-
-
-def _as_random(
-    net: nn.Module, stochastic: Any, parametrization: Parametrization | None
-) -> RandomModule:
-    choices = {"stochastic": stochastic, "parametrization": parametrization}
-    given = {name: value for name, value in choices.items() if value is not None}
-    if isinstance(net, Likelihood):
-        raise TypeError(
-            f"The network comes first, got the likelihood {type(net).__name__} in its place: "
-            f"write VariationalNetwork(net, likelihood)."
-        )
-    if not isinstance(net, RandomModule):
-        return RandomModule(net, **given)
-    if given:
-        raise ValueError(
-            f"The network is a RandomModule already, with choices of its own: pass "
-            f"{' and '.join(given)} to RandomModule(net, ...)."
-        )
-    return net
-
-
-def _as_objective(loss: Any, draws: int | Literal["batch", "datum"]) -> Any:
-    if loss is None:
-        return TraceExpectedLogLikelihood(reduction="mean", draws=draws)
-    if draws != "batch":
-        raise ValueError(
-            f"The objective is given, so draws={draws!r} belongs to it: write "
-            f"TraceExpectedLogLikelihood(reduction='mean', draws={draws!r})."
-        )
-    return loss
 
 
 def _optimizer_args(

@@ -60,7 +60,7 @@ def evaluate(
         the names begin with ``task/``.
 
     Raises:
-        TypeError: If a batch has no target.
+        ValueError: If a batch has no target.
         DataError: If a loader is empty, or nothing was observed.
 
     Example:
@@ -84,7 +84,7 @@ def evaluate(
     parts: dict[str, list[Scored]] = {}
     for prediction, y in predict_batches(model, guide, data, **options):
         if y is None:
-            raise TypeError(
+            raise ValueError(
                 "evaluate needs targets, and the batches have none: let the loader yield (x, y), "
                 "or name the target by SupervisedModel(..., target=...)."
             )

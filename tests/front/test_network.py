@@ -186,3 +186,21 @@ def test_bad_input(trained, data):
     for call in (lambda: trained.fit(x, y), lambda: trained.predict(x)):
         with pytest.raises(ValueError, match=r"guide is not that of its svi.*bnn\.svi = SVI"):
             call()
+
+
+def test_calibration_is_kept_and_scored(trained, data):
+    """It changes the density and leaves the mean, and starts from the likelihood each time."""
+    x, y = data
+    noisy = y + 2 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    before = trained.evaluate(x, noisy, seed=1)
+    found = trained.calibrate(x, noisy, seed=1)
+    assert trained.temperature == found.value != 1
+    after = trained.evaluate(x, noisy, seed=1)
+    assert before["nll"] == pytest.approx(found.nll_before, rel=1e-4)
+    assert after["nll"] == pytest.approx(found.nll, rel=1e-4)
+    assert after["nll"] < before["nll"]
+    assert after["rmse"] == pytest.approx(before["rmse"], rel=1e-5)
+    again = trained.calibrate(x, noisy, seed=1)
+    assert again.value == pytest.approx(found.value)
+    foreign = trained.evaluate(x, y, foreign=[x], seed=1)
+    assert foreign["auroc"] == pytest.approx(0.5)

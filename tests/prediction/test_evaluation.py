@@ -161,5 +161,5 @@ def test_what_is_no_prediction_is_told():
         ibvi.score(y, prediction)
     assert ibvi.score(prediction, y.numpy()) == ibvi.score(prediction, y)
     model, guide = make(nn.Linear(3, 1), ibvi.Normal())
-    with pytest.raises(TypeError, match="evaluate needs targets, and the batches have none"):
+    with pytest.raises(ValueError, match="evaluate needs targets, and the batches have none"):
         ibvi.evaluate(model, guide, [X])
