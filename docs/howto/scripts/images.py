@@ -10,8 +10,8 @@ import pyro_ibvi as ibvi
 
 
 def read(name, start):
-    path = os.path.join(os.environ.get("PYRO_IBVI_DATA", "data"), "fashion-mnist", name)
-    return np.frombuffer(gzip.open(path).read(), np.uint8, offset=start)
+    folder = os.path.join(os.environ.get("PYRO_IBVI_DATA", "data"), "fashion-mnist")
+    return np.frombuffer(gzip.open(f"{folder}/{name}").read(), np.uint8, offset=start)
 
 
 x = read("train-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28) / np.float32(255)
@@ -25,9 +25,9 @@ if "load" in sys.argv:
     bnn = ibvi.load("fashion.ibvi", net)
 else:
     bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
-    valid = x[50_000:], y[50_000:]
-    bnn.fit(x[:50_000], y[:50_000], valid_loader=valid, num_epochs=20, patience=3)
+    train, valid = (x[:50_000], y[:50_000]), (x[50_000:], y[50_000:])
+    bnn.fit(*train, valid_loader=valid, num_epochs=20, patience=3)
     bnn.save("fashion.ibvi")
 x_test = read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28) / np.float32(255)
-print(bnn.evaluate(x_test, read("t10k-labels-idx1-ubyte.gz", 8), seed=0))
+print(bnn.evaluate(x_test, read("t10k-labels-idx1-ubyte.gz", 8), num_samples=16, seed=0))
 print(bnn.predict(x_test[:100], seed=0).mean.flatten().tolist())

@@ -19,7 +19,7 @@ if "load" in sys.argv:
     bnn = ibvi.load("diabetes.ibvi", net)
 else:
     bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.7, learn_scale=True))
-    bnn.fit(x[:300], y[:300], valid_loader=(x[300:350], y[300:350]), num_epochs=200, patience=20)
+    bnn.fit(x[:300], y[:300], valid_loader=(x[300:350], y[300:350]), num_epochs=100, patience=10)
     bnn.save("diabetes.ibvi")
 print(bnn.evaluate(x[350:], y[350:], seed=0))
 print(bnn.predict(x[350:], seed=0).stddev.flatten().tolist())
