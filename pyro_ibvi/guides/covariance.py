@@ -33,8 +33,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Size, Tensor
 
-from pyro_ibvi.guides import draws as _draws
-from pyro_ibvi.guides.buffers import BufferPool
+from pyro_ibvi.guides.buffers import BufferPool, DiagonalDraw, LowRankDraw
 from pyro_ibvi.mup.roles import WeightRole
 
 
@@ -149,7 +148,7 @@ class Diagonal:
     ) -> Tensor:
         """The weights ``loc + S * z``."""
         if pool is not None and noise.shape == loc.shape and pool.keeps(factor):
-            return _draws.DiagonalDraw.apply(loc, factor, noise, pool)
+            return DiagonalDraw.apply(loc, factor, noise, pool)
         return torch.addcmul(loc, factor, noise)
 
     def scale(
@@ -232,7 +231,7 @@ class LowRank:
     ) -> Tensor:
         """The weights ``loc + S @ z``, in one pass over ``S`` and without a copy of it."""
         if noise.dim() == 1 and pool is not None and pool.keeps(factor):
-            return _draws.LowRankDraw.apply(loc, factor, noise, pool)
+            return LowRankDraw.apply(loc, factor, noise, pool)
         rows = self.rows(factor)
         if noise.dim() == 1:
             return torch.addmv(loc.reshape(-1), rows, noise).view(loc.shape)

@@ -411,7 +411,13 @@ class AutoMuPNormal(AutoGuide):
         else:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def train(self, mode: bool = True) -> AutoMuPNormal:
+        """Sets the mode, and lets go of the memory that training steps use again."""
+        self._pool.clear()
+        return super().train(mode)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._pool.clear()  # training is over, or pauses
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for key, value in (self._pending_state or {}).items():
             destination[prefix + key] = value

@@ -1,5 +1,7 @@
 """Large draws use memory again only when nobody has it, and have every derivative."""
 
+import threading
+
 import pyro
 import pytest
 import torch
@@ -16,6 +18,7 @@ from pyro_ibvi import (
     SupervisedModel,
     TraceExpectedLogLikelihood,
 )
+from pyro_ibvi.guides.buffers import BufferPool
 from tests.objectives.supervised import X, large, make, targets
 
 
@@ -88,3 +91,34 @@ def test_large_weights_have_second_derivatives(covariance):
         factor += direction
     difference = gradient(create_graph=False) - before
     torch.testing.assert_close(product, difference, rtol=2e-3, atol=2e-3)
+
+
+def test_threads_share_a_pool_and_no_memory():
+    pool, like, taken = BufferPool(), torch.zeros(()), []
+    barrier, shape = threading.Barrier(4), torch.Size((300, 300))
+
+    def take(number):
+        for _ in range(50):
+            barrier.wait()
+            tensor = pool.empty(shape, like).fill_(number)
+            barrier.wait()
+            taken.append(bool((tensor == number).all()))
+            del tensor
+
+    threads = [threading.Thread(target=take, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken == [True] * 200
+
+
+def test_memory_is_let_go_when_training_pauses():
+    model = SupervisedModel(RandomModule(nn.Linear(300, 300)), Normal(), 12)
+    guide = AutoMuPNormal(model, covariance=Diagonal())
+    loss_fn = TraceExpectedLogLikelihood()(model, guide)
+    for pause in (guide.eval, lambda: guide.draw(1), guide.state_dict):
+        loss_fn(torch.randn(12, 300), torch.randn(12, 300)).backward()
+        assert guide._pool._storages
+        pause()
+        assert not guide._pool._storages

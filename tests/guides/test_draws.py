@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from pyro_ibvi.guides.buffers import BufferPool
-from pyro_ibvi.guides.draws import DiagonalDraw, LowRankDraw
+from pyro_ibvi.guides.buffers import BufferPool, DiagonalDraw, LowRankDraw
 
 
 # Torch compiles some formulas by TorchScript when the first dual number is made.
