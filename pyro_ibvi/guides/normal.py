@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +9,17 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi.guides import parameters
-from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.direct import DirectRoute, find_route
 from pyro_ibvi.guides.drawing import draw_sites, sample_layer
+from pyro_ibvi.guides.layered import LayeredGuide
 from pyro_ibvi.guides.prototype import (
     check_model,
+    checked_roles,
     data_free_prior,
     find_sites,
     network_weights,
@@ -31,14 +29,13 @@ from pyro_ibvi.guides.prototype import (
 )
 from pyro_ibvi.guides.rates import guide_rates, model_rates
 from pyro_ibvi.guides.rows import Batch, Plates
-from pyro_ibvi.guides.saving import CopiedModel, strip_prefix, without_model
-from pyro_ibvi.guides.sites import CovarianceChoice, Layer, Site, check_covariance, group_layers
+from pyro_ibvi.guides.sites import CovarianceChoice, Layer, check_covariance, group_layers
 from pyro_ibvi.guides.start import make_parameters
 from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization, Rate
 from pyro_ibvi.mup.roles import WeightRole
 
 
-class AutoMuPNormal(AutoGuide):
+class AutoMuPNormal(LayeredGuide):
     r"""Gaussian guide for implicit-bias variational inference, on any Pyro model.
 
     In unconstrained space the weights of a layer are :math:`w = \text{loc} + S z` with standard
@@ -114,37 +111,11 @@ class AutoMuPNormal(AutoGuide):
         self._parametrization = MaximalUpdate() if parametrization is None else parametrization
         self._init_loc_fn = init_loc_fn
         self._init_scale = float(init_scale)
-        self._roles = _checked_roles(roles)
-        self._layers: list[Layer] | None = None
-        self._pending_state: dict[str, Any] | None = None
-        self._pool = BufferPool()
+        self._roles = checked_roles(roles)
         self._route: DirectRoute | None = None
-        self._read_from: dict[str, Any] = {}  # by name, the network or the parameter itself
-        self._copied_model: CopiedModel | None = None
         has_prior = data_free_prior(model) is not None
         if has_prior or takes_no_arguments(model):
             self.initialize()
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model.
-
-        Raises:
-            RuntimeError: If the guide was unpickled, without its model.
-        """
-        if self._copied_model is not None:
-            model, self._read_from = self._copied_model.resolve()
-            self._model, self._copied_model = (model,), None
-        if self._model is None:
-            raise RuntimeError(
-                "This guide was unpickled, without its model: make a new guide of the model and "
-                "load this one's state_dict into it."
-            )
-        return self._model[0]
-
-    @property
-    def _has_model(self) -> bool:
-        return self._model is not None or self._copied_model is not None
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Finds the model's latent sites and makes the parameters, unless that is done.
@@ -214,95 +185,6 @@ class AutoMuPNormal(AutoGuide):
         """
         layers = self._made_layers() if layers is None else layers
         return draw_sites(self, layers, self._pool, torch.Size())
-
-    # -- the posterior by name -----------------------------------------------------------------
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The sites, those together that share their noise, each with its covariance."""
-        if self._layers is None:
-            raise RuntimeError(
-                "The guide has no layers yet: call guide.initialize(*args) with the model's "
-                "arguments, targets included."
-            )
-        return tuple(self._layers)
-
-    def loc(self, name: str) -> Tensor:
-        """Mean of a site in unconstrained space, in the site's shape."""
-        return parameters.get(self, "locs", self._find(name)[1])
-
-    def factor(self, name: str) -> Tensor:
-        """Factor ``S`` of a site's covariance; a point estimate has none."""
-        layer, site = self._find(name)
-        if layer.covariance is None:
-            raise ValueError(f"The site {name!r} is a point estimate and has no covariance.")
-        return parameters.get(self, "factors", site)
-
-    def layer_factor(self, name: str) -> Tensor | None:
-        """What a site's layer has in common: ``S_out`` of a ``Kronecker``, None for others."""
-        return parameters.layer_factor(self, self._find(name)[0])
-
-    def scale(self, name: str) -> Tensor:
-        """Marginal standard deviations of a site in unconstrained space, 0 for a point."""
-        layer, site = self._find(name)
-        loc = self.loc(name)
-        if layer.covariance is None:
-            return torch.zeros_like(loc)
-        layer_factor = parameters.layer_factor(self, layer)
-        scale = layer.covariance.scale(self.factor(name), layer_factor, loc)
-        return scale if site.keep is None else site.keep.still(scale)
-
-    def covariance(self, *names: str) -> Tensor:
-        """Covariance matrix of sites of one layer in unconstrained space.
-
-        Args:
-            *names: Names of one site, or of several that share a layer.
-
-        Returns:
-            The matrix over the flattened sites in the order given, shape ``(P, P)``.
-
-        Raises:
-            ValueError: If the sites are of different layers, or point estimates.
-        """
-        factors = [self.factor(name) for name in names]
-        layers = [self._find(name)[0] for name in names]
-        if any(layer is not layers[0] for layer in layers):
-            raise ValueError(f"The sites {list(names)} are independent: they share no layer.")
-        covariance = layers[0].covariance
-        assert covariance is not None
-        locs = [self.loc(name) for name in names]
-        return covariance.dense(factors, parameters.layer_factor(self, layers[0]), locs)
-
-    @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Median of every site by name; the model's arguments serve to initialize the guide."""
-        self.initialize(*args, **kwargs)
-        return {s.name: s.constrain(self.loc(s.name)).clone() for s in self._sites()}
-
-    @torch.no_grad()
-    def quantiles(
-        self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Marginal quantiles of every site.
-
-        Args:
-            quantiles: Probabilities between 0 and 1.
-            *args: Arguments of the model, which serve to initialize the guide.
-            **kwargs: Keyword arguments of the model.
-
-        Returns:
-            The quantiles by site name, a new dimension in front.
-        """
-        self.initialize(*args, **kwargs)
-        result = {}
-        for site in self._sites():
-            loc, scale = self.loc(site.name), self.scale(site.name)
-            probabilities = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
-            normal = torch.special.ndtri(probabilities).reshape(-1, *(1,) * loc.dim())
-            # The median of a point estimate is itself, at infinite quantiles of the noise too.
-            spread = torch.where(scale > 0, scale * normal, torch.zeros_like(scale))
-            result[site.name] = site.constrain(loc + spread)
-        return result
 
     def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, Rate]]:
         """Every parameter of the guide and of the model as it is now, with its learning rate.
@@ -376,73 +258,3 @@ class AutoMuPNormal(AutoGuide):
         self._read_from = networks_and_parameters(trace)
         if self._pending_state is not None:
             self._load_pending()
-
-    def _made_layers(self) -> list[Layer]:
-        if self._layers is None:
-            raise RuntimeError(
-                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
-                "arguments, targets included."
-            )
-        return self._layers
-
-    def _sites(self) -> Iterator[Site]:
-        return (site for layer in self._made_layers() for site in layer.sites)
-
-    def _find(self, name: str) -> tuple[Layer, Site]:
-        return parameters.find(self._made_layers(), name)
-
-    # -- saving --------------------------------------------------------------------------------
-
-    def _load_pending(self) -> None:
-        assert self._pending_state is not None
-        try:
-            self.load_state_dict(self._pending_state)
-        except Exception:
-            self._layers = None  # to fail the next time too, not to go on from the prior
-            raise
-        self._pending_state = None
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Keeps parameters that come before :meth:`initialize` until it is called."""
-        if self._layers is None:
-            self._pending_state = strip_prefix(state_dict, prefix)
-        else:
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def train(self, mode: bool = True) -> AutoMuPNormal:
-        """Sets the mode, and lets go of the memory that training steps use again."""
-        self._pool.clear()
-        return super().train(mode)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._pool.clear()  # training is over, or pauses
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for key, value in (self._pending_state or {}).items():
-            destination[prefix + key] = value
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The base class clears the live guide's model here; a copy leaves it as it is.
-        return without_model(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AutoMuPNormal:
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        if self._has_model:
-            new.__dict__["_copied_model"] = CopiedModel(self.model, self._read_from, memo)
-        return new
-
-
-def _checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRole]:
-    for name, role in (roles or {}).items():
-        if not isinstance(role, WeightRole):
-            raise TypeError(
-                f"The role of the site {name!r} must say its fans: "
-                f'WeightRole.of("hidden", fan_in=..., fan_out=...), got {role!r}.'
-            )
-    return {
-        name: role if role.layer else dataclasses.replace(role, layer=name)
-        for name, role in (roles or {}).items()
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -97,6 +98,30 @@ def run_prototype(
         if node["type"] != "param" and prototype_hide_fn(node):
             trace.remove_node(name)
     return trace
+
+
+def checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRole]:
+    """Checks the roles that are given to a hand-written model's sites.
+
+    Args:
+        roles: The roles by site name.
+
+    Returns:
+        The roles, each with a layer.
+
+    Raises:
+        TypeError: If something else stands for a role.
+    """
+    for name, role in (roles or {}).items():
+        if not isinstance(role, WeightRole):
+            raise TypeError(
+                f"The role of the site {name!r} must say its fans: "
+                f'WeightRole.of("hidden", fan_in=..., fan_out=...), got {role!r}.'
+            )
+    return {
+        name: role if role.layer else dataclasses.replace(role, layer=name)
+        for name, role in (roles or {}).items()
+    }
 
 
 def network_weights(
