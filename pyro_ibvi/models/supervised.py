@@ -140,6 +140,20 @@ class SupervisedModel(PyroModule):
         given = {name: part for name, part in (("x", x), ("y", y)) if part is not None}
         return self.reader.read({**given, **named})
 
+    def num_data_in(self, *args: Any, **kwargs: Any) -> int:
+        """Number of data in a batch: that of the targets, where inputs have others in front.
+
+        Args:
+            *args: A batch.
+            **kwargs: Its parts by name.
+
+        Returns:
+            The number.
+        """
+        x, y = self.read(*args, **kwargs)
+        tensor = first_tensor(x if first_tensor(y) is None else y)
+        return 1 if tensor is None else len(tensor)
+
     def read_inputs(self, x: Any) -> Any:
         """The inputs to be predicted, without the target that a mapping may hold.
 

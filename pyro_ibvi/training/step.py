@@ -80,7 +80,7 @@ class Stepper:
         def on_all(model: Any, guide: Any, *_: Any, **__: Any) -> Any:
             total, done = 0.0, 0
             for args, kwargs in calls:
-                size = _batch_size(args, kwargs)
+                size = batch_size(model, args, kwargs)
                 if done:
                     self._scale_gradients(done / size)
                 with self._precision():
@@ -115,7 +115,20 @@ class Stepper:
             gradient.mul_(factor)
 
 
-def _batch_size(args: Any, kwargs: Any) -> int:
+def batch_size(model: Any, args: Any, kwargs: Any) -> int:
+    """Number of data in a batch: what the model says, or the rows of the first tensor.
+
+    Args:
+        model: The model.
+        args: Positional arguments of a step.
+        kwargs: Keyword arguments of a step.
+
+    Returns:
+        The number, by which losses of several batches are weighted.
+    """
+    count = getattr(model, "num_data_in", None)
+    if callable(count):
+        return int(count(*args, **kwargs))
     tensor = first_tensor((args, kwargs))
     return 1 if tensor is None else len(tensor)
 

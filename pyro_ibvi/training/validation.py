@@ -8,12 +8,11 @@ from typing import Any
 
 from pyro.infer import SVI
 
-from pyro_ibvi._util.inputs import first_tensor
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.state import get_tensors, set_tensors
-from pyro_ibvi.training.step import Stepper
+from pyro_ibvi.training.step import Stepper, batch_size
 
 #: Takes model, guide and validation loader, and gives numbers by name.
 Metrics = Callable[[Any, Any, Iterable[Any]], Mapping[str, float]]
@@ -41,8 +40,7 @@ def validate(
     with module_mode(svi.model, svi.guide, training=False):
         for batch in loader:
             args, kwargs = stepper.call(batch)
-            tensor = first_tensor((args, kwargs))
-            size = 1 if tensor is None else len(tensor)
+            size = batch_size(svi.model, args, kwargs)
             total += size * svi.evaluate_loss(*args, **kwargs)
             num_data += size
         if num_data == 0:

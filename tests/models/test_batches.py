@@ -115,6 +115,23 @@ def test_time_in_front_of_the_output_hears_of_output():
     torch.testing.assert_close(step(model, guide, x, y), expected(model, guide, y, x, pick=pick))
 
 
+def test_validation_weighs_batches_by_data_and_not_by_nodes():
+    torch.manual_seed(0)
+    graphs = [
+        ((torch.randn(40, 3), torch.arange(40) // 20), torch.randn(2, 1)),
+        ((torch.randn(6, 3), torch.arange(6) // 1), torch.randn(6, 1)),
+    ]
+    model, _ = make(Graphs())
+    guide = ibvi.AutoMuPNormal(model, covariance={"*": None})  # no draw differs from another
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 1e-9}, guide)
+    svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
+    history = ibvi.fit(svi, graphs, 1, valid_loader=graphs, progress=False)
+    losses = [svi.evaluate_loss(*batch) for batch in graphs]
+    expected = (2 * losses[0] + 6 * losses[1]) / 8
+    assert history.valid_loss[-1] == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - (40 * losses[0] + 6 * losses[1]) / 46) > 1e-3
+
+
 class Three(nn.Module):
     def __init__(self):
         super().__init__()
