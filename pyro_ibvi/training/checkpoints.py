@@ -13,20 +13,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
-import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_ibvi._util.digest import digest
-from pyro_ibvi._util.files import checked_path, readable_path, whole_file
+from pyro_ibvi._util.files import checked_path, readable_path
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
+from pyro_ibvi.training.contents import read_content, write_content
 from pyro_ibvi.training.optimizer_state import (
     check_optimizer,
     get_optimizer_state,
@@ -35,11 +31,8 @@ from pyro_ibvi.training.optimizer_state import (
 )
 from pyro_ibvi.training.state import all_or_nothing, modules_of, named_parameters, set_tensors
 
-_KIND = "pyro_ibvi checkpoint, version "
-_VERSION = 2
 #: What may change in an objective during training.
 _LOSS_NUMBERS = ("max_plate_nesting", "kl_weight", "weight")
-_ATOMS = (bool, int, float, complex, str, type(None))
 
 
 def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> None:
@@ -69,7 +62,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
         ValueError: If the optimizer trains a parameter that is nowhere to be found again.
 
     Example:
-        >>> import tempfile, pyro_ibvi as ibvi
+        >>> import tempfile, torch, pyro_ibvi as ibvi
         >>> from torch import nn
         >>> def make():
         ...     net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -92,7 +85,6 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
     path = checked_path(path)
     trained, stored = _trained_and_stored(svi)
     content = {
-        "format": f"{_KIND}{_VERSION}",
         "modules": {kind: module.state_dict() for kind, module in modules_of(svi).items()},
         "store": stored,
         "trained": list(trained),
@@ -101,10 +93,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
         "random": get_random_state(),
         "extra": extra,
     }
-    plain = _plain(content, "the checkpoint")
-    plain["digest"] = digest(plain)
-    with whole_file(path) as part:
-        torch.save(plain, part)
+    write_content(path, content)
 
 
 def load_checkpoint(
@@ -134,7 +123,7 @@ def load_checkpoint(
             As after any error the training is as it was, but for an optimizer that was built.
     """
     _check_svi(svi)
-    content = _read(readable_path(path, "checkpoint"))
+    content = read_content(readable_path(path, "checkpoint"))
     extra: dict[str, Any] = content["extra"]
     with all_or_nothing(svi):
         check_optimizer(svi.optim, content["optimizer"])
@@ -180,45 +169,6 @@ def _trained_and_stored(svi: SVI) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     trained = {names[parameter]: parameter for parameter in tensors if parameter in names}
     in_store = replaced | {name for name in trained if name.startswith("store.")}
     return trained, {name: parameters[name] for name in sorted(in_store)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The content of a file, if its digest is that of its content."""
-    with path.open("rb") as file:
-        try:
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can raise anything in the reader
-            reason = str(error).partition("\n")[0]
-            raise ValueError(
-                f"{path} cannot be read: it is damaged or no checkpoint ({type(error).__name__}: "
-                f"{reason}). Delete it to start anew, or read a network that was saved by "
-                f"ibvi.load."
-            ) from error
-    written = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(written, str) or not written.startswith(_KIND):
-        raise ValueError(
-            f"{path} is no checkpoint that this version reads: expected a file that "
-            f"save_checkpoint or fit wrote, got {_what_it_is(content)}."
-        )
-    if written != f"{_KIND}{_VERSION}":
-        raise ValueError(
-            f"{path} is a checkpoint of version {written.removeprefix(_KIND)}, and this version "
-            f"of the package reads version {_VERSION} alone: go on with the package that wrote it."
-        )
-    if content.pop("digest", None) != digest(content):
-        raise ValueError(
-            f"{path} is damaged or no checkpoint as it was written: its content has another "
-            f"digest. Take it from a copy, or delete it to start anew."
-        )
-    return dict(content)
-
-
-def _what_it_is(content: Any) -> str:
-    if isinstance(content, dict) and content:
-        if all(isinstance(value, Tensor) for value in content.values()):
-            return "a state_dict, which load_state_dict of its module takes"
-        return f"a dictionary with the keys {', '.join(map(repr, list(content)[:5]))}"
-    return f"a {type(content).__name__}"
 
 
 def _check_fit(path: Any, content: Mapping[str, Any], svi: SVI) -> None:
@@ -283,23 +233,3 @@ def _set_loss(svi: SVI, numbers: Mapping[str, float]) -> None:
         is_known = name == "max_plate_nesting" and not math.isinf(loss.max_plate_nesting)
         if hasattr(loss, name) and not is_known:
             setattr(loss, name, value)
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A copy that ``torch.load`` reads with ``weights_only``; tensors are not copied."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) in _ATOMS:
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
-    if type(value) in (dict, OrderedDict, Counter):
-        return type(value)(
-            {_plain(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
-        )
-    raise TypeError(
-        f"{where} is of the type {type(value).__name__}, but a checkpoint holds tensors, numbers, "
-        f"strings, and lists and dictionaries of them."
-    )
