@@ -65,7 +65,9 @@ class AutoMuPNormal(LayeredGuide):
             a :class:`~pyro_ibvi.RandomModule` bring their own.
         init_loc_fn: Start of ``loc``, as in Pyro's autoguides;
             :func:`~pyro_ibvi.init_to_network` for a network that is trained already.
-        init_scale: Start of the standard deviations, in units of the prior's.
+        init_scale: Start of the standard deviations, in units of the prior's. Implicit
+            regularization is about 1. As a drop-in for `AutoNormal` on a hand-written model pass
+            0.1: a Bayesian regression then trains in as many steps, and in ten times as many at 1.
         create_plates: As in Pyro's autoguides, for subsampled local latents.
         roles: For hand-written models: which sites are network weights, by site name.
 
