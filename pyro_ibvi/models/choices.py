@@ -53,7 +53,8 @@ class Priors:
         """
         cached = self._cache.get(name)
         if cached is None or cached[0] is not parameter.dtype or cached[1] != parameter.device:
-            prior = self._make(name, parameter)
+            with torch.inference_mode(False):  # which the cache outlives
+                prior = self._make(name, parameter)
             self._cache[name] = cached = (parameter.dtype, parameter.device, prior)
         return cached[2]
 

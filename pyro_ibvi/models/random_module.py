@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pyro
-import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from pyro_ibvi.models.choices import Prior, Priors, Stochastic, choose, match_pr
 from pyro_ibvi.models.initialization import NETWORK_VALUE_KEY
 from pyro_ibvi.models.padding import KEEP_KEY, KeepRow, find_padding
 from pyro_ibvi.models.parameters import full_name, read_parameter
+from pyro_ibvi.models.plates import check_plates
 from pyro_ibvi.models.running import Runner
 from pyro_ibvi.mup.flow import find_flow
 from pyro_ibvi.mup.multipliers import (
@@ -36,17 +35,15 @@ from pyro_ibvi.mup.roles import (
     find_roles,
 )
 
-#: Plates that Pyro itself puts around a model, for draws.
-_PYROS_PLATES = ("num_particles_vectorized", "_num_predictive_samples")
-
 
 class RandomModule(PyroModule):
     r"""An unmodified ``nn.Module`` some of whose parameters are Pyro sample sites.
 
     Each call draws the stochastic parameters, at sites named as the parameters are, from
     :math:`\mathcal N(0, \sigma^2)` with the scale that the parametrization gives, and runs the
-    network with them by ``torch.func.functional_call``. The other parameters are
-    point-estimated. Norm layers' gains and biases are never stochastic unless named.
+    network with them, see :class:`~pyro_ibvi.models.running.Runner`. The other parameters are
+    point-estimated. Norm layers' gains and biases are never stochastic unless named, nor is what
+    requires no gradient, and an embedding's padding row keeps its value.
 
     The network is copied with its values; the one that is passed stays as it is. Its point
     estimates start at those values, and parameters that require no gradient keep them. Stochastic
@@ -253,7 +250,7 @@ class RandomModule(PyroModule):
         """
         values = self.sample_parameters()
         if self.num_draw_dims(values):
-            _check_plates(args, kwargs)
+            check_plates(args, kwargs)
         return self.run(values, *args, **kwargs)
 
     def prior(self, parameter_name: str) -> TorchDistributionMixin:
@@ -291,18 +288,3 @@ class RandomModule(PyroModule):
             layer = replace(weight, layer=self.site_name(weight.layer))
             self._weights[site_name] = NetworkWeight(layer, self.parametrization)
         return self._weights[site_name]
-
-
-def _check_plates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuses a plate over the data, in which each datum would have weights of its own."""
-    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-    batch_sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
-    for handler in poutine.runtime._PYRO_STACK:
-        if not isinstance(handler, pyro.plate) or handler.name in _PYROS_PLATES:
-            continue
-        if handler.dim == -1 and handler.subsample_size in batch_sizes:
-            raise ValueError(
-                f"The network is called inside of the plate {handler.name!r}, where each of the "
-                f"{handler.subsample_size} data would draw weights of its own. Call it before "
-                f"`with pyro.plate(...)`."
-            )

@@ -143,7 +143,7 @@ class Replica:
     def is_changed(self) -> bool:
         """Whether the run wrote on its modules or buffers, so that the next may differ."""
         return (
-            any(new._version for _, new in self._buffers)
+            any(_is_written(new) for _, new in self._buffers)
             or any(True for _ in self._changed_modules())
             or any(True for _ in self._changed_containers())
         )
@@ -158,7 +158,7 @@ class Replica:
             RuntimeError: If the run made parameters or layers, which nothing would train.
         """
         for buffer, own in self._buffers:
-            if own._version:
+            if _is_written(own):
                 buffer.copy_(own)
         modules, containers = list(self._changed_modules()), list(self._changed_containers())
         if not modules and not containers:
@@ -246,13 +246,15 @@ class Replica:
     def _changed_modules(self) -> Iterator[tuple[nn.Module, nn.Module, list[str]]]:
         """Original, copy, and the names of attributes that the run set or took away."""
         for old, new in self._pairs.values():
-            state, before = new.__dict__, self._before[id(new)]
-            is_buffered = bool(state["_buffers"]) and not self._buffers
+            state, before, own = new.__dict__, self._before[id(new)], old.__dict__
             if (
                 not _is_same(state, before)
-                or (is_buffered and not _is_same(state["_buffers"], old._buffers))
-                or len(state["_parameters"]) != len(old.__dict__["_parameters"])
-                or len(state["_modules"]) != len(old.__dict__["_modules"])
+                or len(state["_parameters"]) != len(own["_parameters"])
+                or len(state["_modules"]) != len(own["_modules"])
+                or (
+                    (own["_buffers"] and not self._buffers)
+                    and not _is_same(state["_buffers"], own["_buffers"])
+                )
             ):
                 names = dict.fromkeys((*state, *before))  # what was taken away is a change too
                 yield (
@@ -270,6 +272,11 @@ class Replica:
         for original, new, before in self._containers.values():
             if not _is_same(new, before):
                 yield original, new
+
+
+def _is_written(buffer: Tensor) -> bool:
+    """Whether a fresh buffer was written to, as far as can be told."""
+    return buffer.is_inference() or buffer._version > 0
 
 
 def _is_same(state: Any, other: Any) -> bool:

@@ -235,6 +235,18 @@ def test_a_kept_activation_is_there_to_be_looked_at():
     assert not torch.equal(net.last, model.net.network.last)
 
 
+@pytest.mark.parametrize("make", [Plain, Forecaster, Keeps])
+def test_inference_mode(make):
+    model, guide = build(make(), example_input=X)
+    draws = {n: torch.randn(3, *p.shape) for n, p in model.net.network.named_parameters()}
+    expected = copy.deepcopy(model.eval()).run(draws, X)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.run(draws, X), expected)
+        predict(model, guide, X, num_samples=2)
+    model.train()
+    assert torch.tensor([svi_of(model, guide).step(X, Y) for _ in range(2)]).isfinite().all()
+
+
 class MakesItsOwn(nn.Module):
     def __init__(self):
         super().__init__()
