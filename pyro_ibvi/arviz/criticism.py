@@ -115,8 +115,9 @@ def log_predictive_density(
     single data: it lies in all plates of the observed site, or the guide computes it from the
     targets, or its plate has another size here than in the guide. A draw of it would have seen the
     datum, or be that of another one, so local sites are integrated out: enumerated ones (in the
-    model or in the guide, in parallel or in sequence) by an exact sum over their states, others by
-    draws. Observations that share a local site are one datum, with their joint density: a
+    model or in the guide, in parallel or in sequence) by an exact sum over their states, unmarked
+    ones of few states as well if the model can be run in all of them at once, and others by draws.
+    Observations that share a local site are one datum, with their joint density: a
     sequence of a hidden Markov model, an image of many pixels.
 
     The sum over draws is accumulated as they are made: memory does not grow with their number.

@@ -39,6 +39,12 @@ class Sources:
     values: Mapping[str, frozenset[Source]] = field(default_factory=dict)
     known: bool = False
 
+    @property
+    def used(self) -> set[str]:
+        """Unobserved sites that anything is known to be computed from."""
+        every = frozenset().union(*self.laws.values(), *self.values.values())
+        return {site for kind, site in every if kind == "site"}
+
     def arguments(self, names: Collection[str], *, of: str) -> set[str]:
         """Arguments that some sites are computed from.
 

@@ -34,12 +34,13 @@ from pyro_ibvi.arviz.marginal import (
 from pyro_ibvi.arviz.running import Given, GivenWhereItFits, RandomStreams, evaluating
 from pyro_ibvi.arviz.sites import (
     Kinds,
+    Site,
     log_prob_of,
     plate_nesting,
     sample_sites,
     subsamples,
 )
-from pyro_ibvi.arviz.terms import Extra, frames
+from pyro_ibvi.arviz.terms import Extra, agrees, frames
 from pyro_ibvi.objectives.sites import computed_sites, is_delta
 
 #: where the draws of local sites come from
@@ -92,7 +93,7 @@ class HeldOut:
             targets = sources.arguments(self._data(trace), of="values")
             seen = find_sources(guide, guide_trace, known) if failure is None else Sources()
             pair = Pair(trace, guide_trace, self.kinds, seen, targets, failure)
-            self.latents: Latents = pair.find(local)
+            self.latents: Latents = self._sum_more(pair.find(local), trace, observed)
             self._check_draws(trace, pair)
             self._plan(observed, sources, joint=not isinstance(site, str) and bool(site))
 
@@ -127,6 +128,32 @@ class HeldOut:
             raise ValueError(f"The observed sites are {observed}: name one by site=.")
         return wanted
 
+    def _sum_more(self, latents: Latents, trace: Trace, observed: Collection[str]) -> Latents:
+        """Sums out what nobody has marked, where the model can be run in all states at once.
+
+        It has less variance than draws. Marks may be missing since the guide, which has them,
+        fails on data of this size.
+
+        Args:
+            latents: The latent sites.
+            trace: A trace of the model.
+            observed: The observed sites.
+
+        Returns:
+            The latent sites, some more of them summed out.
+        """
+        sites = sample_sites(trace)
+        names = [n for n in latents.local if _has_few_states(sites[n])]
+        values = {n: v for n, v in latent_values(trace).items() if n not in names}
+        how = dict.fromkeys(names, "parallel")
+        try:
+            runs = run_summed(self.model, self.inputs, self._held | values, how, self.nesting)
+            if not names or not agrees(runs[0], trace, names, observed):
+                return latents
+        except Exception:  # a model that asks for one state at a time
+            return latents
+        return Latents(latents.given, latents.local - set(names), {**latents.summed, **how})
+
     def _check_draws(self, trace: Trace, pair: Pair) -> None:
         """Checks that the local sites can be drawn from where they shall be."""
         sites = sample_sites(trace)
@@ -157,8 +184,10 @@ class HeldOut:
         guide_trace, traces = self._run("probe")
         sites = sample_sites(traces[0])
         local = {y: near(sites, y, self.latents.local) for y in observed}
-        if sources.known:
-            local = {y: found & sources.ancestors(y) for y, found in local.items()}
+        if sources.known and not self.weighted:  # draws of the guide need their weight in any case
+            # what a model takes out of its tensors, as by int(label), leaves no trail
+            lost = self.latents.local - sources.used
+            local = {y: z & (sources.ancestors(y) | lost) for y, z in local.items()}
         together = [observed] if joint else []
         self.units = find_units(traces[0], observed, local, together)
         if len(self.units) > 1 and not _is_sequence(traces[0], self.units):
@@ -229,6 +258,12 @@ class HeldOut:
             extra = self._weights(unit, guide_trace, traces[0]) if self.weighted else {}
             values.append(unit_density(traces, unit, more, extra))
         return values[0] if len(values) == 1 else torch.cat([v.reshape(-1) for v in values])
+
+
+def _has_few_states(site: Site, most: int = 1000) -> bool:
+    if not getattr(site["fn"], "has_enumerate_support", False):
+        return False
+    return len(site["fn"].enumerate_support(expand=False)) <= most
 
 
 def _is_sequence(trace: Trace, units: Sequence[Unit]) -> bool:

@@ -73,7 +73,9 @@ def _conditions(sampler: Sampler, unit: Unit, latents: Latents) -> dict[str, str
     sources, pair = sampler.sources, sampler.pair
     above = set(pair.latent)
     if sources.known:
-        above &= {z for y in unit.sites for z in sources.ancestors(y)}
+        # what a model takes out of its tensors, as by int(label), leaves no trail
+        lost = above - sources.used
+        above &= lost.union(*(sources.ancestors(y) for y in unit.sites))
     given = above - set(latents.summed)
     said = {
         "observed_sites": unit.sites if len(unit.sites) > 1 else (),

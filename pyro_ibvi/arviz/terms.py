@@ -12,7 +12,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_ibvi.arviz.sites import Site, density_sites, kept, log_prob_of
+from pyro_ibvi.arviz.sites import Site, density_sites, kept, log_prob_of, sample_sites
 
 #: a density with its dimensions named: of plates, or of enumerated sites
 Packed = Any
@@ -136,3 +136,42 @@ def _to_plates(term: Packed, symbols: list[str]) -> Tensor:
     value = value.permute([dims.index(s) for s in symbols if s in dims])
     sizes = iter(value.shape)
     return value.reshape([next(sizes) if s in dims else 1 for s in symbols])
+
+
+def agrees(
+    enumerated: Trace, single: Trace, states: Collection[str], observed: Collection[str]
+) -> bool:
+    """Whether a run in all states at once has the densities of a run in single states.
+
+    A model that was not written for enumeration may mix its states up, and raise nothing.
+
+    Args:
+        enumerated: A trace with all states of some sites.
+        single: A trace with the same values, and one state of each of these sites.
+        states: Names of the sites.
+        observed: Sites whose densities are compared.
+
+    Returns:
+        Whether the densities are those of the single states.
+    """
+    many, one = Terms(enumerated, observed), sample_sites(single)
+    sites = sample_sites(enumerated)
+    chosen = {}
+    for name in states:
+        site, event_dim = sites[name], sites[name]["fn"].event_dim
+        dim, symbols = site["infer"]["_enumerate_dim"], site["infer"]["_dim_to_symbol"]
+        equal = site["value"] == one[name]["value"]
+        equal = equal.flatten(-event_dim).all(-1) if event_dim else equal
+        chosen[symbols[dim]] = packed.pack(equal.long().argmax(dim, keepdim=True), symbols)
+    for name in observed:
+        found = many.packed[name]
+        for symbol, index in chosen.items():
+            if symbol in found._pyro_dims:
+                found = packed.gather(found, index, symbol)
+        value = log_prob_of(one[name])
+        value = torch.where(kept(one[name]).to(value.device), value, value.new_zeros(()))
+        expected = packed.pack(value[...], sites[name]["infer"]["_dim_to_symbol"])
+        found, expected = packed.broadcast_all(found, expected)
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+            return False
+    return True

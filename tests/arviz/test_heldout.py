@@ -23,14 +23,52 @@ from tests.arviz.exact import (
 )
 
 
-def test_labels_that_are_not_enumerated_are_drawn_from_their_prior():
-    def guide(y):
-        shared_guide()
-        with pyro.plate("data", len(y)):
-            logits = dist.Normal(LOCS, 0.5).log_prob(y[:, None])
-            pyro.sample("label", dist.Categorical(logits=3 * logits))
+def one_by_one(y):
+    """A model that asks each label for its value, and cannot be run in all states at once."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        label = pyro.sample("label", dist.Categorical(PROBS))
+        locs = torch.stack([LOCS[int(k)] for k in label])
+        pyro.sample("y", dist.Normal(locs + shift, 0.5), obs=y)
 
-    found = log_predictive_density(plain_mixture, guide, FRESH, num_samples=S, seed=0)
+
+def mixed_up(y):
+    """A model that is wrong in all states at once, without a word."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        label = pyro.sample("label", dist.Categorical(PROBS))
+        locs = LOCS[label] if label.dim() == 1 else LOCS[1 - label]
+        pyro.sample("y", dist.Normal(locs + shift, 0.5), obs=y)
+
+
+def knowing_guide(y):
+    shared_guide()
+    with pyro.plate("data", len(y)):
+        logits = dist.Normal(LOCS, 0.5).log_prob(y[:, None])
+        pyro.sample("label", dist.Categorical(logits=3 * logits))
+
+
+def small_guide(y):
+    """A guide with parameters for other rows, which fails before it says how it enumerates."""
+    shared_guide()
+    with pyro.plate("data", len(y)):
+        logits = pyro.param("logits", torch.zeros(3, 2))
+        pyro.sample("label", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+
+@pytest.mark.parametrize("guide", [knowing_guide, small_guide])
+def test_labels_that_nobody_marks_are_summed_out_where_the_model_allows(guide):
+    found = log_predictive_density(plain_mixture, guide, FRESH, num_samples=20, seed=0)
+    assert found.summed == ("label",)
+    shift = draws_of(shared_guide if guide is small_guide else guide, "shift", 20, FRESH)
+    np.testing.assert_allclose(found.pointwise, exact_mixture(FRESH, shift), rtol=1e-5)
+
+
+def test_labels_that_cannot_be_summed_out_are_drawn_from_their_prior():
+    guide = knowing_guide
+    mixed = log_predictive_density(mixed_up, guide, FRESH, num_samples=1)
+    assert mixed.averaged == ("label",)
+    found = log_predictive_density(one_by_one, guide, FRESH, num_samples=S, seed=0)
     expected = exact_mixture(FRESH, draws_of(guide, "shift", S, FRESH))
     assert found.averaged == ("label",)
     assert within(found, expected)
@@ -38,7 +76,7 @@ def test_labels_that_are_not_enumerated_are_drawn_from_their_prior():
     given = dist.Normal(LOCS + 0.2, 0.5).log_prob(FRESH[:, None]).max(-1).values.numpy()
     assert not within(found, given)
     guided = log_predictive_density(
-        plain_mixture, guide, FRESH, num_samples=S, seed=0, local_draws="guide"
+        one_by_one, guide, FRESH, num_samples=S, seed=0, local_draws="guide"
     )
     assert within(guided, expected)
     assert not within(guided, given)
