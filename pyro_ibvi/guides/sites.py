@@ -27,6 +27,10 @@ CovarianceChoice = Covariance | Mapping[str, Covariance | None] | None
 #: Rank for networks' weights, what the benchmarks favor.
 DEFAULT_RANK = 100
 
+#: What a guide gives to networks' weights, and to all other sites, unless it is told otherwise.
+DEFAULT_COVARIANCE: Covariance = LowRank(DEFAULT_RANK)
+DEFAULT_FOR_OTHERS: Covariance = Diagonal()
+
 
 @dataclass
 class Site:
@@ -207,7 +211,7 @@ def check_covariance(choice: CovarianceChoice) -> None:
 def _covariance_of(site: Site, choice: CovarianceChoice, key: str | None) -> Covariance | None:
     """The covariance of a site, where a mapping has it under a key."""
     if choice is None:
-        return Diagonal() if site.weight is None else LowRank(DEFAULT_RANK)
+        return DEFAULT_FOR_OTHERS if site.weight is None else DEFAULT_COVARIANCE
     if not isinstance(choice, Mapping):
         # Plates hold independent elements: their sites are mean-field whatever networks use.
         return choice if not (choice.shares_noise and site.frames) else Diagonal()

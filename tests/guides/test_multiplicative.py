@@ -306,3 +306,37 @@ def test_monitors_know_the_distance_from_the_start():
         torch.testing.assert_close(
             squared_distance(group, now, start), expected, rtol=1e-3, atol=1e-5
         )
+
+
+def test_a_network_from_training_to_arviz():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
+    model = SupervisedModel(RandomModule(net, stochastic="all weights"), Normal(0.3), 32)
+    guide = AutoMuPNormal(model, covariance=Multiplicative(0.3))
+    optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}, guide)
+    loss = TraceExpectedLogLikelihood(reduction="mean", draws="datum")
+    svi = SVI(model, guide, optim, loss)
+    x = torch.randn(32, 3)
+    y = x[:, :2] - x[:, 1:]
+    losses = [svi.step(x, y) for _ in range(200)]
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    factor = guide.factor("net.2.weight")
+    assert (factor != 0.3).all()
+    assert 0.5 < (factor / 0.3).mean() < 1.2  # learns slowly
+    prediction = ibvi.predict(model, guide, x, num_samples=50)
+    assert (prediction.epistemic > 0).all()
+    idata = ibvi.to_arviz(model, guide, x, y, num_samples=10, var_names=["net.2.weight"])
+    assert idata["posterior"]["net.2.weight"].shape[1:] == (10, 2, 16)
+
+
+def test_a_weight_with_noise_on_its_inputs_fits_a_closed_form_head():
+    torch.manual_seed(0)
+    net = RandomModule(nn.Linear(3, 2), stochastic=["weight"])
+    model = SupervisedModel(net, Normal(0.5))
+    guide = AutoMuPNormal(model, covariance=Multiplicative(0.5))
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    exact = TraceExpectedLogLikelihood(head=ibvi.objectives.ClosedFormHead())
+    drawn = TraceExpectedLogLikelihood(num_particles=2000)
+    assert exact.loss(model, guide, x, y) == pytest.approx(
+        drawn.loss(model, guide, x, y), rel=0.05
+    )
