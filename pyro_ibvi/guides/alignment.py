@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pyro_ibvi._util.inputs import as_call
@@ -29,7 +29,7 @@ def drop_misaligned(
 ) -> None:
     """Takes out the layers in which noise on the inputs is not a draw of the weights.
 
-    The network runs without dropout and leaves no trace.
+    The network runs with norm layers' running statistics, and leaves no trace.
 
     Args:
         per_datum: The layers.
@@ -52,6 +52,8 @@ def _is_aligned(
     values, maps = per_datum.draw(guide, len(batch_of(x)))
     layers = {name: per_datum.inputs[name].layer for name in names}
     chosen = {layer: maps[layer] for layer in layers.values()}
+    for name, layer in layers.items():
+        maps[layer].noise(guide.loc(name))  # before the seed is set, to be drawn in neither run
     seed = torch.initial_seed()
     try:
         output = _output(model, values, x, chosen, seed)
@@ -79,15 +81,19 @@ def _output(
     maps: Mapping[str, InputNoise],
     seed: int,
 ) -> Tensor:
-    """The first tensor that the network makes of a batch, in evaluation mode."""
+    """The first tensor that the network makes of a batch, whose data do not see one another."""
     net = model.net
     named = {name: values[net.site_name(name)] for name in net.stochastic}
-    replica = Replica(net.network, own_buffers=True, training=False)
+    # In the network's own mode: in evaluation torch's transformer layers go past their parts.
+    replica = Replica(net.network, own_buffers=True)
+    for module in replica.network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.training = False
     replica.put(net.network_values(named), find_places(net.network))
     for layer, function in maps.items():
         replica.map_input(layer, function)
     args, kwargs = as_call(x)
-    torch.manual_seed(seed)  # a network's own random numbers are the same both times
+    torch.manual_seed(seed)  # dropout and other numbers of the network's are the same both times
     output = replica.network(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
     first: Tensor = tensors[0]

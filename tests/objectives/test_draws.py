@@ -165,6 +165,16 @@ class TimeFirst(nn.Module):
         return self.last(self.first(steps).tanh().mean(0))
 
 
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 4), nn.Linear(4, 2)
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.2)
+
+    def forward(self, x):
+        return self.last(self.block(self.first(x[..., None])).mean(1))
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -198,6 +208,10 @@ NETWORKS = {
     "functional": (Functional, {"first.weight"}),
     "time first": (TimeFirst, {"first.weight"}),
     "two inputs": (TwoInputs, set()),
+    "transformer": (
+        Transformer,
+        {"block.self_attn.in_proj_weight", "block.self_attn.out_proj.weight"},
+    ),
 }
 
 
@@ -205,7 +219,8 @@ NETWORKS = {
 def test_which_layers_have_a_draw_for_each_datum(name):
     make, others = NETWORKS[name]
     torch.manual_seed(0)
-    net = RandomModule(make(), stochastic="all weights", parametrization=MaximalUpdate())
+    parametrization = MaximalUpdate(attention="1/sqrt(d)")
+    net = RandomModule(make(), stochastic="all weights", parametrization=parametrization)
     model = SupervisedModel(net, Normal(1.0))
     guide = AutoMuPNormal(model, covariance=Multiplicative(0.5))
     x, y = torch.randn(N, P), torch.randn(N, 2)
