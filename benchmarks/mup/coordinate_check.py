@@ -47,12 +47,15 @@ OPTIMIZERS = {
     "AdamW": (torch.optim.AdamW, {"weight_decay": 0.01}),
 }
 CASES = {
-    "MaximalUpdate, LowRank(10)": (ibvi.LowRank(10), ibvi.MaximalUpdate()),
+    "MaximalUpdate, LowRank(10)": (ibvi.LowRank(10), ibvi.MaximalUpdate(inputs="reference")),
     "MaximalUpdate, Diagonal, reference": (
         ibvi.Diagonal(),
-        ibvi.MaximalUpdate(diagonal="reference"),
+        ibvi.MaximalUpdate(diagonal="reference", inputs="reference"),
     ),
-    "MaximalUpdate, Diagonal, maximal": (ibvi.Diagonal(), ibvi.MaximalUpdate(diagonal="maximal")),
+    "MaximalUpdate, Diagonal, maximal": (
+        ibvi.Diagonal(),
+        ibvi.MaximalUpdate(diagonal="maximal", inputs="reference"),
+    ),
     "Standard, LowRank(10)": (ibvi.LowRank(10), ibvi.Standard()),
 }
 HEAD_SIZE = 16
@@ -167,7 +170,9 @@ NETWORKS = {
         {128: 18, 512: 12, 2048: 6},
         {"Adam": 0.002},
         num_data=16,
-        cases={"MaximalUpdate, LowRank(2)": (ibvi.LowRank(2), ibvi.MaximalUpdate())},
+        cases={
+            "MaximalUpdate, LowRank(2)": (ibvi.LowRank(2), ibvi.MaximalUpdate(inputs="reference"))
+        },
     ),
 }
 

@@ -30,9 +30,15 @@ import pyro_ibvi as ibvi
 
 HERE = Path(__file__).parent
 RULES = {
-    "Diagonal, maximal": (ibvi.Diagonal(), ibvi.MaximalUpdate(diagonal="maximal")),
-    "Diagonal, reference": (ibvi.Diagonal(), ibvi.MaximalUpdate(diagonal="reference")),
-    "LowRank(10)": (ibvi.LowRank(10), ibvi.MaximalUpdate()),
+    "Diagonal, maximal": (
+        ibvi.Diagonal(),
+        ibvi.MaximalUpdate(diagonal="maximal", inputs="reference"),
+    ),
+    "Diagonal, reference": (
+        ibvi.Diagonal(),
+        ibvi.MaximalUpdate(diagonal="reference", inputs="reference"),
+    ),
+    "LowRank(10)": (ibvi.LowRank(10), ibvi.MaximalUpdate(inputs="reference")),
 }
 OPTIMIZERS = {"SGD": (torch.optim.SGD, {"momentum": 0.9}), "Adam": (torch.optim.Adam, {})}
 RATES = [10 ** (k / 4) for k in range(-16, -3)]

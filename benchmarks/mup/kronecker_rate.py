@@ -33,13 +33,13 @@ HERE = Path(__file__).parent
 RULES = {
     "Kronecker(10, 10), maximal": (
         ibvi.Kronecker(10, 10),
-        ibvi.MaximalUpdate(kronecker="maximal"),
+        ibvi.MaximalUpdate(kronecker="maximal", inputs="reference"),
     ),
     "Kronecker(10, 10), reference": (
         ibvi.Kronecker(10, 10),
-        ibvi.MaximalUpdate(kronecker="reference"),
+        ibvi.MaximalUpdate(kronecker="reference", inputs="reference"),
     ),
-    "LowRank(10)": (ibvi.LowRank(10), ibvi.MaximalUpdate()),
+    "LowRank(10)": (ibvi.LowRank(10), ibvi.MaximalUpdate(inputs="reference")),
 }
 OPTIMIZERS = {
     "SGD": (torch.optim.SGD, {"lr": 0.02}, {"momentum": 0.9}),

@@ -101,7 +101,7 @@ def run(optimizer: str, rule: str, num_seeds: int) -> ibvi.diagnostics.RateTrans
         optim_args=arguments,
         num_seeds=num_seeds,
         num_draws=SETTINGS["num_draws"],
-        path=FOLDER / f"{optimizer}, {rule}.json",
+        path=FOLDER / f"{optimizer}-{rule}.json",
     )
 
 
