@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -69,7 +70,10 @@ def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
             _note_tied(flow, net, module.parameters(recurse=False))
     steps = _find_steps(net, example_input, flow, weights)
     if steps:
-        _Walk(net, flow, weights).follow(steps)
+        walk = _Walk(net, flow, weights)
+        if not walk.follow(steps):
+            # A part of a network may run in training alone. Both passes count.
+            walk.follow(_training_steps(net, example_input))
     return Flow(
         {prefix + name: module for name, module in flow.layers.items()},
         {prefix + name for name in flow.inputs},
@@ -99,6 +103,14 @@ def _find_steps(net: nn.Module, example_input: Any, flow: Flow, weights: list[st
         if len(weights) > 1:
             flow.assumption = _assumption(net, weights, error)
         return []
+
+
+def _training_steps(net: nn.Module, example_input: Any) -> list[Step]:
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        if example_input is not None:
+            return record_steps(_plain_copy(net), example_input, training=True)
+        return list(trace_steps(_plain_copy(net), training=True))
+    return []
 
 
 def _assumption(net: nn.Module, weights: list[str], error: Exception) -> str:
@@ -142,13 +154,14 @@ class _Walk:
         self._fed: set[str] = set()
         self._feeding: set[str] = set()
 
-    def follow(self, steps: Iterable[Step]) -> None:
-        """Replaces what the flow says by what the steps tell."""
+    def follow(self, steps: Iterable[Step]) -> bool:
+        """Replaces what the flow says by what the steps tell, and tells whether that is all."""
         for step in steps:
             self._take(step, self._reads(step))
         if self._called:
             self._flow.inputs = self._called - self._fed
             self._flow.outputs = self._called - self._feeding
+        return self._called == set(self._weights)
 
     def _reads(self, step: Step) -> tuple[str, ...]:
         """The parameters that a step applies to data, transposed ones included."""

@@ -49,16 +49,20 @@ class Step:
         return not self.is_module and self.parameter is None and self.target not in LOOKUPS
 
 
-def trace_steps(net: nn.Module) -> Iterator[Step]:
+def trace_steps(net: nn.Module, *, training: bool = False) -> Iterator[Step]:
     """The steps of a symbolic trace.
 
     Args:
         net: A network to work on.
+        training: The mode in which it is traced.
 
     Yields:
         The steps, in their order.
     """
-    for node in _LayerTracer().trace(net).nodes:
+    net.train(training)
+    with torch.random.fork_rng(devices=[]):
+        graph = _LayerTracer().trace(net)
+    for node in graph.nodes:
         is_read = node.op == "get_attr"
         yield Step(
             node.target,
@@ -99,19 +103,20 @@ class _LayerTracer(torch.fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def record_steps(net: nn.Module, example_input: Any) -> list[Step]:
-    """The steps of one pass on real data, in evaluation mode.
+def record_steps(net: nn.Module, example_input: Any, *, training: bool = False) -> list[Step]:
+    """The steps of one pass on real data.
 
     Args:
         net: A network to work on.
         example_input: A batch of inputs: a tensor, a tuple of arguments or a mapping.
+        training: The mode in which it runs.
 
     Returns:
         The steps, in their order.
     """
     args, kwargs = as_call(example_input)
     recorder = _Recorder(net)
-    net.eval()
+    net.train(training)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
         net(*args, **kwargs)
     return recorder.steps

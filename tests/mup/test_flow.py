@@ -190,6 +190,28 @@ def test_half_a_word_of_the_user_replaces_half_the_guess():
     assert matrix_roles(ByNumbers(), overrides=given) == EXPECTED
 
 
+class StochasticDepth(Backwards):
+    """Leaves layers out at random in training, where it has one more head."""
+
+    def __init__(self):
+        super().__init__()
+        self.aside = nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.stem(x)
+        if not self.training or torch.rand(()) < 0.5:
+            h = self.hidden(h).tanh()
+        return (self.head(h), self.aside(h)) if self.training else self.head(h)
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_both_modes_count(example):
+    expected = {**EXPECTED, "aside": "output"}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert matrix_roles(StochasticDepth(), example_input=example) == expected
+
+
 def test_networks_run_while_another_thread_traces():
     # A symbolic trace replaces nn.Module.__call__ for the whole process.
     class Slow(nn.Module):
