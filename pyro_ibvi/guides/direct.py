@@ -82,6 +82,7 @@ class DirectRoute:
         self._own = own
         self._announced: dict[str, Tensor] = {}
         self._per_datum: PerDatum | None = None
+        self._num_compared = 0
 
     @property
     def observed(self) -> str:
@@ -142,7 +143,9 @@ class DirectRoute:
         self, model: SupervisedModel, guide: Draws, draws: NumDraws, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, float, Tensor | None]:
         x, y = model.read(*args, **kwargs)
-        if self._per_datum is None:
+        num_data = len(batch_of(x))
+        if self._per_datum is None or self._num_compared < min(num_data, 2):
+            self._num_compared = num_data  # a single datum shows little
             self._per_datum = PerDatum(guide.layers, model.net)
             drop_misaligned(self._per_datum, model, guide, x)
             if draws == "datum":

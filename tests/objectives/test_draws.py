@@ -268,6 +268,18 @@ def test_each_datum_sees_its_own_draw_of_one_law():
         assert ((a.mean(0) - b.mean(0)).abs() / error).max() < 4
 
 
+def test_a_first_batch_of_one_datum_is_no_proof():
+    net = RandomModule(TimeFirst(), stochastic="all weights")
+    model = SupervisedModel(net, Normal(1.0))
+    guide = AutoMuPNormal(model, covariance=Multiplicative(0.5))
+    x, y = torch.randn(N, P), torch.randn(N, 2)
+    loss = TraceExpectedLogLikelihood(draws="datum")
+    for _ in range(3):
+        loss.loss_and_grads(model, guide, x[:1], y[:1])
+    with pytest.warns(UserWarning, match=r"\['net.first.weight'\] have one draw"):
+        loss.loss_and_grads(model, guide, x, y)
+
+
 def test_a_batch_of_another_form_goes_with_one_draw():
     class Sometimes(nn.Module):
         def __init__(self):
