@@ -149,7 +149,7 @@ version = release = next(
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb", ".py": "myst-nb"}
-exclude_patterns = ["_build", "_static", "mathjax", "*.py"]
+exclude_patterns = ["_build", "_static", "mathjax", "*.py", "howto/scripts"]
 
 html_theme = "furo"
 html_title = f"pyro_ibvi {release}"
