@@ -18,6 +18,7 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "pyro_ibvi/training/loop.py:fit",
+    "tests/objectives/test_direct.py:test_subclasses_keep_their_methods",
     "tests/training/test_refusals.py:mistakes",
 }
 
