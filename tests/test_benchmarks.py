@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed import peers, prediction, report, steps, targets, timing
+from benchmarks.speed import peers, per_datum, prediction, report, steps, targets, timing
 from benchmarks.speed.contenders import ByHand, own_contenders, weight_layers
 from benchmarks.speed.names import BY_HAND, DETERMINISTIC, MEAN_FIELD, OURS_SVI, OURS_TORCH, PYRO
 from benchmarks.speed.networks import Network, all_networks, make_lenet5, make_resnet18, mlp
@@ -170,3 +170,20 @@ def test_the_committed_results_fill_the_page():
     assert all(line.count("|") == 5 for line in report.target_table(results).splitlines())
     assert "nan" not in text
     assert len(targets.all_targets(results)) >= 20
+
+
+@pytest.mark.parametrize("network", [TINY, CONV], ids=["mlp", "conv"])
+@pytest.mark.parametrize("who", per_datum.CONTENDERS)
+def test_contenders_with_a_draw_per_datum_train(network, who):
+    torch.manual_seed(0)
+    x, y = network.data(network.batch, CPU)
+    trainer = per_datum.CONTENDERS[who](network, x, y)
+    for _ in range(2):  # the first step of ours goes by traces
+        trainer.step()
+    did = steps.work(trainer, CPU)
+    assert did["fraction_trained"] == 1.0
+    sizes = [layer.weight.shape[1] for _, layer in weight_layers(network.build())]
+    linear = sizes if network is TINY else sizes[-1:]
+    if "noise" in who and "without" not in who:
+        per_row = network.batch if "datum" in who else 1
+        assert did["random_numbers"] == per_row * sum(linear)

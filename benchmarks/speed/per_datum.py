@@ -52,7 +52,11 @@ def ours(
         optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 1e-4, "momentum": MOMENTUM}, guide)
         loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws=draws)  # type: ignore[arg-type]
         svi = SVI(model, guide, optim, loss)
-        return Trainer(lambda: float(svi.step(x, y)), lambda: list(guide.parameters()))
+
+        def parameters() -> list[Tensor]:
+            return [p for group in optim.optimizer.param_groups for p in group["params"]]
+
+        return Trainer(lambda: float(svi.step(x, y)), parameters)
 
     return make
 
