@@ -33,15 +33,23 @@ def alone_at_handlers() -> Iterator[None]:
             apart from this thread's.
     """
     with HANDLERS:
-        captures = sum(type(h) is TraceMessenger and bool(h.param_only) for h in _PYRO_STACK)
-        if captures > 1 and _other_thread_steps():
-            raise RuntimeError(_SENTENCE)
+        _check_captures()
         try:
             yield
         except Exception as error:  # handlers that are not where they were put, among others
             if _other_thread_steps():
                 raise RuntimeError(_SENTENCE) from error
             raise
+        _check_captures()
+
+
+def _check_captures() -> None:
+    """Refuses a stack that holds another step's capture of parameters, or lost this one's."""
+    captures = sum(type(h) is TraceMessenger and bool(h.param_only) for h in _PYRO_STACK)
+    if captures > 1 and _other_thread_steps():
+        raise RuntimeError(_SENTENCE)
+    if captures == 0 and _is_in_step(sys._getframe()):
+        raise RuntimeError(_SENTENCE)
 
 
 def _other_thread_steps() -> bool:
