@@ -21,7 +21,7 @@ ALLOWED = {
     "prediction": {"_util", "theory", "mup", "models", "guides"},
     "front": {"_util", "mup", "models", "guides", "objectives", "training", "prediction"},
 }
-#: These look at what the rooms below made; one module each stands at the edge.
+#: These look at what the rooms below made; what leads to another library stands at the edge.
 TOP = {"diagnostics", "arviz"}
 EDGE = {"estimators", "lightning", "botorch"}
 NO_PYRO = {"theory", "mup"}
@@ -66,7 +66,7 @@ def test_rooms_import_only_what_stands_below_them():
     ]
     assert not found, "\n".join(found)
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms == ALLOWED.keys() | TOP, "a new room must say what it may import"
+    assert rooms - EDGE == ALLOWED.keys() | TOP, "a new room must say what it may import"
 
 
 @pytest.mark.parametrize(

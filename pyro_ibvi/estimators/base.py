@@ -1,0 +1,208 @@
+"""What both estimators do: standardize, weigh, hold back, train, predict."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.front import VariationalNetwork
+from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.weighted import Weighted
+from pyro_ibvi.prediction import Prediction, predict_batches
+
+#: Draws of the weights by which early stopping judges an epoch.
+_NUM_VALID_SAMPLES = 16
+_FLOATS = (np.float64, np.float32)
+
+
+class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """What both estimators do: standardize, weigh, hold back, train, predict."""
+
+    def _fit(self, X: Any, y: Tensor, weight: Any, likelihood: Likelihood, size: int) -> None:
+        """Trains a new network.
+
+        Args:
+            X: Inputs, checked.
+            y: Targets as the likelihood takes them.
+            weight: A weight of at least 0 for each row, or None.
+            likelihood: The likelihood.
+            size: Number of the network's outputs.
+        """
+        self._check_numbers()
+        random = check_random_state(self.random_state)
+        self.seed_ = int(random.randint(2**31 - 1))
+        self.x_mean_, self.x_scale_ = moments(X, weight)
+        x = torch.as_tensor(self._standardize(X))
+        y = y.to(x.dtype) if y.is_floating_point() else y
+        plain, counted = likelihood, likelihood
+        if weight is not None:
+            plain = copy.deepcopy(likelihood).to(x.dtype)
+            # The mean of the loss over data is then the weighted mean, whatever the batches.
+            share = torch.as_tensor(weight / weight.mean(), dtype=x.dtype)
+            counted = Weighted(likelihood)
+            y = counted.join(y, share)
+        parts = self._split((x, y), random)
+        with own_random_numbers(self.seed_):
+            net = self._network(x.shape[1], size).to(x.dtype)
+            self.network_ = VariationalNetwork(
+                net,
+                counted.to(x.dtype),
+                stochastic=self.stochastic,
+                covariance=self.covariance,
+                optimizer=self.optimizer,
+                lr=self.learning_rate,
+            )
+            if self.device is not None:
+                self.network_.to(self.device)
+            self._train(*parts)
+        if counted is not plain:  # weights are for training alone
+            plain.load_state_dict(likelihood.state_dict())
+            plain = plain.to(self.network_.device)
+            self.network_.likelihood = self.network_.model.likelihood = plain
+        self.n_iter_ = self.network_.history.num_epochs
+
+    def _train(self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor] | None) -> None:
+        options: dict[str, Any] = {}
+        if valid is not None:
+            options = {
+                "valid_loader": [valid],
+                "metrics": _score,
+                "patience": operator.index(self.patience),
+            }
+        # A single batch is not shuffled: its order means nothing.
+        is_one = len(train[0]) <= self.batch_size
+        self.network_.fit(
+            [train] if is_one else train,
+            num_epochs=operator.index(self.max_epochs),
+            batch_size=operator.index(self.batch_size),
+            device=self.device,
+            progress=self.verbose,
+            **options,
+        )
+
+    def _split(self, data: tuple[Tensor, Tensor], random: Any) -> tuple[Any, Any]:
+        """Data to train on and data to stop by."""
+        num_data = len(data[0])
+        num_valid = math.ceil(self.validation_fraction * num_data)
+        if not self.early_stopping or num_data < 2:
+            return data, None
+        num_valid = min(num_valid, num_data - 1)
+        rows = train_test_split(np.arange(num_data), test_size=num_valid, random_state=random)
+        train, valid = (tuple(part[torch.as_tensor(r)] for part in data) for r in rows)
+        return train, valid
+
+    def _network(self, num_inputs: int, num_outputs: int) -> nn.Module:
+        if self.network is not None:
+            made = self.network(num_inputs, num_outputs)
+            if not isinstance(made, nn.Module):
+                raise TypeError(
+                    f"network is a function of the numbers of inputs and outputs that makes a "
+                    f"torch module, got one that returns {type(made).__name__}."
+                )
+            return made
+        name = "Each of hidden_layer_sizes"
+        widths = [num_inputs, *(_checked_int(name, w) for w in self.hidden_layer_sizes)]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), self.activation()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+
+    def _checked(self, X: Any, y: Any, weight: Any, **options: Any) -> tuple[Any, Any, Any]:
+        """Data of which each row counts; those of weight 0 are left out."""
+        X, y = validate_data(self, X, y, dtype=_FLOATS, **options)
+        if weight is None:
+            return X, y, None
+        weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weight.any():
+            raise ValueError("Every sample_weight is 0: there is nothing to learn from.")
+        counts = weight > 0
+        return X[counts], y[counts], weight[counts]
+
+    def _check_numbers(self) -> None:
+        for name in ("batch_size", "max_epochs", "patience", "num_samples"):
+            _checked_int(name, getattr(self, name))
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction is the share of the data that is held back, strictly "
+                f"between 0 and 1, got {self.validation_fraction!r}; early_stopping=False holds "
+                f"back none."
+            )
+
+    def _standardize(self, X: Any) -> Any:
+        return ((X - self.x_mean_) / self.x_scale_).astype(X.dtype, copy=False)
+
+    def predictive(self, X: Any) -> Prediction:
+        """The predictive distribution, with quantiles, intervals, and both parts of the variance.
+
+        Args:
+            X: Inputs, shape ``(rows, features)``.
+
+        Returns:
+            The distribution in the targets' units, by the same draws at each call.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=_FLOATS, reset=False)
+        x = torch.as_tensor(self._standardize(X), dtype=self.network_.dtype)
+        return self.network_.predict(
+            x.to(self.network_.device),
+            num_samples=operator.index(self.num_samples),
+            seed=self.seed_,
+        )
+
+
+def _score(model: Any, guide: Any, batches: Iterable[Any]) -> dict[str, float]:
+    """Negative log predictive density in nats, weighted if the data are."""
+    total, share = 0.0, 0.0
+    for found, y in predict_batches(model, guide, batches, num_samples=_NUM_VALID_SAMPLES):
+        prediction, weight = found, torch.ones(())
+        if isinstance(model.likelihood, Weighted):
+            y, weight = model.likelihood.split(y.to(found.outputs))
+            prediction = Prediction(found.outputs, model.likelihood.likelihood)
+        nats = -prediction.log_prob(y)
+        weight = weight.expand_as(nats)
+        total += float((weight * nats).sum())
+        share += float(weight.sum())
+    return {"nll": total / share}
+
+
+def moments(columns: Any, weight: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation of each column, the latter 1 where it is constant.
+
+    Args:
+        columns: Numbers, shape ``(rows, columns)``.
+        weight: Weights of the rows, or None.
+
+    Returns:
+        Both in double precision, shape ``(columns,)``.
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    mean = np.average(columns, axis=0, weights=weight)
+    scale = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weight))
+    is_constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)
+    return mean, np.where(is_constant, 1.0, scale)
+
+
+def _checked_int(name: str, value: Any) -> int:
+    """A positive whole number, which a grid may give as one of NumPy's."""
+    number = operator.index(value) if isinstance(value, np.integer) else value
+    check_positive_int(name, number)
+    return int(number)
+
+
+def as_array(numbers: Tensor) -> Any:
+    """A tensor as an array of NumPy's."""
+    return numbers.detach().cpu().numpy()

@@ -1,0 +1,163 @@
+"""Regression with a standard deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import RegressorMixin
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyro_ibvi.estimators.base import Estimator, as_array, moments
+from pyro_ibvi.models import HeteroscedasticNormal, Normal, Standardized
+from pyro_ibvi.models.likelihoods import Likelihood
+
+#: Standard deviation of the noise to begin with, in units of the targets' own.
+_START_SCALE = 0.5
+
+
+class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
+    r"""Regression with a standard deviation, by a network with random weights.
+
+    .. math:: p(y \mid x) = \frac1S \sum_s \mathcal N(y; f_{w_s}(x), \sigma_s(x)^2)
+
+    Inputs and targets are standardized inside. The network is trained in the inputs' precision:
+    ``X.astype(numpy.float32)`` halves the time. Several targets are several columns of ``y``.
+
+    Args:
+        hidden_layer_sizes: Widths of the hidden layers.
+        activation: Class of the activation.
+        network: In place of these, a function of the numbers of inputs and outputs (twice the
+            targets with ``heteroscedastic``) that makes a torch module.
+        noise_scale: Standard deviation of the noise in units of the targets', between 0 and 1 or
+            so; None learns it.
+        heteroscedastic: Whether the noise depends on the inputs, ``noise_scale`` being the
+            smallest then (0.05 for None).
+        stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`.
+        covariance: Structure of their covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
+        optimizer: Class of the torch optimizer.
+        learning_rate: Global learning rate; None for the optimizer's default.
+        batch_size: Number of rows in a step.
+        max_epochs: Number of epochs at most.
+        early_stopping: Whether to hold data back, to stop when the log predictive density of
+            these has not improved for ``patience`` epochs, and to put the best state back.
+        validation_fraction: Share of the rows that is held back.
+        patience: Number of epochs.
+        num_samples: Draws of the weights in a prediction.
+        device: Where to train and predict, such as ``"cuda"``.
+        random_state: Seed, or a generator of NumPy's; global random states stay as they are.
+        verbose: Whether to show a progress bar.
+
+    Attributes:
+        network_: The trained :class:`~pyro_ibvi.VariationalNetwork`, of standardized inputs.
+        n_features_in_: Number of inputs.
+        feature_names_in_: Their names, if they came with names.
+        n_iter_: Number of epochs.
+        x_mean_: Mean of the inputs.
+        x_scale_: Their standard deviation, 1 where they are constant.
+        seed_: Seed of training and of the draws in predictions.
+
+    Example:
+        >>> from sklearn.datasets import make_friedman1
+        >>> X, y = make_friedman1(200, random_state=0)
+        >>> model = IBVIRegressor(max_epochs=20, random_state=0).fit(X[:150], y[:150])
+        >>> mean, std = model.predict(X[150:], return_std=True)
+        >>> mean.shape, std.shape
+        ((50,), (50,))
+        >>> bool(model.score(X[150:], y[150:]) > 0.5)
+        True
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (128, 128),
+        *,
+        activation: type[nn.Module] = nn.SiLU,
+        network: Callable[[int, int], nn.Module] | None = None,
+        noise_scale: float | None = None,
+        heteroscedastic: bool = False,
+        stochastic: Any = None,
+        covariance: Any = None,
+        optimizer: type[Optimizer] = torch.optim.Adam,
+        learning_rate: float | None = None,
+        batch_size: int = 128,
+        max_epochs: int = 100,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        num_samples: int = 100,
+        device: torch.device | str | None = None,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.network = network
+        self.noise_scale = noise_scale
+        self.heteroscedastic = heteroscedastic
+        self.stochastic = stochastic
+        self.covariance = covariance
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.num_samples = num_samples
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Trains anew.
+
+        Args:
+            X: Inputs, shape ``(rows, features)``: an array or a data frame of numbers.
+            y: Targets, shape ``(rows,)`` or ``(rows, targets)``.
+            sample_weight: Weight of each row in the loss, in standardization and in early
+                stopping; only the ratios count.
+
+        Returns:
+            The estimator.
+        """
+        options = {"multi_output": True, "y_numeric": True}
+        X, y, weight = self._checked(X, y, sample_weight, **options)
+        columns = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        mean, scale = moments(columns, weight)
+        law: Likelihood = Normal(self.noise_scale or _START_SCALE, learn_scale=True)
+        if self.heteroscedastic:
+            law = HeteroscedasticNormal(0.05 if self.noise_scale is None else self.noise_scale)
+        elif self.noise_scale is not None:
+            law = Normal(self.noise_scale)
+        likelihood = Standardized(law, torch.as_tensor(mean), torch.as_tensor(scale))
+        size = columns.shape[1] * (2 if self.heteroscedastic else 1)
+        self._is_column = y.ndim == 1
+        self._fit(X, torch.tensor(columns), weight, likelihood, size)
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Predicts.
+
+        Args:
+            X: Inputs.
+            return_std: Whether to return the standard deviation, too, noise included.
+
+        Returns:
+            The mean in the shape of ``y``; with ``return_std`` a pair.
+        """
+        prediction = self.predictive(X)
+        mean, std = (self._shaped(part) for part in (prediction.mean, prediction.stddev))
+        return (mean, std) if return_std else mean
+
+    def _shaped(self, numbers: Tensor) -> Any:
+        array = as_array(numbers)
+        return array[:, 0] if self._is_column else array
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

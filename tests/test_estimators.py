@@ -1,0 +1,165 @@
+"""The estimators in scikit-learn's hands: its own checks, its tools, and what they mean."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.estimators import IBVIClassifier, IBVIRegressor
+
+QUICK = {"hidden_layer_sizes": (16,), "num_samples": 8, "random_state": 0}
+CHECKED = {**QUICK, "max_epochs": 30, "batch_size": 64, "early_stopping": False}
+
+
+@parametrize_with_checks([IBVIClassifier(**CHECKED), IBVIRegressor(**CHECKED)])
+def test_scikit_learns_own_checks(estimator, check):
+    # With no exception: each of them must pass.
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    return load_diabetes(return_X_y=True, as_frame=True)
+
+
+def test_a_data_frame_to_intervals(diabetes):
+    X, y = diabetes
+    model = IBVIRegressor(hidden_layer_sizes=(32,), max_epochs=40, random_state=0)
+    model.fit(X[:350], y[:350])
+    mean, std = model.predict(X[350:], return_std=True)
+    linear = LinearRegression().fit(X[:350], y[:350])
+    assert model.score(X[350:], y[350:]) > linear.score(X[350:], y[350:]) - 0.1
+    inside = (np.abs(mean - y[350:]) < 1.96 * std).mean()
+    assert 0.85 < inside <= 1
+    low, high = model.predictive(X[350:]).interval(0.95)
+    assert 0.85 < ((y[350:] > low[:, 0].numpy()) & (y[350:] < high[:, 0].numpy())).mean() <= 1
+    assert model.n_iter_ <= 40
+    assert list(model.feature_names_in_) == list(X.columns)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_real_classes_are_told(optimizer):
+    X, y = load_breast_cancer(return_X_y=True)
+    model = IBVIClassifier(optimizer=optimizer, max_epochs=20, random_state=0).fit(
+        X[:400], y[:400]
+    )
+    assert model.score(X[400:], y[400:]) > 0.93
+    proba, std = model.predict_proba(X[400:], return_std=True)
+    np.testing.assert_allclose(proba.sum(1), 1)
+    assert (std >= 0).all()
+
+
+def test_units_of_the_data_make_no_difference(diabetes):
+    X, y = (part.to_numpy() for part in diabetes)
+    model = IBVIRegressor(**QUICK, max_epochs=3)
+    mean, std = model.fit(X, y).predict(X, return_std=True)
+    moved_mean, moved_std = model.fit(1e3 * X - 7, 100 * y + 5e4).predict(1e3 * X - 7, True)
+    np.testing.assert_allclose(moved_mean, 100 * mean + 5e4, rtol=1e-5)
+    np.testing.assert_allclose(moved_std, 100 * std, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heteroscedastic", [False, True])
+def test_a_weight_is_a_number_of_copies(diabetes, heteroscedastic):
+    X, y = (part.to_numpy()[:60] for part in diabetes)
+    weight = np.arange(60) % 4
+    options = {"batch_size": 500, "early_stopping": False, "max_epochs": 5}
+    model = IBVIRegressor(**QUICK, **options, heteroscedastic=heteroscedastic)
+    copies = model.fit(X.repeat(weight, 0), y.repeat(weight)).predict(X, return_std=True)
+    weighted = model.fit(X, y, sample_weight=weight).predict(X, return_std=True)
+    plain = model.fit(X, y).predict(X, return_std=True)
+    np.testing.assert_allclose(weighted, copies, rtol=1e-6)
+    assert not np.allclose(plain, copies, rtol=1e-2)
+
+
+def test_weights_count_in_early_stopping_and_end_with_training(diabetes):
+    X, y = (part.to_numpy() for part in diabetes)
+    weight = np.random.default_rng(0).uniform(0.1, 2, len(y))
+    model = IBVIRegressor(**QUICK, max_epochs=4).fit(X, y, sample_weight=weight)
+    x = torch.as_tensor((X - model.x_mean_) / model.x_scale_)
+    scores = model.network_.evaluate(x, torch.tensor(y).unsqueeze(-1), seed=0)
+    rmse = np.sqrt(np.mean((model.network_.predict(x, seed=0).mean[:, 0].numpy() - y) ** 2))
+    assert scores["rmse"] == pytest.approx(rmse, rel=1e-5)
+    assert model.network_.history.metrics["nll"][-1] > 0
+
+
+def test_class_weight_multiplies_the_sample_weight():
+    X, y = load_iris(return_X_y=True)
+    options = {**CHECKED, "max_epochs": 5}
+    by_class = IBVIClassifier(**options, class_weight={0: 1, 1: 5, 2: 1}).fit(X, y)
+    by_row = IBVIClassifier(**options).fit(X, y, sample_weight=np.where(y == 1, 5.0, 1.0))
+    np.testing.assert_allclose(by_class.predict_proba(X), by_row.predict_proba(X))
+    plain = IBVIClassifier(**options).fit(X, y)
+    assert by_row.predict_proba(X)[:, 1].mean() > plain.predict_proba(X)[:, 1].mean() + 0.05
+
+
+def test_strings_in_a_pipeline_a_grid_and_cross_validation():
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    pipeline = make_pipeline(MinMaxScaler(), IBVIClassifier(**QUICK, max_epochs=10))
+    assert cross_val_score(pipeline, X, names, cv=3).mean() > 0.85
+    grid = {"ibviclassifier__max_epochs": np.array([1, 10])}
+    found = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss").fit(X, names)
+    assert found.best_params_ == {"ibviclassifier__max_epochs": 10}
+    assert set(found.predict(X)) <= set(names)
+
+
+def test_a_seed_is_all_that_a_fit_depends_on(diabetes):
+    X, y = diabetes
+    model = IBVIRegressor(**QUICK, max_epochs=3)
+    state = torch.get_rng_state()
+    first = model.fit(X, y).predict(X)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    np.testing.assert_array_equal(clone(model).fit(X, y).predict(X), first)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(X), first)
+    other = clone(model).set_params(random_state=1).fit(X, y)
+    assert not np.allclose(other.predict(X), first)
+
+
+def test_early_stopping_ends_before_the_last_epoch_and_keeps_the_best(diabetes):
+    X, y = diabetes
+    model = IBVIRegressor(hidden_layer_sizes=(32,), max_epochs=200, patience=3, random_state=0)
+    model.fit(X, y)
+    nll = model.network_.history.metrics["nll"]
+    assert model.n_iter_ == len(nll) == np.argmin(nll) + 4 < 200
+
+
+def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
+    X, y = (part.to_numpy(dtype=np.float32) for part in diabetes)
+    Y = np.stack([y, -2 * y], 1)
+    model = IBVIRegressor(**QUICK, max_epochs=2, network=torch.nn.Linear, noise_scale=0.7)
+    mean, std = model.fit(X, Y).predict(X, return_std=True)
+    assert mean.shape == std.shape == Y.shape
+    assert mean.dtype == np.float32
+    assert isinstance(model.network_, ibvi.VariationalNetwork)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_epochs": 0}, "max_epochs must be a positive whole number, got 0"),
+        ({"hidden_layer_sizes": (8, -1)}, "Each of hidden_layer_sizes must be .*, got -1"),
+        ({"validation_fraction": 1.5}, "validation_fraction is the share .*, got 1.5"),
+    ],
+)
+def test_a_wrong_option_gets_a_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        IBVIClassifier(**options).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_weights_that_are_all_zero_and_a_network_that_is_none():
+    X, y = pd.DataFrame({"a": [0.0, 1.0, 2.0]}), [0, 1, 1]
+    with pytest.raises(ValueError, match=r"Every sample_weight is 0|at least one non-zero"):
+        IBVIClassifier().fit(X, y, sample_weight=[0, 0, 0])
+    with pytest.raises(TypeError, match=r"network is a function .* returns int"):
+        IBVIClassifier(network=lambda a, b: a + b).fit(X, y)
