@@ -1,0 +1,227 @@
+"""Trains the contenders of a task and writes their scores.
+
+    PYRO_IBVI_DATA=... python -m benchmarks.evidence.run lenet5_fashion_12k
+
+Each contender's settings are chosen from its grid on one seed by the negative log-likelihood of
+the validation images, at the last epoch and at the best one; the chosen settings are then trained
+on the seeds of the task and scored on the test images once. Each run is a line of
+``results/TASK.jsonl``; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import platform
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+import pyro_ibvi as ibvi
+
+from . import scores
+from .contenders import CONTENDERS, Draw, Settings, Task
+from .data import Images, load_images
+
+HERE = Path(__file__).parent
+GRID_SEED = 1000
+PROTOCOLS = ("last", "best")
+
+
+def grid(options: dict[str, Any]) -> Iterator[Settings]:
+    """Every combination of the lists among a contender's options."""
+    names = [name for name in options if name != "kind"]
+    lists = [options[n] if isinstance(options[n], list) else [options[n]] for n in names]
+    for values in itertools.product(*lists):
+        yield dict(zip(names, values, strict=True))
+
+
+def probabilities(draw: Draw, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
+    """Mean class probabilities, and the mean entropy of a draw."""
+    p = draw(x, num_draws).float().softmax(-1)
+    return p.mean(0), scores.entropy(p).mean(0)
+
+
+def evaluate(draw: Draw, data: Images, num_draws: int) -> dict[str, Any]:
+    """All scores, with the temperature that the validation images choose and without."""
+    p_valid, _ = probabilities(draw, data.x_valid, num_draws)
+    temperature = scores.find_temperature(p_valid, data.y_valid)
+    p, noise = probabilities(draw, data.x_test, num_draws)
+    strange, strange_noise = probabilities(draw, data.ood, num_draws)
+    shifted = [probabilities(draw, x, num_draws // 2 or 1)[0] for x in data.corrupted.values()]
+    usual = slice(len(strange))
+    mutual = scores.entropy(p)[usual] - noise[usual]
+    result: dict[str, Any] = {
+        "temperature": temperature,
+        "test": scores.classification(p, data.y_test),
+        "test_tempered": scores.classification(scores.tempered(p, temperature), data.y_test),
+        "ood_entropy": scores.detection(scores.entropy(strange), scores.entropy(p)[usual]),
+        "ood_mutual": scores.detection(scores.entropy(strange) - strange_noise, mutual),
+        "mutual_information": mutual.mean().item(),
+    }
+    for name, values in (
+        ("corrupted", shifted),
+        ("corrupted_tempered", [scores.tempered(q, temperature) for q in shifted]),
+    ):
+        rows = [scores.classification(q, data.y_corrupted) for q in values]
+        result[name] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        result[f"{name}_nll"] = {
+            key: row["nll"] for key, row in zip(data.corrupted, rows, strict=True)
+        }
+    return result
+
+
+def train(
+    task: Task, kind: str, settings: Settings, seed: int, *, test: bool, num_draws: int
+) -> dict[str, Any]:
+    """One run: the course of validation, and test scores at its last and best epoch."""
+    course, seconds, found = _follow(
+        task, kind, settings, seed, num_draws, task.epochs if test else 0
+    )
+    result: dict[str, Any] = {"valid_nll": course, "seconds": seconds}
+    if test:
+        best = int(np.argmin(course)) + 1
+        result["last"] = result["best"] = found
+        if best < task.epochs:  # once more as far as there, since no contender keeps its past
+            result["best"] = _follow(task, kind, settings, seed, num_draws, best)[2]
+    return result
+
+
+def _follow(
+    task: Task, kind: str, settings: Settings, seed: int, num_draws: int, scored: int
+) -> tuple[list[float], float, dict[str, Any]]:
+    """Validation losses, seconds of training, and scores at an epoch, at which it ends."""
+    pyro.set_rng_seed(seed)
+    course: list[float] = []
+    seconds, start = 0.0, time.process_time()
+    for draw in CONTENDERS[kind](task, settings, seed):
+        seconds += time.process_time() - start
+        with torch.random.fork_rng():
+            p, _ = probabilities(draw, task.data.x_valid, min(8, num_draws))
+            course.append(scores.nll(p, task.data.y_valid))
+            if len(course) == scored:
+                return course, seconds, {"epoch": scored, **evaluate(draw, task.data, num_draws)}
+        if not np.isfinite(course[-1]):
+            break
+        start = time.process_time()
+    return course, seconds, {}
+
+
+def key(record: dict[str, Any]) -> str:
+    """What identifies a run."""
+    return json.dumps([record[k] for k in ("contender", "settings", "seed")], sort_keys=True)
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The runs that are there."""
+    if not path.exists():
+        return {}
+    return {key(r): r for r in map(json.loads, path.read_text().splitlines())}
+
+
+def versions() -> dict[str, str]:
+    """Versions and hardware, without names of machines."""
+    packages = {m.__name__: m.__version__ for m in (torch, pyro, np, ibvi)}
+    return {
+        **packages,
+        "python": platform.python_version(),
+        "hardware": f"{platform.machine()}, 1 thread",
+    }
+
+
+class Runs:
+    """The runs of a task, each made once and written at once."""
+
+    def __init__(self, task: Task, path: Path, num_draws: int) -> None:
+        self.task, self.path, self.num_draws = task, path, num_draws
+
+    def get(
+        self, contender: str, kind: str, settings: Settings, seed: int, *, test: bool
+    ) -> dict[str, Any]:
+        """A run, from the file or new."""
+        record = {"contender": contender, "settings": settings, "seed": seed}
+        done = read(self.path).get(key(record))
+        if done is not None:
+            return done
+        try:
+            result = train(self.task, kind, settings, seed, test=test, num_draws=self.num_draws)
+        except (FloatingPointError, ValueError) as error:
+            result = {"valid_nll": [float("inf")], "seconds": 0.0, "failed": str(error)[:200]}
+        record |= {**result, "versions": versions()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        last = record["valid_nll"][-1]
+        text = f"{contender} {settings} seed {seed}: valid {last:.3f} {record['seconds']:.0f} s"
+        if "last" in record:
+            scored = record["last"]
+            text += (
+                f" | test {100 * scored['test']['error']:.2f} {scored['test']['nll']:.3f} "
+                f"{scored['test']['ece']:.3f} T {scored['test_tempered']['nll']:.3f} corrupted "
+                f"{scored['corrupted']['nll']:.3f} {scored['corrupted_tempered']['nll']:.3f} "
+                f"ood {scored['ood_entropy']['auroc']:.3f} {scored['ood_mutual']['auroc']:.3f}"
+            )
+        print(text, flush=True)
+        return record
+
+
+def choose(runs: Runs, name: str, kind: str, options: dict[str, Any]) -> dict[str, Settings]:
+    """The settings of least validation loss for each protocol."""
+    settings = list(grid(options))
+    if len(settings) == 1:
+        return dict.fromkeys(PROTOCOLS, settings[0])
+    courses = [runs.get(name, kind, s, GRID_SEED, test=False)["valid_nll"] for s in settings]
+
+    def loss(course: list[float], protocol: str) -> float:
+        finite = [v if np.isfinite(v) else float("inf") for v in course]
+        return finite[-1] if protocol == "last" else min(finite)
+
+    return {
+        p: settings[int(np.argmin([loss(course, p) for course in courses]))] for p in PROTOCOLS
+    }
+
+
+def main() -> None:
+    """Runs a task."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", help="name of a file in tasks/")
+    parser.add_argument("--contenders", nargs="*", help="some of them; by default all")
+    parser.add_argument("--grid-only", action="store_true", help="validation alone")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = tomllib.loads((HERE / "tasks" / f"{args.task}.toml").read_text())
+    data = load_images(**config["data"])
+    task = Task(data, **config["training"])
+    (HERE / "results").mkdir(exist_ok=True)
+    folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
+    runs = Runs(task, folder / f"{args.task}.jsonl", config["num_draws"])
+    chosen: dict[str, dict[str, Settings]] = {}
+    for name, options in config["contenders"].items():
+        options = copy.deepcopy(options)
+        kind, source = options.pop("kind"), options.pop("like", None)
+        if args.contenders and name not in args.contenders:
+            continue
+        if source is not None:  # the rate of another contender, in which this one consists
+            like = config["contenders"][source]
+            picked = choose(runs, source, like["kind"], like)
+            chosen[name] = {p: {**picked[p], **options} for p in PROTOCOLS}
+        else:
+            chosen[name] = choose(runs, name, kind, options)
+        if args.grid_only:
+            continue
+        for settings in {json.dumps(s, sort_keys=True) for s in chosen[name].values()}:
+            for seed in config["seeds"]:
+                runs.get(name, kind, json.loads(settings), seed, test=True)
+
+
+if __name__ == "__main__":
+    main()
