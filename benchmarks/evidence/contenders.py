@@ -2,7 +2,7 @@
 
 Every contender is a function of a task, settings and a seed. It trains one epoch at a time, and
 between epochs gives a function from images ``(N, ...)`` and a number of draws ``K`` to logits
-``(K, N, classes)``.
+``(K, N, classes)``, with the objects whose ``state_dict`` that function depends on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .networks import NETWORKS, with_dropout
 
 Draw = Callable[[Tensor, int], Tensor]
 Settings = dict[str, Any]
+Epochs = Iterator[tuple[Draw, list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def sgd(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     )
 
 
-def deterministic(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def deterministic(task: Task, settings: Settings, seed: int) -> Epochs:
     """Ordinary training."""
     net = task.build()
     optimizer = sgd(net, settings)
@@ -98,10 +99,10 @@ def deterministic(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
     for epoch in range(task.epochs):
         train_epoch(task, net, optimizer, seed, epoch)
         scheduler.step()
-        yield one_draw(net)
+        yield one_draw(net), [net]
 
 
-def dropout(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def dropout(task: Task, settings: Settings, seed: int) -> Epochs:
     """Monte Carlo dropout in front of the linear layers."""
     net = with_dropout(task.build(), settings["p"])
     optimizer = sgd(net, settings)
@@ -118,20 +119,22 @@ def dropout(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
     for epoch in range(task.epochs):
         train_epoch(task, net, optimizer, seed, epoch)
         scheduler.step()
-        yield draw
+        yield draw, [net]
 
 
-def ensemble(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def ensemble(task: Task, settings: Settings, seed: int) -> Epochs:
     """Several networks, trained side by side."""
     members = []
     for k in range(settings["members"]):
         torch.manual_seed(1000 * (seed + 1) + k)
         members.append(deterministic(task, settings, 100 * seed + k))
-    for draws in zip(*members, strict=True):
-        yield lambda x, _, draws=draws: torch.cat([draw(x, 1) for draw in draws])
+    for epochs in zip(*members, strict=True):
+        draws = [draw for draw, _ in epochs]
+        states = [state for _, states in epochs for state in states]
+        yield lambda x, _, draws=draws: torch.cat([draw(x, 1) for draw in draws]), states
 
 
-def swag(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def swag(task: Task, settings: Settings, seed: int) -> Epochs:
     """SWAG (Maddox et al. 2019, arXiv:1902.02476): moments of SGD's path at a constant rate."""
     net = task.build()
     optimizer = sgd(net, settings)
@@ -144,14 +147,15 @@ def swag(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
             group["lr"] = settings["swa_lr"] + (settings["lr"] - settings["swa_lr"]) * fraction
         train_epoch(task, net, optimizer, seed, epoch)
         if epoch < start:
-            yield one_draw(net)
+            yield one_draw(net), [net]
             continue
         flat = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
         path.append(flat.clone())
         square = square + flat.square()
         mean = torch.stack(path).mean(0)
         variance = (square / len(path) - mean.square()).clamp_min(1e-30)
-        yield _swag_draws(copy.deepcopy(net), mean, variance, torch.stack(path[-20:]) - mean)
+        deviations = torch.stack(path[-20:]) - mean
+        yield _swag_draws(copy.deepcopy(net), mean, variance, deviations), []
 
 
 def _swag_draws(net: nn.Module, mean: Tensor, variance: Tensor, deviations: Tensor) -> Draw:
@@ -168,7 +172,7 @@ def _swag_draws(net: nn.Module, mean: Tensor, variance: Tensor, deviations: Tens
     return draw
 
 
-def laplace(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def laplace(task: Task, settings: Settings, seed: int) -> Epochs:
     """Laplace approximation of the last layer after ordinary training, by ``laplace-torch``."""
     from laplace import Laplace
 
@@ -179,7 +183,7 @@ def laplace(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
         train_epoch(task, net, optimizer, seed, epoch)
         scheduler.step()
         if epoch + 1 < task.epochs:
-            yield one_draw(net)
+            yield one_draw(net), [net]
     net.eval()
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(task.data.x, task.data.y), batch_size=500
@@ -192,10 +196,10 @@ def laplace(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
         parts = [posterior.functional_samples(part, n_samples=num_draws) for part in x.split(500)]
         return torch.cat([part.detach() for part in parts], dim=1)
 
-    yield draw
+    yield draw, [net]
 
 
-def ivon(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def ivon(task: Task, settings: Settings, seed: int) -> Epochs:
     """IVON (Shen et al. 2024, arXiv:2402.17641), by ``ivon-opt``."""
     from ivon import IVON
 
@@ -224,10 +228,10 @@ def ivon(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
                 nn.functional.cross_entropy(net(x), y).backward()
             optimizer.step()
         scheduler.step()
-        yield draw
+        yield draw, [net, optimizer]
 
 
-def vbll(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def vbll(task: Task, settings: Settings, seed: int) -> Epochs:
     """A variational Bayesian last layer (Harrison et al. 2024, arXiv:2404.11599), by ``vbll``."""
     from vbll import DiscClassification
 
@@ -252,7 +256,7 @@ def vbll(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
         scheduler.step()
-        yield draw
+        yield draw, [net]
 
 
 def _model(task: Task, **choices: Any) -> ibvi.SupervisedModel:
@@ -260,13 +264,13 @@ def _model(task: Task, **choices: Any) -> ibvi.SupervisedModel:
     return ibvi.SupervisedModel(net, ibvi.Categorical(), num_data=len(task.data.x))
 
 
-def _train_svi(
-    task: Task, svi: SVI, scheduler: Callable[[], None] | None, seed: int
-) -> Iterator[Draw]:
+def _train_svi(task: Task, svi: SVI, scheduler: Callable[[], None] | None, seed: int) -> Epochs:
     """Steps of ``SVI``; the draws are those of ``predict``."""
 
     def draw(x: Tensor, num_draws: int) -> Tensor:
-        return ibvi.predict(svi.model, svi.guide, x, num_samples=num_draws, batch_size=1000).outputs
+        return ibvi.predict(
+            svi.model, svi.guide, x, num_samples=num_draws, batch_size=1000
+        ).outputs
 
     for epoch in range(task.epochs):
         svi.model.train()
@@ -275,10 +279,10 @@ def _train_svi(
             svi.step(x, y)
         if scheduler is not None:
             scheduler()
-        yield draw
+        yield draw, [x for x in (svi.model, svi.guide) if isinstance(x, nn.Module)]
 
 
-def elbo(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def elbo(task: Task, settings: Settings, seed: int) -> Epochs:
     """Mean-field VI with Pyro's own guide, all weights random, the KL weighted."""
     pyro.clear_param_store()
     model = _model(task, stochastic="all", prior=settings.get("prior"))
@@ -290,7 +294,7 @@ def elbo(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
     return _train_svi(task, svi, None, seed)
 
 
-def implicit_bias(task: Task, settings: Settings, seed: int) -> Iterator[Draw]:
+def implicit_bias(task: Task, settings: Settings, seed: int) -> Epochs:
     """Implicit-bias VI with a covariance and the layers that are random."""
     model = _model(task, stochastic=settings.get("stochastic", "input+output weights"))
     covariance = {

@@ -85,36 +85,29 @@ def train(
     task: Task, kind: str, settings: Settings, seed: int, *, test: bool, num_draws: int
 ) -> dict[str, Any]:
     """One run: the course of validation, and test scores at its last and best epoch."""
-    course, seconds, found = _follow(
-        task, kind, settings, seed, num_draws, task.epochs if test else 0
-    )
-    result: dict[str, Any] = {"valid_nll": course, "seconds": seconds}
-    if test:
-        best = int(np.argmin(course)) + 1
-        result["last"] = result["best"] = found
-        if best < task.epochs:  # once more as far as there, since no contender keeps its past
-            result["best"] = _follow(task, kind, settings, seed, num_draws, best)[2]
-    return result
-
-
-def _follow(
-    task: Task, kind: str, settings: Settings, seed: int, num_draws: int, scored: int
-) -> tuple[list[float], float, dict[str, Any]]:
-    """Validation losses, seconds of training, and scores at an epoch, at which it ends."""
     pyro.set_rng_seed(seed)
     course: list[float] = []
+    kept: tuple[Draw, list[Any], list[Any]] | None = None
     seconds, start = 0.0, time.process_time()
-    for draw in CONTENDERS[kind](task, settings, seed):
+    for draw, holders in CONTENDERS[kind](task, settings, seed):
         seconds += time.process_time() - start
         with torch.random.fork_rng():
             p, _ = probabilities(draw, task.data.x_valid, min(8, num_draws))
-            course.append(scores.nll(p, task.data.y_valid))
-            if len(course) == scored:
-                return course, seconds, {"epoch": scored, **evaluate(draw, task.data, num_draws)}
+        course.append(scores.nll(p, task.data.y_valid))
         if not np.isfinite(course[-1]):
             break
+        if test and course[-1] <= min(course):
+            kept = draw, holders, copy.deepcopy([holder.state_dict() for holder in holders])
         start = time.process_time()
-    return course, seconds, {}
+    result: dict[str, Any] = {"valid_nll": course, "seconds": seconds}
+    if test and kept is not None:
+        result["last"] = result["best"] = evaluate(draw, task.data, num_draws)
+        if (best := int(np.argmin(course)) + 1) < len(course):
+            draw, holders, states = kept
+            for holder, state in zip(holders, states, strict=True):
+                holder.load_state_dict(state)
+            result["best"] = {"epoch": best, **evaluate(draw, task.data, num_draws)}
+    return result
 
 
 def key(record: dict[str, Any]) -> str:

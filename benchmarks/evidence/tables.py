@@ -1,0 +1,261 @@
+"""Trains the contenders on UCI's tables with a learned noise scale and writes their scores.
+
+    PYRO_IBVI_DATA=... python -m benchmarks.evidence.tables yacht energy concrete
+
+Two hidden layers of 50, Adam with a cosine schedule, the published splits, of each training part
+a tenth for validation. A contender's settings are chosen from its grid by the mean validation
+log-likelihood of the first two splits; all splits are then scored once on their test parts. Each
+run is a line of ``results/uci.jsonl``; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_sample
+from torch import Tensor, nn
+
+import pyro_ibvi as ibvi
+
+from .data import UCI, Table, table_splits
+from .networks import mlp_50
+from .run import HERE, versions
+
+NUM_DRAWS = 200
+NUM_SPLITS = {"protein-tertiary-structure": 5}
+#: Steps of training: many epochs of a small table, fewer of a large one.
+MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS, BATCH_SIZE = 8_000, 40, 400, 64
+
+Settings = dict[str, Any]
+#: Draws of the mean, shape ``(K, N, 1)``, and the noise scale of each, ``(K, 1, 1)`` or a number.
+Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def num_epochs(table: Table) -> int:
+    """How long a table is trained."""
+    steps = math.ceil(len(table.x) / BATCH_SIZE)
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, round(MIN_STEPS / steps)))
+
+
+def train_network(table: Table, net: nn.Module, lr: float) -> Tensor:
+    """Trains a network and the logarithm of the noise scale by Adam; returns the scale."""
+    log_scale = nn.Parameter(torch.tensor(-1.0))
+    optimizer = torch.optim.Adam([*net.parameters(), log_scale], lr)
+    epochs = num_epochs(table)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    net.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(table.x)).split(BATCH_SIZE):
+            optimizer.zero_grad()
+            noise = torch.distributions.Normal(net(table.x[rows]), log_scale.exp())
+            (-noise.log_prob(table.y[rows]).mean()).backward()
+            optimizer.step()
+        scheduler.step()
+    return log_scale.detach().exp()
+
+
+def deterministic(table: Table, settings: Settings) -> Draw:
+    """Ordinary training."""
+    net = mlp_50(table.x.shape[1])
+    scale = train_network(table, net, settings["lr"])
+    return lambda x: (net(x)[None], scale)
+
+
+def dropout(table: Table, settings: Settings) -> Draw:
+    """Monte Carlo dropout in front of the hidden and the last layer."""
+    base = mlp_50(table.x.shape[1])
+    drop = settings["p"]
+    net = nn.Sequential(*base[:2], nn.Dropout(drop), *base[2:4], nn.Dropout(drop), base[4])
+    scale = train_network(table, net, settings["lr"])
+    return lambda x: (torch.stack([net(x) for _ in range(NUM_DRAWS)]), scale)
+
+
+def ensemble(table: Table, settings: Settings) -> Draw:
+    """Five networks."""
+    draws = [deterministic(table, settings) for _ in range(5)]
+
+    def draw(x: Tensor) -> tuple[Tensor, Tensor]:
+        means, scales = zip(*[d(x) for d in draws], strict=True)
+        return torch.cat(means), torch.stack(scales).reshape(-1, 1, 1)
+
+    return draw
+
+
+def _model(table: Table, **choices: Any) -> ibvi.SupervisedModel:
+    net = ibvi.RandomModule(mlp_50(table.x.shape[1]), **choices)
+    return ibvi.SupervisedModel(
+        net, ibvi.Normal(math.exp(-1), learn_scale=True), num_data=len(table.x)
+    )
+
+
+def _train_svi(table: Table, svi: SVI, step_scheduler: Callable[[], None] | None) -> Draw:
+    epochs = num_epochs(table)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(table.x)).split(BATCH_SIZE):
+            svi.step(table.x[rows], table.y[rows])
+        if step_scheduler is not None:
+            step_scheduler()
+
+    def draw(x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = ibvi.predict(svi.model, svi.guide, x, num_samples=NUM_DRAWS).outputs
+        return outputs, svi.model.likelihood(outputs).stddev.reshape(-1)[0]
+
+    return draw
+
+
+def elbo(table: Table, settings: Settings) -> Draw:
+    """Mean-field VI with Pyro's own guide, all weights random."""
+    pyro.clear_param_store()
+    model = _model(table, stochastic="all")
+    guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=settings["init_scale"])
+    guide(table.x[:2], table.y[:2])
+    epochs = num_epochs(table)
+    optimizer = pyro.optim.CosineAnnealingLR(
+        {
+            "optimizer": torch.optim.Adam,
+            "optim_args": {"lr": settings["lr"]},
+            "T_max": epochs,
+        }
+    )
+    return _train_svi(table, SVI(model, guide, optimizer, Trace_ELBO()), optimizer.step)
+
+
+def implicit_bias(table: Table, settings: Settings) -> Draw:
+    """Implicit-bias VI with a covariance and the layers that are random."""
+    model = _model(table, stochastic=settings.get("stochastic", "input+output weights"))
+    covariance = {
+        "low rank": lambda: ibvi.LowRank(settings["rank"]),
+        "diagonal": lambda: ibvi.Diagonal(),
+        "relative": lambda: ibvi.Multiplicative(settings["scale"]),
+    }[settings["covariance"]]()
+    guide = ibvi.AutoMuPNormal(model, covariance=covariance)
+    epochs = num_epochs(table)
+    optim = ibvi.MuPOptim(
+        torch.optim.Adam,
+        {"lr": settings["lr"]},
+        guide,
+        scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs),
+    )
+    options = {"draws": settings["draws"]} if "draws" in settings else {}
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", **options)
+    return _train_svi(table, SVI(model, guide, optim, loss), optim.step_scheduler)
+
+
+CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
+    "deterministic": (deterministic, {"lr": [0.001, 0.003, 0.01]}),
+    "MC dropout": (dropout, {"lr": [0.003, 0.01], "p": [0.005, 0.01, 0.05, 0.1]}),
+    "ensemble of 5": (ensemble, {"lr": [0.003]}),
+    "ELBO, stock Pyro": (elbo, {"lr": [0.003, 0.01], "init_scale": [0.01, 0.1]}),
+    "paper's recipe, rank 10": (
+        implicit_bias,
+        {"covariance": "low rank", "rank": 10, "lr": [0.003, 0.01, 0.03]},
+    ),
+    "mean-field": (
+        implicit_bias,
+        {"covariance": "diagonal", "stochastic": "all weights", "lr": [0.003, 0.01, 0.03]},
+    ),
+}
+
+
+def score(draw: Draw, x: Tensor, y: Tensor, y_scale: float) -> dict[str, float]:
+    """Root mean squared error and log-likelihood per datum, in the target's own units."""
+    with torch.no_grad():
+        means, scale = draw(x)
+    noise = torch.distributions.Normal(means, scale)
+    log_prob = (noise.log_prob(y).logsumexp(0) - math.log(len(means))).mean().item()
+    rmse = (means.mean(0) - y).square().mean().sqrt().item()
+    return {"log_likelihood": log_prob - math.log(y_scale), "rmse": rmse * y_scale}
+
+
+class Runs:
+    """Runs that are made once and written at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                record = json.loads(line)
+                self.done[self.key(record)] = record
+
+    @staticmethod
+    def key(record: dict[str, Any]) -> str:
+        """What identifies a run."""
+        names = ("data", "contender", "settings", "split")
+        return json.dumps([record[name] for name in names], sort_keys=True)
+
+    def get(self, data: str, contender: str, settings: Settings, split: int, table: Table) -> dict:
+        """A run, from the file or new."""
+        record: dict[str, Any] = {
+            "data": data,
+            "contender": contender,
+            "settings": settings,
+            "split": split,
+        }
+        if self.key(record) in self.done:
+            return self.done[self.key(record)]
+        pyro.set_rng_seed(split)
+        start = time.process_time()
+        try:
+            draw = CONTENDERS[contender][0](table, settings)
+            record["seconds"] = time.process_time() - start
+            record["valid"] = score(draw, table.x_valid, table.y_valid, table.y_scale)
+            record["test"] = score(draw, table.x_test, table.y_test, table.y_scale)
+        except (FloatingPointError, ValueError) as error:
+            bad = {"log_likelihood": float("-inf"), "rmse": float("inf")}
+            record |= {"seconds": 0.0, "valid": bad, "test": bad, "failed": str(error)[:200]}
+        record["versions"] = versions()
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.done[self.key(record)] = record
+        return record
+
+
+def main() -> None:
+    """Runs some tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", default=list(UCI))
+    parser.add_argument("--contenders", nargs="*", default=list(CONTENDERS))
+    parser.add_argument("--splits", type=int, default=20)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
+    folder.mkdir(exist_ok=True)
+    runs = Runs(folder / "uci.jsonl")
+    for data, contender in itertools.product(args.tables, args.contenders):
+        tables = list(table_splits(data, min(args.splits, NUM_SPLITS.get(data, 20))))
+        options = CONTENDERS[contender][1]
+        lists = [v if isinstance(v, list) else [v] for v in options.values()]
+        grid = [dict(zip(options, values, strict=True)) for values in itertools.product(*lists)]
+
+        def valid(settings: Settings) -> float:
+            rows = [
+                runs.get(data, contender, settings, k, tables[k])["valid"]["log_likelihood"]  # noqa: B023
+                for k in range(min(2, len(tables)))  # noqa: B023
+            ]
+            return float(np.nanmean(rows))
+
+        best = grid[0] if len(grid) == 1 else max(grid, key=valid)
+        rows = [runs.get(data, contender, best, k, table) for k, table in enumerate(tables)]
+        for name in ("log_likelihood", "rmse"):
+            values = np.array([row["test"][name] for row in rows])
+            error = values.std(ddof=1) / len(values) ** 0.5
+            print(
+                f"{data} {contender} {best} {name} {values.mean():.3f} +- {error:.3f}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
