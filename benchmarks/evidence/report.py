@@ -1,0 +1,154 @@
+"""Tables in Markdown from the committed runs, for the page *Results* of the documentation."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+HERE = Path(__file__).parent
+Protocol = Literal["last", "best"]
+Record = dict[str, Any]
+
+
+def read(path: Path) -> list[Record]:
+    """The runs of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, which is NaN for one value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
+
+
+def shown(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
+    """Mean ± standard error."""
+    mean, error = mean_and_error([factor * value for value in values])
+    text = f"{mean:.{digits}f}"
+    return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
+
+
+def task_names() -> list[str]:
+    """Tasks with results."""
+    return sorted(path.stem for path in (HERE / "results").glob("*.jsonl") if path.stem != "uci")
+
+
+def title(task: str) -> str:
+    """What a task is called."""
+    return tomllib.loads((HERE / "tasks" / f"{task}.toml").read_text())["title"]
+
+
+def chosen_runs(task: str, protocol: Protocol) -> dict[str, list[Record]]:
+    """By contender the test runs of the settings that validation chose for a protocol.
+
+    Runs on the test seeds exist for the settings of either protocol. Where these differ, those of
+    the other protocol are told apart by the validation losses of the grid.
+    """
+    grid: dict[str, dict[str, float]] = defaultdict(dict)
+    tests: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in read(HERE / "results" / f"{task}.jsonl"):
+        settings = json.dumps(record["settings"], sort_keys=True)
+        if "last" in record:
+            tests[record["contender"]][settings].append(record)
+        else:
+            course = [v if math.isfinite(v) else math.inf for v in record["valid_nll"]]
+            grid[record["contender"]][settings] = course[-1] if protocol == "last" else min(course)
+    result = {}
+    for contender, runs in tests.items():
+        scored = {s: grid[contender].get(s, math.inf) for s in runs}
+        result[contender] = runs[min(scored, key=scored.__getitem__)]
+    return result
+
+
+def image_table(task: str, protocol: Protocol) -> str:
+    """Error, likelihood and calibration, usual and shifted, strangers and time, by contender."""
+    header = [
+        "",
+        "error %",
+        "NLL",
+        "NLL, tempered",
+        "ECE %",
+        "ECE, tempered %",
+        "shifted NLL",
+        "shifted NLL, tempered",
+        "OOD AUROC",
+        "time",
+    ]
+    chosen = chosen_runs(task, protocol)
+    base = statistics.fmean(r["seconds"] for r in chosen["deterministic"])
+    rows = []
+    for contender, runs in chosen.items():
+        found = [run[protocol] for run in runs]
+        rows.append(
+            [
+                contender,
+                shown([f["test"]["error"] for f in found], 2, 100),
+                shown([f["test"]["nll"] for f in found], 3),
+                shown([f["test_tempered"]["nll"] for f in found], 3),
+                shown([f["test"]["ece"] for f in found], 1, 100),
+                shown([f["test_tempered"]["ece"] for f in found], 1, 100),
+                shown([f["corrupted"]["nll"] for f in found], 2),
+                shown([f["corrupted_tempered"]["nll"] for f in found], 2),
+                shown([_ood(f) for f in found], 3),
+                f"{statistics.fmean(r['seconds'] for r in runs) / base:.2f}",
+            ]
+        )
+    return table(header, rows)
+
+
+def _ood(found: dict[str, Any]) -> float:
+    """AUROC by the entropy of the mixture, which every contender has."""
+    return found["ood_entropy"]["auroc"]
+
+
+def settings_table(task: str, protocol: Protocol) -> str:
+    """What validation chose."""
+    rows = []
+    for contender, runs in chosen_runs(task, protocol).items():
+        settings = {k: v for k, v in runs[0]["settings"].items() if k not in {"covariance"}}
+        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+        rows.append([contender, text, str(len(runs))])
+    return table(["", "settings", "seeds"], rows)
+
+
+def uci_runs() -> dict[str, dict[str, list[Record]]]:
+    """By table and contender the runs of the chosen settings, of which there is one per split."""
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in read(HERE / "results" / "uci.jsonl"):
+        settings = json.dumps(record["settings"], sort_keys=True)
+        groups[record["data"], record["contender"]][settings].append(record)
+    result: dict[str, dict[str, list[Record]]] = defaultdict(dict)
+    for (data, contender), runs in groups.items():
+
+        def choice(item: tuple[str, list[Record]]) -> tuple[int, float]:
+            first = [r["valid"]["log_likelihood"] for r in item[1] if r["split"] < 2]
+            return len(item[1]), statistics.fmean(first)
+
+        result[data][contender] = max(runs.items(), key=choice)[1]
+    return result
+
+
+def uci_table(score: Literal["log_likelihood", "rmse"]) -> str:
+    """A score on each table by contender, over its splits."""
+    runs = uci_runs()
+    contenders = list(dict.fromkeys(c for by_contender in runs.values() for c in by_contender))
+    rows = []
+    for contender in contenders:
+        cells = [contender]
+        for by_contender in runs.values():
+            found = [r["test"][score] for r in by_contender.get(contender, [])]
+            cells.append(shown(found, 2 if score == "log_likelihood" else 3) if found else "-")
+        rows.append(cells)
+    return table(["", *runs], rows)
