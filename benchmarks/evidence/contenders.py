@@ -296,7 +296,13 @@ def elbo(task: Task, settings: Settings, seed: int) -> Epochs:
 
 def implicit_bias(task: Task, settings: Settings, seed: int) -> Epochs:
     """Implicit-bias VI with a covariance and the layers that are random."""
-    model = _model(task, stochastic=settings.get("stochastic", "input+output weights"))
+    # At the base itself muP's rates are those of ordinary training.
+    base = task.build() if settings.get("base") == "itself" else None
+    model = _model(
+        task,
+        stochastic=settings.get("stochastic", "input+output weights"),
+        parametrization=ibvi.MaximalUpdate(base=base),
+    )
     covariance = {
         "low rank": lambda: ibvi.LowRank(settings["rank"]),
         "diagonal": lambda: ibvi.Diagonal(),
