@@ -1,0 +1,60 @@
+"""The comparison of methods: scores against other libraries, tables from committed runs."""
+
+import json
+
+import pytest
+import torch
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+from benchmarks.evidence import report, scores
+
+P = torch.softmax(torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double(), -1)
+Y = (torch.rand(200, generator=torch.Generator().manual_seed(1)) < P[:, 1]).long()
+
+
+def test_scores_are_those_of_scikit_learn():
+    found = scores.classification(P, Y)
+    assert found["nll"] == pytest.approx(log_loss(Y, P), rel=1e-5)
+    # Summed over both classes, which doubles it.
+    assert found["brier"] == pytest.approx(2 * brier_score_loss(Y, P[:, 1]), rel=1e-5)
+    detected = scores.detection(P[Y == 1, 1], P[Y == 0, 1])
+    assert detected["auroc"] == pytest.approx(roc_auc_score(Y, P[:, 1]), rel=1e-12)
+
+
+def test_the_temperature_is_found():
+    calibrated = torch.softmax(
+        torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)), -1
+    )
+    y = torch.multinomial(calibrated, 1, generator=torch.Generator().manual_seed(1)).squeeze(-1)
+    assert scores.find_temperature(scores.tempered(calibrated, 0.5), y) == pytest.approx(
+        2, abs=0.1
+    )
+
+
+def test_the_table_holds_the_means_of_the_committed_runs():
+    (task,) = report.task_names()
+    runs = report.chosen_runs(task, "last")["MC dropout"]
+    assert sorted(run["seed"] for run in runs) == [0, 1, 2, 3, 4]
+    mean = sum(run["last"]["test"]["nll"] for run in runs) / 5
+    (row,) = [r for r in report.image_table(task, "last").splitlines() if "MC dropout" in r]
+    assert f"| {mean:.3f} ±" in row
+
+
+def test_the_table_of_splits_takes_the_settings_that_validation_chose(tmp_path, monkeypatch):
+    lines = [
+        {
+            "data": "yacht",
+            "contender": "deterministic",
+            "settings": {"lr": lr},
+            "split": split,
+            "valid": {"log_likelihood": valid},
+            "test": {"log_likelihood": test, "rmse": 1.0},
+        }
+        for lr, valid, test, splits in ((0.1, -1.0, -3.0, 2), (0.2, -0.5, -2.0, 4))
+        for split in range(splits)
+    ]
+    (tmp_path / "results").mkdir()
+    text = "\n".join(json.dumps(line) for line in lines)
+    (tmp_path / "results" / "uci.jsonl").write_text(text + "\n")
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    assert "| deterministic | -2.00 ± 0.00 |" in report.uci_table("log_likelihood")
