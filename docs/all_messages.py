@@ -16,6 +16,7 @@ ROOMS = {
     "prediction": "Prediction",
     "diagnostics": "Diagnostics",
     "arviz": "ArviZ",
+    "estimators": "Estimators for scikit-learn",
     "theory": "Theory",
     "_util": "Arguments, files and batches",
 }

@@ -19,6 +19,7 @@ def _isolated():
     torch.set_num_threads(1)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+    pyro.enable_validation(True)  # the default, which a test before may have left off
     yield
     pyro.settings.set(**settings)
     torch.set_default_dtype(dtype)

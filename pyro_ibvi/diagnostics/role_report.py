@@ -79,7 +79,7 @@ def roles(thing: Any, *, example_input: Any = None) -> RoleReport:
     Example:
         >>> print(roles(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))))
         parameter  role    fan_in  width_out  prior std  SGD rate  Adam rate
-        0.weight   input   3       8          0.5774     8         1
+        0.weight   input   3       8          0.5774     2.667     0.3333
         0.bias     bias    3       8          point      8         1
         2.weight   output  8       1          0.125      0.125     0.125
         2.bias     bias    8       1          point      1         1

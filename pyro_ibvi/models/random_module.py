@@ -82,6 +82,7 @@ class RandomModule(PyroModule):
             kind, or a prior does not fit.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
         >>> random_net = RandomModule(net, stochastic="last")
         >>> random_net(torch.zeros(5, 3)).shape, random_net.stochastic

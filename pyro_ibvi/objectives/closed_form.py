@@ -60,6 +60,8 @@ class TraceClosedFormHead(TraceExpectedLogLikelihood):
             likelihood has no closed form.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> import pyro_ibvi as ibvi
         >>> from pyro.infer import SVI
         >>> net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))

@@ -128,8 +128,8 @@ def spread_floor(rate: float, rank: int, update: Literal["sign", "orthogonal"] =
         ValueError: If the rate or rank is not positive, or the update is neither.
 
     Example:
-        >>> spread_floor(0.1, rank=1), spread_floor(0.1, rank=1, update="orthogonal")
-        (0.05, 0.05)
+        >>> round(spread_floor(0.1, rank=1), 9)
+        0.05
         >>> round(spread_floor(0.1, rank=100) / spread_floor(0.1, rank=1))
         157
     """

@@ -81,14 +81,14 @@ def test_wasserstein_distance_of_independent_normals(options):
 
 
 class LowRank:
-    def rows(self, factor, layer_factor=None):
+    def rows(self, factor, layer_factor=None, loc=None):
         return factor.reshape(-1, factor.shape[-1])
 
 
 class Twisted:
     """A structure whose factors only it can read."""
 
-    def rows(self, factor, layer_factor=None):
+    def rows(self, factor, layer_factor=None, loc=None):
         return factor.mT
 
 
