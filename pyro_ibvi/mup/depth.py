@@ -46,6 +46,23 @@ class Block:
                 found.append(name)
         return found
 
+    def depth_in(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Number of blocks of a base network that are of one kind, all their shapes alike.
+
+        Args:
+            name: Name of the parameter in the network.
+            shapes: The base's shapes by parameter name.
+
+        Returns:
+            How many there are like the block at the same place, or like the first.
+        """
+        kinds: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+        for copy in self.copies(shapes):
+            block = copy.removesuffix(self.own)
+            kinds[copy] = [(n[len(block) :], s) for n, s in shapes.items() if n.startswith(block)]
+        alike = kinds.get(name, next(iter(kinds.values()), []))
+        return sum(kind == alike for kind in kinds.values())
+
 
 def find_blocks(net: nn.Module) -> dict[str, Block]:
     """The blocks of a network.

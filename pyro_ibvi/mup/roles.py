@@ -317,7 +317,7 @@ def _with_base(
         shapes = complete_shapes(given, blocks)
         _check_complete(shapes, list(roles))
         for name, weight in roles.items():
-            depth = len(blocks[name].copies(given)) if name in blocks else None
+            depth = blocks[name].depth_in(name, given) if name in blocks else None
             widths = _scaled_widths(name, weight, net, shapes[name])
             based[name] = _at_base(based[name], widths, depth)
     return based

@@ -119,3 +119,12 @@ def test_a_step_changes_the_trunk_as_much_at_every_depth(optimizer, lr):
     assert abs(slope("1/depth")) < 0.25
     # The negative control: the rates for a multiplier that the network does not have.
     assert abs(slope("1/sqrt(depth)")) > 0.4
+
+
+def test_blocks_of_different_sizes_are_no_repetition(recwarn):
+    """A network that widens from block to block, with itself as its base."""
+    sizes = [(4, 4), (4, 8), (8, 16)]
+    blocks = [nn.Sequential(nn.Linear(n, m), nn.ReLU(), nn.Linear(m, m)) for n, m in sizes]
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(*blocks), nn.Linear(16, 2))
+    ibvi.roles(ibvi.RandomModule(net, parametrization=ibvi.MaximalUpdate(base=net)))
+    assert not [w for w in recwarn if "repeats a block" in str(w.message)]
