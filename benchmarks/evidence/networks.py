@@ -4,23 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-
-def lenet5() -> nn.Sequential:
-    """LeNet-5 with ReLU, for images of 28 x 28."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
+from benchmarks.speed.networks import make_lenet5
 
 
 def conv6() -> nn.Sequential:
@@ -56,7 +40,7 @@ def mlp_50(num_features: int) -> nn.Sequential:
     )
 
 
-NETWORKS = {"lenet5": lenet5, "conv6": conv6, "mlp_784": mlp_784}
+NETWORKS = {"lenet5": make_lenet5, "conv6": conv6, "mlp_784": mlp_784}
 
 
 def with_dropout(net: nn.Sequential, p: float) -> nn.Sequential:
