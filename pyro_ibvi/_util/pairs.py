@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi._util.network_copies import is_parallel
 
 
 def check_pair(model: Any, guide: Any) -> None:
@@ -20,9 +22,11 @@ def check_pair(model: Any, guide: Any) -> None:
         guide: The guide.
 
     Raises:
-        TypeError: If the guide is the model, or a class.
+        TypeError: If the guide is the model, or a class, or one of them is wrapped for several
+            devices.
         ValueError: If the guide was made for another model.
     """
+    check_unwrapped(model=model, guide=guide)
     if isinstance(guide, type):
         raise TypeError(
             f"The guide must be an object, got the class {guide.__name__}: write "
@@ -41,6 +45,35 @@ def check_pair(model: Any, guide: Any) -> None:
         f"The guide was made for another {type(own).__name__} than the model that it is used "
         f"with: make it anew, AutoMuPNormal(model), or use the model that is guide.model."
     )
+
+
+def check_unwrapped(**parts: Any) -> None:
+    """Checks that no wrapper for several devices hides a model or a guide, or stands in one.
+
+    Such a wrapper averages the gradients of its own calls between processes. An objective draws
+    from the guide and runs the network by other ways, so each process would train a network of
+    its own, without a word.
+
+    Args:
+        **parts: Model and guide, by what they are.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    for name, part in parts.items():
+        owner = owner_module(part)
+        if owner is None:
+            continue
+        # DataParallel inside of a model that somebody wrote works in one process, and is theirs.
+        kinds = [owner] if is_parallel(owner) else []
+        kinds += [m for m in owner.modules() if isinstance(m, DistributedDataParallel)]
+        if kinds:
+            raise TypeError(
+                f"The {name} is wrapped in {type(kinds[0]).__name__}, or holds it, which averages "
+                f"the gradients of its own calls alone: the processes would drift apart. Make "
+                f"model and guide of what is inside of it, and wrap their loss, "
+                f"DistributedDataParallel(objective(model, guide))."
+            )
 
 
 def check_optimizer_of(optim: Any, guide: Any) -> None:

@@ -16,6 +16,7 @@ from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import nn
 from torch.distributions import biject_to
 
+from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.models.padding import KEEP_KEY
 from pyro_ibvi.mup.roles import NETWORK_KEY, WEIGHT_KEY, NetworkWeight, WeightRole
@@ -28,12 +29,13 @@ def check_model(model: Any) -> None:
         model: What the user gave.
 
     Raises:
-        TypeError: If it is not a model.
+        TypeError: If it is not a model, or one that is wrapped for several devices.
     """
     if isinstance(model, type):
         raise TypeError(f"The model is the class {model.__name__}: write {model.__name__}(...).")
     if not callable(model):
         raise TypeError(f"The model must be callable, got {type(model).__name__}.")
+    check_unwrapped(model=model)
     if isinstance(model, torch.nn.Module) and type(model).__module__.startswith("torch.nn."):
         raise TypeError(
             f"The model is a plain {type(model).__name__}, a network without random weights: "

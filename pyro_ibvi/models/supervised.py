@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
+from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
 from pyro_ibvi.models.faults import explain_fault
 from pyro_ibvi.models.labels import Categorical
@@ -83,6 +84,7 @@ class SupervisedModel(PyroModule):
         target: Target | None = None,
     ) -> None:
         super().__init__()
+        check_unwrapped(net=net)
         if not isinstance(net, RandomModule):
             what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
             hint = f": write RandomModule({what}(...))" * isinstance(net, nn.Module)

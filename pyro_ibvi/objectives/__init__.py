@@ -5,6 +5,7 @@ from pyro_ibvi.objectives.closed_form import TraceClosedFormHead
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
 from pyro_ibvi.objectives.head import ClosedFormHead
+from pyro_ibvi.objectives.loss_module import LossModule
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.variants import (
     TraceEnumExpectedLogLikelihood,
@@ -18,6 +19,7 @@ __all__ = [
     "DivergencePenalty",
     "ExpectedLogLikelihood",
     "KLAnnealing",
+    "LossModule",
     "TraceClosedFormHead",
     "TraceEnumExpectedLogLikelihood",
     "TraceExpectedLogLikelihood",

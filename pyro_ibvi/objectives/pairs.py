@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi._util.undo import Undo
 
 
@@ -56,10 +57,14 @@ class Pairs:
         Returns:
             The same object as long as both live; of what cannot be referred to weakly nothing is
             remembered.
+
+        Raises:
+            TypeError: If one of them is wrapped for several devices.
         """
         owners = _owners(model) + _owners(guide)
         key = tuple(map(id, owners))
         if key not in self._known:
+            check_unwrapped(model=model, guide=guide)
             known = self._known
 
             def forget(_: Any) -> None:

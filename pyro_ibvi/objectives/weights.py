@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.objectives import checks
@@ -23,6 +23,7 @@ from pyro_ibvi.objectives.kept import (
     reject_half_kept,
     reject_unknown,
 )
+from pyro_ibvi.objectives.loss_module import LossModule
 from pyro_ibvi.objectives.masks import count_observations
 from pyro_ibvi.objectives.pairs import Known, Pairs
 from pyro_ibvi.objectives.sites import Site, Traces, computed_sites, sample_sites
@@ -125,6 +126,19 @@ class ExpectedLogLikelihood:
         self.factors = factors
         self.allow_local = allow_local
         self._pairs = Pairs()
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
+        """The loss of a model and its guide as one module: what to wrap for several devices.
+
+        Args:
+            model: The model.
+            guide: Its guide.
+
+        Returns:
+            A module whose call on a batch gives the loss, see
+            :class:`~pyro_ibvi.objectives.LossModule`.
+        """
+        return LossModule(model, guide, self)  # type: ignore[arg-type]
 
     @property
     def kl_weight(self) -> float:

@@ -16,7 +16,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, as_tensors, to_device
 from pyro_ibvi._util.modes import module_mode
-from pyro_ibvi._util.pairs import check_pair
+from pyro_ibvi._util.pairs import check_pair, check_unwrapped
 from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.running import network_mode
@@ -171,6 +171,7 @@ def predict_batches(
 
 
 def _check(model: Any, guide: Any, num_samples: int) -> None:
+    check_unwrapped(model=model, guide=guide)
     if not isinstance(model, SupervisedModel):
         raise TypeError(
             f"predict needs a SupervisedModel, got {type(model).__name__}; for other models "

@@ -10,6 +10,7 @@ from pyro_ibvi.training.loop import fit
 from pyro_ibvi.training.muon import MuonWithAdamW
 from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.param_groups import mup_param_groups
+from pyro_ibvi.training.processes import seed_process
 
 __all__ = [
     "History",
@@ -20,4 +21,5 @@ __all__ = [
     "load_checkpoint",
     "mup_param_groups",
     "save_checkpoint",
+    "seed_process",
 ]

@@ -11,13 +11,13 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
-from torch.utils.data.distributed import DistributedSampler
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.pairs import check_optimizer_of, check_pair
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
+from pyro_ibvi.training.processes import check_whole
 from pyro_ibvi.training.schedules import has_scheduler, is_plateau
 from pyro_ibvi.training.state import modules_of
 
@@ -107,12 +107,7 @@ def check_loader(name: str, loader: Any) -> None:
             f"{name} must give batches, got a mapping with the keys {list(loader)[:5]}: write "
             f"[batch] for a single batch of all data."
         )
-    if isinstance(getattr(loader, "sampler", None), DistributedSampler):
-        raise ValueError(
-            f"{name} has a DistributedSampler, but fit trains in one process and would leave "
-            f"each with a network of its own: wrap the torch-native loss, "
-            f"DistributedDataParallel(objective(model, guide)), or use Lightning."
-        )
+    check_whole(name, loader)
     if not isinstance(loader, Iterable) or isinstance(loader, (int, float)):
         raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
 

@@ -27,6 +27,7 @@ from pyro_ibvi.training.checks import (
 )
 from pyro_ibvi.training.course import Course
 from pyro_ibvi.training.history import History
+from pyro_ibvi.training.processes import warn_of_processes
 from pyro_ibvi.training.progress import Progress
 from pyro_ibvi.training.schedules import Interval, step_scheduler
 from pyro_ibvi.training.step import Stepper
@@ -125,6 +126,7 @@ def fit(
         2
     """
     check_svi(svi)
+    warn_of_processes()
     warn_of_sum(svi)
     check_num_epochs(num_epochs)
     check_loader("train_loader", train_loader)

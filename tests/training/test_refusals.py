@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_ibvi as ibvi
@@ -139,7 +139,11 @@ def mistakes():
     yield (svi, {"x": X, "y": Y}, 1), {}, TypeError, r"a mapping with the keys \['x', 'y'\]"
     sampler = DistributedSampler(TensorDataset(X, Y), num_replicas=2, rank=0)
     share = DataLoader(TensorDataset(X, Y), sampler=sampler)
+    yield (svi, share, 1), {}, ValueError, "train_loader has a DistributedSampler.* 2 processes"
+    batches = BatchSampler(sampler, 4, drop_last=False)
+    share = DataLoader(TensorDataset(X, Y), batch_sampler=batches)
     yield (svi, share, 1), {}, ValueError, "train_loader has a DistributedSampler"
+    yield (svi, loader, 1), {"valid_loader": share}, ValueError, "valid_loader has a Distr"
     yield (svi, loader, 1), {"schedule_every": "batch"}, ValueError, "'epoch' or 'step', got 'b"
     yield (
         (svi, loader, 1),
@@ -190,3 +194,9 @@ def test_fewer_epochs_than_were_done_are_said(tmp_path):
     train(make_killable("momentum"), checkpoint=tmp_path / "run.pt", num_epochs=2)
     with pytest.warns(UserWarning, match="2 epochs were trained already and num_epochs is 1"):
         train(make_killable("momentum"), checkpoint=tmp_path / "run.pt", num_epochs=1)
+
+
+def test_a_sampler_of_one_process_gives_all_data():
+    sampler = DistributedSampler(TensorDataset(X, Y), num_replicas=1, rank=0)
+    whole = DataLoader(TensorDataset(X, Y), batch_size=8, sampler=sampler)
+    assert ibvi.fit(make_svi(), whole, 1, progress=False).num_epochs == 1
