@@ -17,6 +17,7 @@ ROOMS = {
     "diagnostics": "Diagnostics",
     "arviz": "ArviZ",
     "estimators": "Estimators for scikit-learn",
+    "lightning": "The module for Lightning",
     "theory": "Theory",
     "_util": "Arguments, files and batches",
 }

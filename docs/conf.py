@@ -55,12 +55,13 @@ def exported(source: Path) -> dict[str, list[str]]:
     """Names in `__all__` of a package, by the comment above them."""
     groups: dict[str, list[str]] = {}
     group = ""
-    text = source.read_text()
-    for line in text[text.index("__all__") :].splitlines():
+    text = source.read_text().partition("__all__")[2].partition("]")[0]
+    for line in text.splitlines():
         if comment := re.match(r"    # (.*)", line):
             group = comment[1]
-        elif (name := re.match(r'    "(\w+)",', line)) and name[1] != "__version__":
-            groups.setdefault(group, []).append(name[1])
+        for name in re.findall(r'"(\w+)"', line):
+            if name != "__version__":
+                groups.setdefault(group, []).append(name)
     return groups
 
 
@@ -98,8 +99,8 @@ def write_api() -> None:
         listed = ", ".join(f"{{py:obj}}`~pyro_ibvi.{name}`" for name in names)
         rows.append(f"| [{title}]({stem}.md) | {listed} |")
     rooms, more = [], ["| folder | holds |", "| --- | --- |"]
-    for init in sorted(PACKAGE.glob("[a-z]*/__init__.py")):
-        name = init.parent.name
+    for init in [*sorted(PACKAGE.glob("[a-z]*/__init__.py")), *sorted(PACKAGE.glob("[a-z]*.py"))]:
+        name = init.parent.name if init.stem == "__init__" else init.stem
         names = [n for group in exported(init).values() for n in group if n not in known]
         if not names:
             continue

@@ -154,6 +154,29 @@ class MuPOptim(PyroOptim):
         for parameter in self._names:  # zero_grad, without its detours
             parameter.grad = None
 
+    def make_torch(self) -> tuple[Optimizer, Any]:
+        """A new torch optimizer at the same rates, and its scheduler, for a loop that is not SVI.
+
+        Such a loop steps both itself, clips, and may scale gradients, which is why no fused
+        kernels are chosen for it.
+
+        Returns:
+            The optimizer, which holds the parameters that guide and model have now, and the
+            scheduler or None.
+        """
+        args: dict[str, Any] = dict(self.pt_optim_args)  # type: ignore[arg-type]
+        if self.pt_optim_constructor in _FUSED and not args.keys() & _IMPLEMENTATIONS:
+            args["fused"] = False
+        new = MuPOptim(
+            self.pt_optim_constructor,  # type: ignore[arg-type]
+            args,
+            self.guide,
+            family=self.family,
+            decayed=self.decayed,
+            scheduler=self._make_scheduler,
+        )
+        return new.optimizer, new.scheduler
+
     def register(self, params: Iterable[Tensor]) -> None:
         """Adds the parameters that the optimizer does not hold yet; takes no step.
 
