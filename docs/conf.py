@@ -81,6 +81,9 @@ def documented(module: str, names: list[str]) -> str:
         kind = "autoclass" if isinstance(thing, type) else "autofunction"
         kind = kind if callable(thing) else "autodata"
         options = "\n   :members:\n   :show-inheritance:" if kind == "autoclass" else ""
+        if hasattr(thing, "get_metadata_routing"):  # scikit-learn adds methods to its estimators
+            added = [method for method in dir(thing) if method.endswith("_request")]
+            options += f"\n   :exclude-members: {', '.join(added)}"
         parts.append(f".. {kind}:: {module}.{name}{options}")
     return "```{eval-rst}\n" + "\n\n".join(parts) + "\n```\n"
 
