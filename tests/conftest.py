@@ -1,7 +1,5 @@
 """Every test starts from the same random state and leaves no trace in torch's or Pyro's."""
 
-import socket
-
 import pyro
 import pytest
 import torch
@@ -33,11 +31,3 @@ def _isolated():
 def double(_isolated):
     """Double precision by default, until the end of the test."""
     torch.set_default_dtype(torch.float64)
-
-
-@pytest.fixture(scope="session")
-def free_port():
-    """A port for processes to meet at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -1,15 +1,20 @@
 """Two processes against one: ``DistributedDataParallel``, FSDP2, and what a loop of one says."""
 
 import ast
+import contextlib
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch import nn
 
+import pyro_ibvi as ibvi
 from pyro_ibvi.training import seed_process
 
 ROOT = Path(__file__).parent.parent
@@ -21,15 +26,37 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def found(free_port):
-    """What two processes found, see ``tests/together.py``."""
+def output(tmp_path_factory):
+    """What two processes printed, and their folder, see ``tests/together.py``."""
+    folder = tmp_path_factory.mktemp("together")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", str(ROOT / "tests" / "together.py"), str(free_port)]
+    script = ROOT / "docs" / "howto" / "scripts" / "torchrun.py"
+    program = [sys.executable, "-W", "error", str(ROOT / "tests" / "together.py")]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*program, *free_ports(2), str(script)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return ast.literal_eval(done.stdout)
+    return done.stdout.splitlines(), folder
+
+
+@pytest.fixture
+def found(output):
+    return ast.literal_eval(output[0][0])
+
+
+def free_ports(number):
+    """Ports for processes to meet at."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [str(listener.getsockname()[1]) for listener in listeners]
 
 
 @pytest.mark.parametrize("wrapper", ["DistributedDataParallel", "fully_shard"])
@@ -76,3 +103,16 @@ def test_seeds_of_processes():
     ):
         with pytest.raises(ValueError, match=match):
             seed_process(seed, rank)
+
+
+def test_the_script_for_torchrun(output):
+    """Two processes train, and one writes a network that predicts as it printed."""
+    lines, folder = output
+    scores = ast.literal_eval(lines[1])
+    assert scores["accuracy"] > 0.88
+    x, y = load_digits(return_X_y=True)
+    net = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 10))
+    again = ibvi.load(folder / "digits.ibvi", net)
+    assert again.evaluate(x[1200:] / 8 - 1, y[1200:], seed=0) == pytest.approx(scores, rel=1e-5)
+    assert again.model.num_data == 1200
+    assert len(lines) == 2  # process 0 alone speaks

@@ -1,9 +1,11 @@
 """Two processes that train together, forked of one that has imported all; prints what they found.
 
-Run as a program by ``tests/test_processes.py``, with a port to meet at.
+Run as a program by ``tests/test_processes.py``, with two ports to meet at and a script, which both
+run in the end as ``torchrun`` has them run it.
 """
 
 import os
+import runpy
 import sys
 import warnings
 
@@ -143,7 +145,19 @@ def fit_says():
     return [str(w.message) for w in caught]
 
 
-def work(rank, port):
+def work(rank, port, script_port, script):
+    print_comparisons(rank, port)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=script_port,
+    )
+    runpy.run_path(script)
+
+
+def print_comparisons(rank, port):
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
@@ -158,10 +172,10 @@ def work(rank, port):
     found["sharded prediction"] = sharded_prediction()
     found["fit"] = fit_says()
     if rank == 0:
-        print(found)
+        print(found, flush=True)
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.multiprocessing.start_processes(work, (int(sys.argv[1]),), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(work, tuple(sys.argv[1:]), nprocs=2, start_method="fork")
