@@ -296,19 +296,14 @@ def elbo(task: Task, settings: Settings, seed: int) -> Epochs:
 
 def implicit_bias(task: Task, settings: Settings, seed: int) -> Epochs:
     """Implicit-bias VI with a covariance and the layers that are random."""
-    # At the base itself muP's rates are those of ordinary training.
-    base = task.build() if settings.get("base") == "itself" else None
-    model = _model(
-        task,
-        stochastic=settings.get("stochastic", "input+output weights"),
-        parametrization=ibvi.MaximalUpdate(base=base),
-    )
+    model = _model(task, stochastic=settings.get("stochastic", "input+output weights"))
     covariance = {
         "low rank": lambda: ibvi.LowRank(settings["rank"]),
         "diagonal": lambda: ibvi.Diagonal(),
-        "relative": lambda: ibvi.Multiplicative(settings["scale"]),
+        "relative": lambda: ibvi.Multiplicative(settings["scale"], rate=0.0),
     }[settings["covariance"]]()
-    guide = ibvi.AutoMuPNormal(model, covariance=covariance)
+    start = ibvi.init_to_network if settings["covariance"] == "relative" else init_to_sample
+    guide = ibvi.AutoMuPNormal(model, covariance=covariance, init_loc_fn=start)
     optim = ibvi.MuPOptim(
         torch.optim.SGD, {"lr": settings["lr"], "momentum": 0.9}, guide, scheduler=task.cosine
     )

@@ -42,7 +42,8 @@ def shown(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
 
 def task_names() -> list[str]:
     """Tasks with results."""
-    return sorted(path.stem for path in (HERE / "results").glob("*.jsonl") if path.stem != "uci")
+    found = (path.stem for path in (HERE / "results").glob("*.jsonl"))
+    return sorted(name for name in found if (HERE / "tasks" / f"{name}.toml").exists())
 
 
 def title(task: str) -> str:
@@ -73,19 +74,7 @@ def chosen_runs(task: str, protocol: Protocol) -> dict[str, list[Record]]:
 
 
 def image_table(task: str, protocol: Protocol) -> str:
-    """Error, likelihood and calibration, usual and shifted, strangers and time, by contender."""
-    header = [
-        "",
-        "error %",
-        "NLL",
-        "NLL, tempered",
-        "ECE %",
-        "ECE, tempered %",
-        "shifted NLL",
-        "shifted NLL, tempered",
-        "OOD AUROC",
-        "time",
-    ]
+    """Error, likelihood and calibration on test images, and time, by contender."""
     chosen = chosen_runs(task, protocol)
     base = statistics.fmean(r["seconds"] for r in chosen["deterministic"])
     rows = []
@@ -98,19 +87,28 @@ def image_table(task: str, protocol: Protocol) -> str:
                 shown([f["test"]["nll"] for f in found], 3),
                 shown([f["test_tempered"]["nll"] for f in found], 3),
                 shown([f["test"]["ece"] for f in found], 1, 100),
-                shown([f["test_tempered"]["ece"] for f in found], 1, 100),
-                shown([f["corrupted"]["nll"] for f in found], 2),
-                shown([f["corrupted_tempered"]["nll"] for f in found], 2),
-                shown([_ood(f) for f in found], 3),
                 f"{statistics.fmean(r['seconds'] for r in runs) / base:.2f}",
             ]
         )
+    return table(["", "error %", "NLL", "NLL, tempered", "ECE %", "CPU time"], rows)
+
+
+def shift_table(task: str, protocol: Protocol) -> str:
+    """Likelihood on corrupted images and how well strangers are told, by contender."""
+    rows = []
+    for contender, runs in chosen_runs(task, protocol).items():
+        found = [run[protocol] for run in runs]
+        rows.append(
+            [
+                contender,
+                shown([f["corrupted"]["nll"] for f in found], 2),
+                shown([f["corrupted_tempered"]["nll"] for f in found], 2),
+                shown([f["ood_entropy"]["auroc"] for f in found], 3),
+                shown([f["ood_mutual"]["auroc"] for f in found], 3),
+            ]
+        )
+    header = ["", "NLL, corrupted", "the same, tempered", "AUROC, entropy", "AUROC, disagreement"]
     return table(header, rows)
-
-
-def _ood(found: dict[str, Any]) -> float:
-    """AUROC by the entropy of the mixture, which every contender has."""
-    return found["ood_entropy"]["auroc"]
 
 
 def settings_table(task: str, protocol: Protocol) -> str:
@@ -152,3 +150,19 @@ def uci_table(score: Literal["log_likelihood", "rmse"]) -> str:
             cells.append(shown(found, 2 if score == "log_likelihood" else 3) if found else "-")
         rows.append(cells)
     return table(["", *runs], rows)
+
+
+def relative_noise_table() -> str:
+    """What each choice of the recipe of relative noise does to the loss on validation images."""
+    rows = []
+    for record in read(HERE / "results" / "relative_noise.jsonl"):
+        choices = dict(record["choices"])
+        layers = choices["layers"]
+        if isinstance(layers, list):
+            choices["layers"] = "the last two" if len(layers) == 2 else "convolution too"
+        cells = [str(choices[name]) for name in ("layers", "start", "rates", "lr", "scale")]
+        kept = statistics.fmean(record["s"].values()) / choices["scale"]
+        rows.append([*cells, f"{kept:.2f}", f"{record['valid_nll'][-1]:.3f}"])
+    rows.sort(key=lambda row: row[-1])
+    header = ["layers", "start", "rates", "rate", "s", "of s left", "NLL"]
+    return table(header, rows)

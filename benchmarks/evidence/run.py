@@ -188,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", help="name of a file in tasks/")
     parser.add_argument("--contenders", nargs="*", help="some of them; by default all")
+    parser.add_argument("--seeds", type=int, help="the first few of the task's")
     parser.add_argument("--grid-only", action="store_true", help="validation alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -212,7 +213,7 @@ def main() -> None:
         if args.grid_only:
             continue
         for settings in {json.dumps(s, sort_keys=True) for s in chosen[name].values()}:
-            for seed in config["seeds"]:
+            for seed in config["seeds"][: args.seeds]:
                 runs.get(name, kind, json.loads(settings), seed, test=True)
 
 

@@ -134,13 +134,20 @@ def elbo(table: Table, settings: Settings) -> Draw:
 
 def implicit_bias(table: Table, settings: Settings) -> Draw:
     """Implicit-bias VI with a covariance and the layers that are random."""
-    model = _model(table, stochastic=settings.get("stochastic", "input+output weights"))
+    is_relative = settings["covariance"] == "relative"
+    model = _model(
+        table,
+        stochastic=settings.get("stochastic", "input+output weights"),
+        # At the base itself muP's rates are those of ordinary training.
+        parametrization=ibvi.MaximalUpdate(base=mlp_50(table.x.shape[1]) if is_relative else None),
+    )
     covariance = {
         "low rank": lambda: ibvi.LowRank(settings["rank"]),
         "diagonal": lambda: ibvi.Diagonal(),
-        "relative": lambda: ibvi.Multiplicative(settings["scale"]),
+        "relative": lambda: ibvi.Multiplicative(settings["scale"], settings["rate"]),
     }[settings["covariance"]]()
-    guide = ibvi.AutoMuPNormal(model, covariance=covariance)
+    start = ibvi.init_to_network if is_relative else init_to_sample
+    guide = ibvi.AutoMuPNormal(model, covariance=covariance, init_loc_fn=start)
     epochs = num_epochs(table)
     optim = ibvi.MuPOptim(
         torch.optim.Adam,
@@ -165,6 +172,17 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
     "mean-field": (
         implicit_bias,
         {"covariance": "diagonal", "stochastic": "all weights", "lr": [0.003, 0.01, 0.03]},
+    ),
+    "relative noise, per datum": (
+        implicit_bias,
+        {
+            "covariance": "relative",
+            "stochastic": [["2.weight", "4.weight"]],
+            "scale": [0.03, 0.1, 0.2],
+            "rate": [0.0],
+            "draws": "datum",
+            "lr": [0.003, 0.01],
+        },
     ),
 }
 

@@ -23,7 +23,9 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     .. math:: p(y = c \mid x) = \frac1S \sum_s \operatorname{softmax}(f_{w_s}(x))_c
 
-    Args and attributes as for :class:`IBVIRegressor`, without the noise, and:
+    Args and attributes as for :class:`IBVIRegressor`, without the noise. By default each row has
+    noise of its own in a step (:class:`~pyro_ibvi.VariationalNetwork` has the recipe), so that a
+    row of weight 2 is not quite two rows; with ``covariance=LowRank(10)`` it is.
 
     Args:
         hidden_layer_sizes: Widths of the hidden layers.

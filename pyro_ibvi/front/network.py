@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from pyro.infer import SVI
-from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,7 +17,8 @@ from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.files import write_network
-from pyro_ibvi.front.parts import as_objective, as_random, check_parts
+from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
+from pyro_ibvi.front.recipe import as_random
 from pyro_ibvi.front.scoring import calibrate_batches, score_batches
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.models import SupervisedModel
@@ -33,15 +33,8 @@ from pyro_ibvi.prediction import (
     mean_network,
     predict,
 )
-from pyro_ibvi.training import History, MuPOptim, default_rate, fit
+from pyro_ibvi.training import History, MuPOptim, fit
 
-#: Arguments with which a default learning rate goes; torch's decay is meant for smaller rates.
-_DEFAULT_ARGS: Mapping[type[Optimizer], Mapping[str, Any]] = {
-    torch.optim.SGD: {"momentum": 0.9},
-    torch.optim.Adam: {},
-    torch.optim.AdamW: {"weight_decay": 0.0},
-    torch.optim.Muon: {"weight_decay": 0.0},
-}
 #: Draws of the weights by which the validation data are predicted after each epoch.
 _NUM_VALID_SAMPLES = 16
 
@@ -52,6 +45,14 @@ class VariationalNetwork:
     Its parts agree with one another: rates that follow the layers' widths, and an objective per
     datum, which such rates expect. They are attributes for those who go on in Pyro.
 
+    What is random follows the targets. For class labels (``Categorical``, ``Bernoulli``) the
+    weights of linear layers behind the first start at the network's and have noise relative to
+    them, ``Multiplicative(0.5, rate=0.0)``, with a draw for each datum in a step. For other
+    targets, where there is no such layer, and where ``stochastic`` or ``init_scale`` is given, it
+    is the paper's recipe: a low-rank factor in the first and the last layer, from the prior on.
+    A ``covariance`` says which of the two it is: ``LowRank(10)`` the paper's for labels too,
+    ``Multiplicative(0.1)`` the other for numbers too. See the page *Choosing a guide*.
+
     Args:
         net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond
             those here (priors, roles).
@@ -60,7 +61,8 @@ class VariationalNetwork:
             as in :class:`~pyro_ibvi.SupervisedModel`.
         inputs: Which parts of a batch the network gets.
         target: Which part of a batch is the target.
-        stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`.
+        stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`; by default
+            as above, and so are covariance, start and draws.
         parametrization: How scales and rates follow the widths, see there.
         covariance: Structure of the weights' covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
         init_loc_fn: Start of the means; :func:`~pyro_ibvi.init_to_network` for a network that is
@@ -112,29 +114,39 @@ class VariationalNetwork:
         stochastic: Any = None,
         parametrization: Parametrization | None = None,
         covariance: Any = None,
-        init_loc_fn: Callable[..., Any] = init_to_sample,
-        init_scale: float = 1.0,
+        init_loc_fn: Callable[..., Any] | None = None,
+        init_scale: float | None = None,
         optimizer: type[Optimizer] = torch.optim.SGD,
         lr: float | None = None,
         optim_args: Mapping[str, Any] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         clip_norm: float | None = None,
-        draws: int | Literal["batch", "datum"] = "batch",
+        draws: int | Literal["batch", "datum"] | None = None,
         loss: Any = None,
     ) -> None:
-        self.net = as_random(net, stochastic, parametrization)
+        self.net, recipe = as_random(
+            net,
+            likelihood,
+            stochastic=stochastic,
+            parametrization=parametrization,
+            covariance=covariance,
+            is_scaled=init_scale is not None,
+        )
         self.likelihood = likelihood
         self.model = SupervisedModel(
             self.net, likelihood, output=output, inputs=inputs, target=target
         )
         self.guide = AutoMuPNormal(
-            self.model, covariance=covariance, init_loc_fn=init_loc_fn, init_scale=init_scale
+            self.model,
+            covariance=recipe.covariance,
+            init_loc_fn=recipe.init_loc_fn if init_loc_fn is None else init_loc_fn,
+            init_scale=1.0 if init_scale is None else init_scale,
         )
-        args = _optimizer_args(optimizer, lr, optim_args)
+        args = optimizer_args(optimizer, lr, optim_args)
         self.optim = MuPOptim(
             optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm
         )
-        self.loss = as_objective(loss, draws)
+        self.loss = as_objective(loss, draws, recipe.draws)
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
         self.temperature = 1.0
@@ -358,26 +370,3 @@ class VariationalNetwork:
 
     def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
         return as_batches(data, y, dtype=self.dtype, batch_size=batch_size, shuffle=shuffle)
-
-
-def _optimizer_args(
-    optimizer: type[Optimizer], lr: float | None, optim_args: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    if not isinstance(optimizer, type):
-        raise TypeError(
-            f"The optimizer must be the class of a torch optimizer, such as torch.optim.SGD, got "
-            f"{optimizer if isinstance(optimizer, str) else type(optimizer).__name__!r}; its "
-            f"arguments are lr= and optim_args=."
-        )
-    args = dict(optim_args or {})
-    if lr is not None:
-        if "lr" in args:
-            raise ValueError(f"The learning rate is given twice: lr={lr} and {args['lr']}.")
-        args["lr"] = lr
-    default = next((a for c, a in _DEFAULT_ARGS.items() if c is optimizer), None)
-    if default is not None:
-        return {"lr": default_rate(optimizer), **default, **args}
-    if "lr" not in args:
-        name = getattr(optimizer, "__name__", repr(optimizer))
-        raise ValueError(f"There is no default learning rate for {name}: pass lr=.")
-    return args

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from torch import nn
+import torch
+from torch.optim import Optimizer
 
-from pyro_ibvi.models import RandomModule
-from pyro_ibvi.models.likelihoods import Likelihood
-from pyro_ibvi.mup.parametrization import Parametrization
 from pyro_ibvi.objectives import TraceExpectedLogLikelihood
+from pyro_ibvi.objectives.routes import NumDraws
+from pyro_ibvi.training import default_rate
+
+#: Arguments with which a default learning rate goes; torch's decay is meant for smaller rates.
+_DEFAULT_ARGS: Mapping[type[Optimizer], Mapping[str, Any]] = {
+    torch.optim.SGD: {"momentum": 0.9},
+    torch.optim.Adam: {},
+    torch.optim.AdamW: {"weight_decay": 0.0},
+    torch.optim.Muon: {"weight_decay": 0.0},
+}
 
 
-def as_objective(loss: Any, draws: int | Literal["batch", "datum"]) -> Any:
+def as_objective(loss: Any, draws: NumDraws | None, default: NumDraws) -> Any:
     """The objective that was given, or the expected log-likelihood per datum.
 
     Args:
         loss: The objective, or None.
-        draws: Draws of a step, for the default.
+        draws: Draws of a step, or None.
+        default: Draws of a step where neither says so.
 
     Returns:
         The objective.
@@ -26,8 +36,9 @@ def as_objective(loss: Any, draws: int | Literal["batch", "datum"]) -> Any:
         ValueError: If both are given.
     """
     if loss is None:
+        draws = default if draws is None else draws
         return TraceExpectedLogLikelihood(reduction="mean", draws=draws)
-    if draws != "batch":
+    if draws is not None:
         raise ValueError(
             f"The objective is given, so draws={draws!r} belongs to it: write "
             f"TraceExpectedLogLikelihood(reduction='mean', draws={draws!r})."
@@ -35,38 +46,41 @@ def as_objective(loss: Any, draws: int | Literal["batch", "datum"]) -> Any:
     return loss
 
 
-def as_random(
-    net: nn.Module, stochastic: Any, parametrization: Parametrization | None
-) -> RandomModule:
-    """The random network of a network, or the one that was given.
+def optimizer_args(
+    optimizer: type[Optimizer], lr: float | None, optim_args: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Arguments of an optimizer, with the default rate and what goes with it.
 
     Args:
-        net: The network.
-        stochastic: Which parameters are random, for a network that is not random yet.
-        parametrization: Its parametrization, likewise.
+        optimizer: Class of the optimizer.
+        lr: Global learning rate, or None.
+        optim_args: Further arguments.
 
     Returns:
-        The random network.
+        The arguments.
 
     Raises:
-        TypeError: If a likelihood stands in the network's place.
-        ValueError: If choices are given for a network that has made them.
+        TypeError: If the optimizer is no class.
+        ValueError: If the rate is given twice, or not at all where there is no default.
     """
-    choices = {"stochastic": stochastic, "parametrization": parametrization}
-    given = {name: value for name, value in choices.items() if value is not None}
-    if isinstance(net, Likelihood):
+    if not isinstance(optimizer, type):
         raise TypeError(
-            f"The network comes first, got the likelihood {type(net).__name__} in its place: "
-            f"write VariationalNetwork(net, likelihood)."
+            f"The optimizer must be the class of a torch optimizer, such as torch.optim.SGD, got "
+            f"{optimizer if isinstance(optimizer, str) else type(optimizer).__name__!r}; its "
+            f"arguments are lr= and optim_args=."
         )
-    if not isinstance(net, RandomModule):
-        return RandomModule(net, **given)
-    if given:
-        raise ValueError(
-            f"The network is a RandomModule already, with choices of its own: pass "
-            f"{' and '.join(given)} to RandomModule(net, ...)."
-        )
-    return net
+    args = dict(optim_args or {})
+    if lr is not None:
+        if "lr" in args:
+            raise ValueError(f"The learning rate is given twice: lr={lr} and {args['lr']}.")
+        args["lr"] = lr
+    default = next((a for c, a in _DEFAULT_ARGS.items() if c is optimizer), None)
+    if default is not None:
+        return {"lr": default_rate(optimizer), **default, **args}
+    if "lr" not in args:
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        raise ValueError(f"There is no default learning rate for {name}: pass lr=.")
+    return args
 
 
 def check_parts(network: Any) -> None:

@@ -23,6 +23,12 @@ _LAYER_CHOICES: dict[str, tuple[str, ...]] = {
     "input": ("input",),
     "last": ("output",),
 }
+#: Linear layers that read other layers: their inputs are units of the network, not data.
+_DENSE, _DENSE_ROLES = "dense weights", ("hidden", "output")
+
+
+class NothingChosenError(ValueError):
+    """A choice of random parameters that leaves none."""
 
 
 class Priors:
@@ -104,6 +110,7 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
         Names of the parameters, in the network's order.
 
     Raises:
+        NothingChosenError: If it leaves no parameter.
         TypeError: If the choice is of no known kind.
         ValueError: If it matches nothing, or parameters that cannot be random.
     """
@@ -117,6 +124,9 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
         )
         random -= set(frozen)
+    elif stochastic == _DENSE:
+        linear = _matches(net, list(weights), nn.Linear)
+        random = {n for n in linear if weights[n].role in _DENSE_ROLES} - set(frozen)
     elif callable(stochastic) and not isinstance(stochastic, type):
         random.update(name for name in weights if stochastic(name))
     else:
@@ -125,11 +135,11 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             if not matched:
                 raise ValueError(
                     f"stochastic names {choice!r}, which matches no parameter; choose "
-                    f"{sorted(_LAYER_CHOICES)} or among the parameters {list(weights)}."
+                    f"{sorted([*_LAYER_CHOICES, _DENSE])} or among the parameters {list(weights)}."
                 )
             random |= matched - set(frozen) if isinstance(choice, type) else matched
     if not random:
-        raise ValueError(_nothing_chosen(stochastic, list(weights), frozen))
+        raise NothingChosenError(_nothing_chosen(stochastic, list(weights), frozen))
     for name in random:
         _check_real(name, net.get_parameter(name))
     return [name for name in weights if name in random]
@@ -160,8 +170,8 @@ def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
     choices = [stochastic] if isinstance(stochastic, (str, type)) else stochastic
     if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
         raise TypeError(
-            f"stochastic must be one of {sorted(_LAYER_CHOICES)}, names or types of layers, or a "
-            f"predicate on names; got {stochastic!r}."
+            f"stochastic must be one of {sorted([*_LAYER_CHOICES, _DENSE])}, names or types of "
+            f"layers, or a predicate on names; got {stochastic!r}."
         )
     return list(choices)
 

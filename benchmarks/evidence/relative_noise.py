@@ -1,0 +1,103 @@
+"""What makes relative noise work: one choice at a time, on validation images.
+
+    PYRO_IBVI_DATA=... python -m benchmarks.evidence.relative_noise
+
+LeNet-5 on 12,000 images of Fashion-MNIST, 25 epochs, one seed, a draw for each datum. Each line of
+``VARIANTS`` differs from the recipe of ``VariationalNetwork`` by what it names. Each run is a line
+of ``results/relative_noise.jsonl``; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide.initialization import init_to_sample
+
+import pyro_ibvi as ibvi
+
+from . import scores
+from .contenders import Task, _train_svi
+from .data import load_images
+from .networks import NETWORKS
+from .run import GRID_SEED, HERE, probabilities, versions
+
+RECIPE: dict[str, Any] = {
+    "scale": 0.5,
+    "rate of s": 0.0,
+    "layers": "dense weights",
+    "start": "network",
+    "rates": "absolute table",
+    "lr": 0.1,
+}
+ALL_LINEAR, LAST_TWO = ["7.weight", "9.weight", "11.weight"], ["9.weight", "11.weight"]
+STANDARD = {"rates": "of ordinary training", "lr": 0.05}
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"lr": 0.02},
+    {"lr": 0.05},
+    {"lr": 0.05, "rate of s": 0.1},
+    {"scale": 0.7},
+    {"layers": ["3.weight", *ALL_LINEAR]},
+    STANDARD,
+    {**STANDARD, "rate of s": 0.1},
+    {**STANDARD, "lr": 0.1},
+    {**STANDARD, "scale": 0.35},
+    {**STANDARD, "scale": 0.7},
+    {**STANDARD, "scale": 0.35, "layers": ["3.weight", *ALL_LINEAR]},
+    {**STANDARD, "lr": 0.02},
+    {**STANDARD, "layers": LAST_TWO},
+    {**STANDARD, "layers": LAST_TWO, "rate of s": 0.1},
+    {**STANDARD, "layers": LAST_TWO, "start": "prior"},
+]
+
+
+def run(task: Task, choices: dict[str, Any]) -> dict[str, Any]:
+    """Trains one variant; returns the validation loss after each epoch and what is left of s."""
+    pyro.set_rng_seed(GRID_SEED)
+    net = task.build()
+    is_table = choices["rates"] == "absolute table"
+    random_net = ibvi.RandomModule(
+        net,
+        stochastic=choices["layers"],
+        parametrization=ibvi.MaximalUpdate(base=None if is_table else NETWORKS["lenet5"]()),
+    )
+    model = ibvi.SupervisedModel(random_net, ibvi.Categorical(), num_data=len(task.data.x))
+    guide = ibvi.AutoMuPNormal(
+        model,
+        covariance=ibvi.Multiplicative(choices["scale"], rate=choices["rate of s"]),
+        init_loc_fn=ibvi.init_to_network if choices["start"] == "network" else init_to_sample,
+    )
+    arguments = {"lr": choices["lr"], "momentum": 0.9}
+    optim = ibvi.MuPOptim(torch.optim.SGD, arguments, guide, scheduler=task.cosine)
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws="datum")
+    course = []
+    svi = SVI(model, guide, optim, loss)
+    for draw, _ in _train_svi(task, svi, optim.step_scheduler, GRID_SEED):
+        with torch.random.fork_rng():
+            p, _ = probabilities(draw, task.data.x_valid, 8)
+        course.append(scores.nll(p, task.data.y_valid))
+    kept = {n: guide.factor(f"net.{n}").abs().mean().item() for n in random_net.stochastic}
+    return {"valid_nll": course, "s": kept}
+
+
+def main() -> None:
+    """Runs what is not there yet."""
+    torch.set_num_threads(1)
+    task = Task(load_images("fashion-mnist", 12000, 4000, "kmnist"), "lenet5", 25, 128)
+    path = HERE / "results" / "relative_noise.jsonl"
+    done = [json.loads(line)["choices"] for line in path.open()] if path.exists() else []
+    for variant in VARIANTS:
+        choices = {**RECIPE, **variant}
+        if choices not in done:
+            record = {"choices": choices, "seed": GRID_SEED, **run(task, choices)}
+            with path.open("a") as file:
+                file.write(json.dumps({**record, "versions": versions()}) + "\n")
+            print(variant, f"{record['valid_nll'][-1]:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
