@@ -86,7 +86,7 @@ docs-check: ## look at the built pages in Chromium: links, formulas, search, no 
 	$(PY) docs/check.py docs/_build/html
 
 demo: $(DEMO_STAMP) ## train on real data; report, pictures and posterior in out/
-	MPLBACKEND=Agg $(PY) tutorials/01_quickstart.py --out $(OUT)
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m benchmarks.demo.run --out $(OUT)
 	@echo "see $(OUT)/report.md"
 
 format: $(DEV_STAMP) ## format the code and apply the safe fixes of the linter
