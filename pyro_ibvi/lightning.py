@@ -28,7 +28,6 @@ from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import scored_parts, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
 from pyro_ibvi.training.checks import check_schedule, check_svi, warn_of_sum
-from pyro_ibvi.training.ratios import check_ratios
 from pyro_ibvi.training.schedules import Interval
 from pyro_ibvi.training.step import batch_size
 
@@ -261,14 +260,6 @@ class IBVIModule(lightning.LightningModule):
         if gradient_clip_val is None:
             gradient_clip_val, gradient_clip_algorithm = self._optim.clip_norm, "norm"
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Refuses a schedule, or a callback, that lost the ratios of the rates.
-
-        Args:
-            optimizer: The optimizer.
-        """
-        check_ratios(optimizer.param_groups)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what prediction needs beside tensors.

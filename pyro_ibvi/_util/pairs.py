@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -61,12 +62,14 @@ def check_unwrapped(**parts: Any) -> None:
         TypeError: If there is one.
     """
     for name, part in parts.items():
-        owner = owner_module(part)
-        if owner is None:
-            continue
         # DataParallel inside of a model that somebody wrote works in one process, and is theirs.
-        kinds = [owner] if is_parallel(owner) else []
-        kinds += [m for m in owner.modules() if isinstance(m, DistributedDataParallel)]
+        kinds = [
+            module
+            for owner in _owners(part)
+            for module in owner.modules()
+            if isinstance(module, DistributedDataParallel)
+            or (module is owner and is_parallel(owner))
+        ]
         if kinds:
             raise TypeError(
                 f"The {name} is wrapped in {type(kinds[0]).__name__}, or holds it, which averages "
@@ -95,6 +98,15 @@ def check_optimizer_of(optim: Any, guide: Any) -> None:
             f"The optimizer was made for another guide than the one that is trained: write "
             f"{type(optim).__name__}(..., guide) with the guide of this SVI."
         )
+
+
+def _owners(part: Any) -> list[nn.Module]:
+    """The modules that a call runs: one, its method's, and those inside of Pyro's handlers."""
+    owner = owner_module(part)
+    if owner is not None:
+        return [owner]
+    inner = (part.func, *part.args) if isinstance(part, partial) else ()
+    return [module for thing in inner for module in _owners(thing)]
 
 
 def _model_of(guide: Any) -> Any:

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi._util.inputs import as_call, map_tensors
+from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, Parameters, PerDatum
 from pyro_ibvi.models.replicas import Replica, find_places
 from pyro_ibvi.models.supervised import SupervisedModel, batch_of
 
-#: How far both ways may be apart, relative to the largest output.
+#: How far both ways may be apart, relative to the largest output; more where numbers are shorter.
 _TOLERANCE = 1e-3
+_TOLERANCE_IN_EPS = 16
 
 
 @torch.no_grad()
@@ -37,7 +39,11 @@ def drop_misaligned(
         guide: Its guide.
         x: A batch.
     """
-    with torch.random.fork_rng(devices=[]):
+    # Under autocast both ways would be rounded, each in its own places.
+    kind = batch_of(x).device.type
+    whole = torch.autocast(kind, enabled=False)
+    x = map_tensors(at_least_float32, x) if torch.is_autocast_enabled(kind) else x
+    with torch.random.fork_rng(devices=[]), whole:
         if not per_datum.inputs or _is_aligned(per_datum, model, guide, x, list(per_datum.inputs)):
             return
         for name, inputs in list(per_datum.inputs.items()):
@@ -70,8 +76,12 @@ def _is_aligned(
     expected = _output(model, values, x, {}, seed)
     if expected.shape != output.shape:
         return False
+    tolerance = _TOLERANCE
+    if output.is_floating_point():
+        tolerance = max(tolerance, _TOLERANCE_IN_EPS * torch.finfo(output.dtype).eps)
+        output, expected = output.float(), expected.float()
     difference = (output[-1] - expected[-1]).abs().max()
-    return bool(difference <= _TOLERANCE * expected.abs().max())
+    return bool(difference <= tolerance * expected.abs().max())
 
 
 def _output(
@@ -96,5 +106,4 @@ def _output(
     torch.manual_seed(seed)  # dropout and other numbers of the network's are the same both times
     output = replica.network(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
-    first: Tensor = tensors[0]
-    return first.float() if first.is_floating_point() else first
+    return tensors[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
@@ -74,3 +74,10 @@ class LossModule(ELBOModule):
             ``reduction="mean"``.
         """
         return cast(Tensor, super().forward(*args, **kwargs))
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise TypeError(
+            "DataParallel runs copies of a module in threads, and Pyro's handlers are the same "
+            "for all threads: use DistributedDataParallel(objective(model, guide)), with a "
+            "process for each device."
+        )

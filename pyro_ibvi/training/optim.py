@@ -158,7 +158,8 @@ class MuPOptim(PyroOptim):
         """A new torch optimizer at the same rates, and its scheduler, for a loop that is not SVI.
 
         Such a loop steps both itself, clips, and may scale gradients, which is why no fused
-        kernels are chosen for it.
+        kernels are chosen for it. A step is refused if a schedule has lost the ratios of the
+        rates, also after ``load_state_dict``.
 
         Returns:
             The optimizer, which holds the parameters that guide and model have now, and the
@@ -175,6 +176,7 @@ class MuPOptim(PyroOptim):
             decayed=self.decayed,
             scheduler=self._make_scheduler,
         )
+        new.optimizer.register_step_pre_hook(_keep_ratios)
         return new.optimizer, new.scheduler
 
     def register(self, params: Iterable[Tensor]) -> None:
@@ -377,6 +379,10 @@ class MuPOptim(PyroOptim):
         self._optimizer.load_state_dict(new)
         if set(position) <= set(names):
             self._waiting_state = {}
+
+
+def _keep_ratios(optimizer: Optimizer, *_: Any) -> None:
+    check_ratios(optimizer.param_groups)
 
 
 def _can_fuse(optimizer: Any, arguments: dict[str, Any], parameters: Iterable[Tensor]) -> bool:

@@ -344,3 +344,23 @@ def test_the_traced_route_says_once_that_it_has_one_draw():
 def test_a_bad_number_of_draws(draws):
     with pytest.raises(ValueError, match=r"draws=.*: expected 'batch' .*, 'datum'"):
         TraceExpectedLogLikelihood(draws=draws)
+
+
+@pytest.mark.parametrize("how", ["autocast", "autocast of small inputs", "small network"])
+def test_a_draw_for_each_datum_is_had_in_half_precision(how):
+    """Rounding is told from a layer that reads its input in another way: no warning."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(P, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 2)]
+        net = nn.Sequential(*layers)
+        x, y = torch.randn(64, P), torch.randint(0, 2, (64,))
+        x = x if how == "autocast" else x.bfloat16()
+        net = net.bfloat16() if how == "small network" else net
+        net = RandomModule(net, stochastic="all weights")
+        model = SupervisedModel(net, Categorical(), num_data=64)
+        guide = AutoMuPNormal(model, covariance=Multiplicative(0.5))
+        loss = TraceExpectedLogLikelihood(reduction="mean", draws="datum")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how != "small network"):
+            for _ in range(2):
+                loss.loss_and_grads(model, guide, x, y)
+        assert all(p.grad.isfinite().all() for p in guide.parameters())

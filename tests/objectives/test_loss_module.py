@@ -1,9 +1,12 @@
 """The loss as a module: what it holds, and that nothing else is wrapped for several devices."""
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -149,3 +152,27 @@ def test_the_loss_may_be_wrapped(group):
         gradients.append([p.grad.clone() for p in guide.parameters()])
         guide.zero_grad()
     torch.testing.assert_close(*gradients)
+
+
+def test_copies_in_threads_are_refused():
+    """What DataParallel asks of a module before it runs on several GPUs."""
+    loss = ibvi.TraceExpectedLogLikelihood()(*make_pair())
+    with pytest.raises(TypeError, match=r"runs copies of a module in threads.*use Distributed"):
+        loss._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        lambda fn: poutine.scale(fn, 2.0),
+        lambda fn: poutine.block(poutine.scale(fn, 2.0), hide=["nothing"]),
+        lambda fn: functools.partial(fn),
+        lambda fn: fn.forward,
+    ],
+)
+def test_a_handler_hides_no_wrapper(group, handle):
+    model, guide = make_pair()
+    objective = ibvi.TraceExpectedLogLikelihood()
+    with pytest.raises(TypeError, match=MATCH):
+        objective.loss_and_grads(model, handle(DistributedDataParallel(guide)), X, Y)
+    objective.loss_and_grads(model, handle(guide), X, Y)
