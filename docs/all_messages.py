@@ -18,6 +18,7 @@ ROOMS = {
     "arviz": "ArviZ",
     "estimators": "Estimators for scikit-learn",
     "lightning": "The module for Lightning",
+    "botorch": "Models for BoTorch",
     "theory": "Theory",
     "_util": "Arguments, files and batches",
 }

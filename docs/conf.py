@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pyro_ibvi"
 
 sys.path[:0] = [str(HERE), str(ROOT)]
 # Modules that need an extra are documented without it.
-OPTIONAL_DEPENDENCIES = ("lightning", "pytorch_lightning")
+OPTIONAL_DEPENDENCIES = ("lightning", "pytorch_lightning", "botorch")
 
 
 def fresh_folder(name: str) -> Path:
