@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed import peers, per_datum, prediction, report, steps, targets, timing
+from benchmarks.speed import (
+    last_layer,
+    peers,
+    per_datum,
+    prediction,
+    report,
+    steps,
+    targets,
+    timing,
+)
 from benchmarks.speed.contenders import ByHand, own_contenders, weight_layers
 from benchmarks.speed.names import BY_HAND, DETERMINISTIC, MEAN_FIELD, OURS_SVI, OURS_TORCH, PYRO
 from benchmarks.speed.networks import Network, all_networks, make_lenet5, make_resnet18, mlp
@@ -187,3 +196,9 @@ def test_contenders_with_a_draw_per_datum_train(network, who):
     if "noise" in who and "without" not in who:
         per_row = network.batch if "datum" in who else 1
         assert did["random_numbers"] == per_row * sum(linear)
+
+
+def test_the_cost_of_the_last_layer_is_measured():
+    ((build, x),) = last_layer.networks(quick=True).values()
+    found = last_layer.measure(build, x, rounds=1, num_draws=3)
+    assert found["ratio"] == pytest.approx(found["prediction_ms"] / found["one_pass_ms"])

@@ -63,7 +63,7 @@ def train_as_usual(digits: Digits, num_epochs: int) -> nn.Module:
 
 
 def train_distribution(digits: Digits, num_epochs: int) -> ibvi.VariationalNetwork:
-    """The same network with random weights in its first and last layer, by the defaults."""
+    """The same network with random weights in its first and last layer, the paper's recipe."""
     bnn = ibvi.VariationalNetwork(
         make_network(), ibvi.Categorical(), stochastic=["0.weight", "4.weight", "4.bias"]
     )

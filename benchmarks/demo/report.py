@@ -52,9 +52,10 @@ An ordinary network was trained on {len(data.y):,} handwritten digits of 8 x 8 p
 same network once more as a distribution: the weights of its first and last layer are random, and
 training moves their mean and their spread. A prediction is the average over 100 draws of the
 weights. Both had {num_epochs} passes over the data. The distribution was trained by implicit-bias
-variational inference: it starts at the prior and maximizes the expected log-likelihood alone, and
-nothing but the optimizer's own bias keeps it near its start. Everything here is from one seed, a
-demonstration and no evidence; the page *Results* of the documentation has comparisons."""
+variational inference in its first form, that of the paper: it starts at the prior and maximizes
+the expected log-likelihood alone, and nothing but the optimizer's own bias keeps it near its
+start. Everything here is from one seed, a demonstration and no evidence; the page *Results* of the
+documentation has comparisons."""
 
 
 def _scores(data: Digits, predictions: Predictions) -> str:

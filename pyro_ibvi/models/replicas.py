@@ -126,8 +126,17 @@ class Replica:
         def mapped(first: Any, *args: Any, **kwargs: Any) -> Any:
             return forward(function(first), *args, **kwargs)
 
-        # Past torch's hooks, which take their time; and it is no change by the run.
-        module.__dict__["forward"] = self._before[id(module)]["forward"] = mapped
+        # Past torch's hooks, which take their time.
+        self.set_forward(module, mapped)
+
+    def set_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Puts another forward in place of a module's; it counts as no change by the run.
+
+        Args:
+            module: One of the copy's modules.
+            forward: The function.
+        """
+        module.__dict__["forward"] = self._before[id(module)]["forward"] = forward
 
     def watch(self, layer: str, function: Watch) -> None:
         """Shows a layer's output when it runs.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,10 +20,8 @@ from torch.utils._pytree import tree_map
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.models.padding import KeepRow, find_padding
 from pyro_ibvi.models.replicas import InputMap, Known, Replica, Watch, find_places
+from pyro_ibvi.models.together import FUSED, NotTogetherError, prepare
 from pyro_ibvi.mup.multipliers import QueryScales, scale_queries
-
-#: Layers whose fused kernels vmap cannot run.
-_UNBATCHED = (nn.modules.rnn.RNNBase, nn.modules.rnn.RNNCellBase, nn.MultiheadAttention)
 
 #: Seconds of draws one after the other from which it is worth a word that they are.
 _SLOW = 2.0
@@ -100,9 +98,13 @@ class Runner:
             ``(batch, *event)`` becomes ``(K, 1, ..., batch, *event)``, aligned with plates.
         """
 
-        def run_one(draw: Mapping[str, Tensor], **options: Any) -> tuple[Any, Replica]:
+        def run_one(
+            draw: Mapping[str, Tensor], *, together: bool = False, **options: Any
+        ) -> tuple[Any, Replica]:
             replica = Replica(self.network, training=mode, known=self._known, **options)
             replica.put(self.network_values(draw), self._places)
+            if together:
+                prepare(replica)
             for layer, function in (input_maps or {}).items():
                 replica.map_input(layer, function)
             if self._is_compiled:
@@ -198,13 +200,19 @@ class Runner:
         # What is known of this network's objects is not known of a copy's.
         return {**self.__dict__, "_known": {}, "_refused": {}}
 
-    def runs_batched(self) -> bool:
+    def runs_batched(self, names: Iterable[str]) -> bool:
         """Whether many draws run at once, in the present mode and as far as is known.
+
+        Args:
+            names: Parameters that differ between draws.
 
         Returns:
             Whether they do; otherwise the network runs draw by draw.
         """
-        return self._trains() not in self._refused and _may_run_batched(self.network, _mode.get())
+        if self._trains() in self._refused:
+            return False
+        layers = {path for name in names for path, _ in self._places[name]}
+        return _may_run_batched(self.network, layers, _mode.get())
 
     def _trains(self) -> bool:
         mode = _mode.get()
@@ -231,7 +239,7 @@ class Runner:
 
     def _run_draws(self, run_one: Any, shared: dict[str, Tensor], drawn: dict[str, Tensor]) -> Any:
         num_draws, training = len(next(iter(drawn.values()))), self._trains()
-        if num_draws == 1 or not self.runs_batched():
+        if num_draws == 1 or not self.runs_batched(drawn):
             return self._run_in_turn(run_one, shared, drawn, training)
         random_state = torch.get_rng_state()
         try:
@@ -242,7 +250,8 @@ class Runner:
             # A network that is at fault itself says so here, in its own words.
             output = self._run_in_turn(run_one, shared, drawn, training)
             self._refused[training] = error
-            self._hint(error, num_draws, time.monotonic() - start)
+            if not isinstance(error, NotTogetherError):  # which nobody could change
+                self._hint(error, num_draws, time.monotonic() - start)
             return output
 
     def _run_in_turn(
@@ -279,7 +288,7 @@ def _run_together(
 
     def run_draw(draw: dict[str, Tensor]) -> Any:
         # Buffers of its own: a run that fails has not changed the network's.
-        output, replica = run_one({**shared, **draw}, own_buffers=True)
+        output, replica = run_one({**shared, **draw}, own_buffers=True, together=True)
         replicas.append(replica)
         return output
 
@@ -298,10 +307,14 @@ def _call_compiled(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         return net(*args, **kwargs)
 
 
-def _may_run_batched(net: nn.Module, training: bool | None) -> bool:
-    """Whether vmap can run a network, as far as its layers tell."""
-    for module in net.modules():
-        if isinstance(module, _UNBATCHED) or is_compiled(module):
+def _may_run_batched(
+    net: nn.Module, random: Collection[tuple[str, ...]], training: bool | None
+) -> bool:
+    """Whether vmap can run a network with some random modules, as far as its layers tell."""
+    for name, module in net.named_modules():
+        path = tuple(name.split("."))
+        is_random = any(place[: len(path)] == path for place in random) or not name
+        if (isinstance(module, FUSED) and is_random) or is_compiled(module):
             return False
         # Running statistics are updated in place, draw after draw.
         is_norm = isinstance(module, nn.modules.batchnorm._NormBase)

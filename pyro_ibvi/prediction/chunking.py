@@ -21,6 +21,10 @@ _MAX_WEIGHTS_SHARED = 10**7
 #: once. Measured on MLPs and LeNet-5.
 _MAX_OUTPUTS = {"cpu": 4 * 10**5, "other": 5 * 10**7}
 
+#: The same where all draws share the layers in front, which would run once more for each part of
+#: the draws: that costs more than leaving the caches does.
+_MAX_OUTPUTS_SHARED = 10**7
+
 
 def draws_to_make(net: RandomModule) -> int:
     """Number of draws of a network's weights to make at once.
@@ -31,8 +35,7 @@ def draws_to_make(net: RandomModule) -> int:
     Returns:
         The number of draws, at least 1.
     """
-    roles = {net.roles[name].layer_role for name in net.stochastic}
-    limit = _MAX_WEIGHTS if "input" in roles else _MAX_WEIGHTS_SHARED
+    limit = _MAX_WEIGHTS_SHARED if _shares_layers(net) else _MAX_WEIGHTS
     sizes = [net.network.get_parameter(name).numel() for name in net.stochastic]
     return max(1, limit // max(1, sum(sizes)))
 
@@ -41,6 +44,7 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     """Number of draws to run at once, from their weights and the largest output of a layer.
 
     Layers in front of the first random one run once for all draws, so their outputs do not count.
+    Nor do those of the last layer where nothing else is random: they are the result.
 
     Args:
         net: The network, in evaluation mode.
@@ -52,24 +56,31 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     """
     network = net.network
     num_draws = draws_to_make(net)
-    if net.runner.runs_batched():  # the others run draw by draw
-        device = network.get_parameter(net.stochastic[0]).device
-        limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
-        num_draws = min(num_draws, limit // max(1, num_rows * _largest_output(net, one_row)))
+    if net.runner.runs_batched(net.stochastic):  # the others run draw by draw
+        sizes = _output_sizes(net, one_row)
+        shares = _shares_layers(net)
+        if not (shares and len(sizes) == 1):
+            device = network.get_parameter(net.stochastic[0]).device
+            limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
+            limit = max(limit, _MAX_OUTPUTS_SHARED) if shares else limit
+            num_draws = min(num_draws, limit // max(1, num_rows * max(sizes, default=0)))
     return max(1, num_draws)
 
 
-def _largest_output(net: RandomModule, one_row: Any) -> int:
-    """Largest size of a layer's output from the first random layer on, for one datum."""
+def _shares_layers(net: RandomModule) -> bool:
+    """Whether all draws share the layers in front."""
+    return "input" not in {net.roles[name].layer_role for name in net.stochastic}
+
+
+def _output_sizes(net: RandomModule, one_row: Any) -> list[int]:
+    """Sizes of the layers' outputs from the first random layer on, for one datum."""
     random_layers = {name.rpartition(".")[0] for name in net.stochastic}
-    largest = 0
+    found: list[int] = []
 
     def compare(layer: str, output: Any) -> None:
-        nonlocal largest
-        if largest or layer in random_layers:
+        if found or layer in random_layers:
             leaves = torch.utils._pytree.tree_leaves(output)
-            sizes = [leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)]
-            largest = max(largest, *sizes, 0)
+            found.append(sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)))
 
     layers = [
         name
@@ -80,4 +91,4 @@ def _largest_output(net: RandomModule, one_row: Any) -> int:
     # is wrong shows when it runs on the data.
     with contextlib.suppress(Exception):
         net.runner.watch(layers, compare, *one_row)
-    return largest
+    return found

@@ -233,4 +233,4 @@ def test_dropout_differs_between_vectorized_particles_of_a_network_that_runs_at_
     model, guide = build(net)
     loss = TraceExpectedLogLikelihood(num_particles=4, vectorize_particles=True)
     assert loss.loss(model, guide, X, Y) > 0
-    assert model.net.runner.runs_batched()
+    assert model.net.runner.runs_batched(model.net.stochastic)
