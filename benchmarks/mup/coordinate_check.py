@@ -236,7 +236,7 @@ def slope_and_error(check: ibvi.diagnostics.CoordinateCheck, key: tuple[str, int
 def records(check: ibvi.diagnostics.CoordinateCheck) -> list[dict]:
     """Slopes with their standard errors, and the values that they come from."""
     upper = ibvi.diagnostics.CoordinateCheck(
-        check.widths[1:], {k: v[1:] for k, v in check.rms.items()}
+        check.sizes[1:], {k: v[1:] for k, v in check.rms.items()}
     )
     return [
         {

@@ -1,9 +1,7 @@
 """What training did: spreads, sizes over widths, rates, and what an objective does to a site."""
 
-from pyro_ibvi.diagnostics.coordinates import (
-    CoordinateCheck,
-    coordinate_check,
-)
+from pyro_ibvi.diagnostics.coordinate_result import CoordinateCheck
+from pyro_ibvi.diagnostics.coordinates import coordinate_check
 from pyro_ibvi.diagnostics.objective_report import (
     ObjectiveReport,
     explain,

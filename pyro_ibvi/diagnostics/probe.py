@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +13,7 @@ from torch.func import functional_call
 
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.diagnostics.repeats import block_of, common_name
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.predictive import draw_parameters
@@ -30,12 +33,22 @@ class Probe:
         x: Inputs.
         num_draws: Number of weight draws.
         seed: Seed of their noise.
+        blocks: Names that blocks have in common, by their own; those that share one are measured
+            together.
     """
 
     def __init__(
-        self, model: SupervisedModel, guide: AutoMuPNormal, x: Any, num_draws: int, seed: int
+        self,
+        model: SupervisedModel,
+        guide: AutoMuPNormal,
+        x: Any,
+        num_draws: int,
+        seed: int,
+        blocks: Mapping[str, str],
     ) -> None:
-        self.model, self.guide, self.x = model, guide, x
+        self.model, self.guide, self.x, self.blocks = model, guide, x, blocks
+        # The last of those that share a name has what all of them added up.
+        self.last_blocks = list({common: name for name, common in blocks.items()}.values())
         self.num_draws, self.seed = num_draws, seed
         net = model.net.network
         names = {p: name for name, p in net.named_parameters()}
@@ -49,7 +62,8 @@ class Probe:
         self.start = self._parameters()
         # Running statistics of norm layers move in training, without any parameter's doing.
         self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
-        self.outputs, self.inputs, self.values = self._run()
+        self.values = self._draws()
+        self.outputs, self.inputs = self._run(self.values)
 
     def measure(self, step: int) -> dict[Key, float]:
         """Every quantity of every layer.
@@ -58,9 +72,17 @@ class Probe:
             step: Number of optimizer steps taken so far; 0 measures sizes alone.
 
         Returns:
-            Root mean squares by quantity, step and name.
+            Root mean squares by quantity, step and name, over all blocks that share it.
         """
-        outputs, _, _ = self._run() if step else (self.outputs, None, None)
+        parts: dict[Key, list[float]] = {}
+        for (quantity, _, name), value in self._measure_each(step).items():
+            key = (quantity, step, common_name(name, self.blocks))
+            parts.setdefault(key, []).append(value * value)
+        return {key: math.sqrt(sum(squares) / len(squares)) for key, squares in parts.items()}
+
+    def _measure_each(self, step: int) -> dict[Key, float]:
+        """Every quantity by the network's own names."""
+        outputs = self._run(self._draws())[0] if step else self.outputs
         result: dict[Key, float] = {}
         for layer, now in outputs.items():
             change = now - self.outputs[layer]
@@ -70,9 +92,11 @@ class Probe:
                 result["change", step, layer] = _rms(change)
                 result["mean change", step, layer] = _rms(change.mean(0))
         for kind in KINDS if step else ():
-            values = [self.model.net.network_values(v) for v in self._values_with_only(kind)]
+            draws = self._values_with_only(kind)
+            result.update({(kind, step, n): v for n, v in self._change_by_blocks(draws).items()})
+            values = [self.model.net.network_values(v) for v in draws]
             for layer in outputs:
-                for own, name in self.layers[layer].items():
+                for own, name in self.layers.get(layer, {}).items():
                     change_by = self._change_by(layer, own, [draw[name] for draw in values])
                     # A point estimate has no factor, a frozen weight no change; NaN is a finding.
                     if change_by != 0:
@@ -80,8 +104,10 @@ class Probe:
         return result
 
     @torch.no_grad()
-    def _run(self) -> tuple[dict[str, Tensor], dict[str, list[Any]], list[dict[str, Tensor]]]:
-        """Outputs by layer (draws in front), the calls of the layers, and the weights."""
+    def _run(
+        self, values: list[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+        """Outputs of layers and blocks (draws in front), and their calls, by name."""
         outputs: dict[str, list[Tensor]] = {}
         inputs: dict[str, list[Any]] = {}
         net = self.model.net.network
@@ -94,22 +120,22 @@ class Probe:
             net.get_submodule(name).register_forward_hook(
                 lambda m, a, k, o, name=name: hook(name, a, k, o), with_kwargs=True
             )
-            for name in self.layers
+            for name in dict.fromkeys([*self.layers, *self.last_blocks])
         ]
         try:
             with module_mode(self.model, self.guide, training=False):
-                values = self._draws()
                 for draw in values:
                     self.model.run(draw, self.x)
         finally:
             for handle in handles:
                 handle.remove()
         # A layer that runs several times in a forward pass has that many outputs per draw.
-        return {name: torch.stack(parts) for name, parts in outputs.items()}, inputs, values
+        return {name: torch.stack(parts) for name, parts in outputs.items()}, inputs
 
+    @torch.no_grad()
     def _draws(self) -> list[dict[str, Tensor]]:
         """The weights for the fixed noise, one dictionary per draw."""
-        with own_random_numbers(self.seed):
+        with own_random_numbers(self.seed), module_mode(self.model, self.guide, training=False):
             values = draw_parameters(self.model, self.guide, self.x, self.num_draws)
         own = {name: p.dim() for name, p in self.model.net.network.named_parameters()}
         return [
@@ -150,6 +176,32 @@ class Probe:
         finally:
             for its_kind, name, parameter in self._named():
                 parameter.copy_(now[its_kind][name])
+
+    @torch.no_grad()
+    def _change_by_blocks(self, draws: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Change of the last block's output by what all blocks have of the given weights."""
+        if not self.blocks:
+            return {}
+        mixed = [
+            {n: v if block_of(n, self.blocks) else start[n] for n, v in draw.items()}
+            for draw, start in zip(draws, self.values, strict=True)
+        ]
+        with self._buffers_of_the_start():
+            outputs, _ = self._run(mixed)
+        changes = {name: _rms(outputs[name] - self.outputs[name]) for name in self.last_blocks}
+        return {name: change for name, change in changes.items() if change != 0}
+
+    @contextmanager
+    def _buffers_of_the_start(self) -> Iterator[None]:
+        buffers = dict(self.model.net.network.named_buffers())
+        now = {name: buffer.clone() for name, buffer in buffers.items()}
+        try:
+            for name, buffer in buffers.items():
+                buffer.copy_(self.buffers[name])
+            yield
+        finally:
+            for name, buffer in buffers.items():
+                buffer.copy_(now[name])
 
     @torch.no_grad()
     def _change_by(self, layer: str, own: str, draws: list[Tensor]) -> float:
