@@ -3,7 +3,8 @@
     PYRO_IBVI_DATA=... python -m benchmarks.evidence.relative_noise
 
 LeNet-5 on 12,000 images of Fashion-MNIST, 25 epochs, one seed, a draw for each datum. Each line of
-``VARIANTS`` differs from the recipe of ``VariationalNetwork`` by what it names. Each run is a line
+``VARIANTS`` differs from ``RECIPE`` by what it names; the recipe of ``VariationalNetwork`` has the
+scale that the grid of ``tasks/lenet5_fashion_12k.toml`` chose. Each run is a line
 of ``results/relative_noise.jsonl``; what is there already is not run again.
 """
 

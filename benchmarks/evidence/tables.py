@@ -169,6 +169,10 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
         implicit_bias,
         {"covariance": "low rank", "rank": 10, "lr": [0.003, 0.01, 0.03]},
     ),
+    "paper's recipe, rank 100": (
+        implicit_bias,
+        {"covariance": "low rank", "rank": 100, "lr": [0.003, 0.01, 0.03]},
+    ),
     "mean-field": (
         implicit_bias,
         {"covariance": "diagonal", "stochastic": "all weights", "lr": [0.003, 0.01, 0.03]},

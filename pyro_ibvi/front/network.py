@@ -47,7 +47,7 @@ class VariationalNetwork:
 
     What is random follows the targets. For class labels (``Categorical``, ``Bernoulli``) the
     weights of linear layers behind the first start at the network's and have noise relative to
-    them, ``Multiplicative(0.5, rate=0.0)``, with a draw for each datum in a step. For other
+    them, ``Multiplicative(0.35, rate=0.0)``, with a draw for each datum in a step. For other
     targets, where there is no such layer, and where ``stochastic`` or ``init_scale`` is given, it
     is the paper's recipe: a low-rank factor in the first and the last layer, from the prior on.
     A ``covariance`` says which of the two it is: ``LowRank(10)`` the paper's for labels too,

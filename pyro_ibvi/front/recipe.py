@@ -42,7 +42,7 @@ class Recipe:
 
 
 #: Relative noise on what the layers behind the first read, a draw for each datum.
-RELATIVE = Recipe(Multiplicative(0.5, rate=0.0), init_to_network, "datum")
+RELATIVE = Recipe(Multiplicative(0.35, rate=0.0), init_to_network, "datum")
 #: The paper's: a low-rank factor in the first and the last layer, one draw for a batch.
 PAPER = Recipe(None, init_to_sample, "batch")
 
