@@ -71,7 +71,7 @@ def _is_aligned(
         return not rest or _is_aligned(per_datum, model, guide, x, rest)
     for name, layer in layers.items():
         loc, factor = guide.loc(name), guide.factor(name)
-        noise = maps[layer].noise(loc)[-1].reshape(factor.shape)
+        noise = maps[layer].noise(loc).values()[-1].reshape(factor.shape)
         values[name] = Multiplicative(1.0).draw(loc, factor, noise)
     expected = _output(model, values, x, {}, seed)
     if expected.shape != output.shape:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -56,7 +57,40 @@ def fill_normal(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def normal_rows(num_rows: int, size: int, like: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class NormalRows:
+    """Standard normal vectors, several of which are views of one.
+
+    Attributes:
+        drawn: The vectors as they were drawn, shape ``(num_drawn, copies, size)``.
+        signs: What each copy is multiplied by, shape ``(copies, 1)``, or None for 1.
+        num_rows: Number of vectors; the last drawn one may have copies beyond.
+    """
+
+    drawn: Tensor
+    signs: Tensor | None
+    num_rows: int
+
+    def values(self) -> Tensor:
+        """The vectors, shape ``(num_rows, size)``."""
+        values = self.drawn if self.signs is None else self.drawn * self.signs
+        return values.reshape(-1, values.shape[-1])[: self.num_rows]
+
+    def one_plus(self, factor: Tensor) -> Tensor:
+        """The vectors ``1 + s z``, made without those of ``z``, which no gradient keeps either.
+
+        Args:
+            factor: The factor ``s``, shape ``(size,)``.
+
+        Returns:
+            A tensor of shape ``(num_rows, size)``.
+        """
+        signed = factor if self.signs is None else factor * self.signs
+        rows = torch.addcmul(factor.new_ones(()), signed, self.drawn)
+        return rows.reshape(-1, len(factor))[: self.num_rows]
+
+
+def normal_rows(num_rows: int, size: int, like: Tensor) -> NormalRows:
     """Standard normal vectors whose own laws are exact and that need not be independent.
 
     For a sum over data it is the law of each datum's noise that counts. So of many long rows an
@@ -69,20 +103,20 @@ def normal_rows(num_rows: int, size: int, like: Tensor) -> Tensor:
         like: A tensor of the wanted type and device.
 
     Returns:
-        The rows, shape ``(num_rows, size)``.
+        The rows.
     """
     num_drawn = -(-num_rows // _COPIES)
     if num_rows * size < _MIN_SHARED or size < 8 * _COPIES:
         num_drawn = num_rows
     drawn = fill_normal(torch.empty(num_drawn, size, dtype=like.dtype, device=like.device))
     if num_drawn == num_rows:
-        return drawn
+        return NormalRows(drawn.unsqueeze(1), None, num_rows)
     twice = torch.cat([drawn, drawn], dim=1)
-    moved = twice.as_strided((_COPIES, num_drawn, size), (size // _COPIES, 2 * size, 1))
-    signs = drawn.new_ones(_COPIES, 1, 1)
+    # Copies next to one another, so that what is made of them lies in memory row by row.
+    moved = twice.as_strided((num_drawn, _COPIES, size), (2 * size, size // _COPIES, 1))
+    signs = drawn.new_ones(_COPIES, 1)
     signs[1::2] = -1.0
-    rows = drawn.new_empty(_COPIES, num_drawn, size)
-    return torch.mul(moved, signs, out=rows).view(-1, size)[:num_rows]
+    return NormalRows(moved, signs, num_rows)
 
 
 def _fill(pieces: tuple[Tensor, ...], seeds: list[int]) -> None:

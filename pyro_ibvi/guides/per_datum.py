@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.guides.multiplicative import Multiplicative
-from pyro_ibvi.guides.noise import normal_rows
+from pyro_ibvi.guides.noise import NormalRows, normal_rows
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import find_places
@@ -78,16 +78,16 @@ class InputNoise:
     def __init__(self, inputs: Inputs, factor: Tensor, batch_size: int) -> None:
         self.inputs, self.factor = inputs, factor.reshape(-1)
         self._batch_size = batch_size
-        self._noise: Tensor | None = None
+        self._noise: NormalRows | None = None
 
-    def noise(self, like: Tensor) -> Tensor:
+    def noise(self, like: Tensor) -> NormalRows:
         """The noise, drawn when it is first asked for.
 
         Args:
             like: A tensor of the wanted type and device.
 
         Returns:
-            Standard normal numbers, shape ``(batch, units)``.
+            Standard normal vectors over the units, one for each datum.
         """
         if self._noise is None:
             self._noise = normal_rows(self._batch_size, len(self.factor), like)
@@ -111,16 +111,15 @@ class InputNoise:
         num_rows, num_units = x.shape[inputs.batch], x.shape[inputs.units]
         if num_units != len(self.factor) or num_rows % self._batch_size or not num_rows:
             raise NoDrawPerDatumError(inputs.layer, tuple(x.shape))
-        noise, factor = self.noise(x), self.factor
+        multiplier = self.noise(x).one_plus(self.factor)
         if num_rows != self._batch_size:  # each datum has several rows, one after the other
-            noise = noise.repeat_interleave(num_rows // self._batch_size, 0)
+            repeats = num_rows // self._batch_size
+            multiplier = multiplier.unsqueeze(1).expand(-1, repeats, -1).reshape(num_rows, -1)
         if x.dim() > 2:
-            own = [1] * x.dim()
-            own[inputs.units] = num_units
-            shape = own.copy()
-            shape[inputs.batch] = num_rows
-            noise, factor = noise.reshape(shape), factor.reshape(own)
-        return x * torch.addcmul(factor.new_ones(()), factor, noise)
+            shape = [1] * x.dim()
+            shape[inputs.batch], shape[inputs.units] = num_rows, num_units
+            multiplier = multiplier.reshape(shape)
+        return x * multiplier
 
 
 class Parameters(Protocol):

@@ -103,7 +103,8 @@ class Categorical(Likelihood):
     def _law(
         self, output: Tensor, num_batch_dims: int, weight: Tensor | None, smoothing: float
     ) -> TorchDistributionMixin:
-        logits = output.movedim(self._dim(output.dim(), num_batch_dims), -1)
+        dim = self._dim(output.dim(), num_batch_dims)
+        logits = output if dim == -1 else output.movedim(dim, -1)
         if self._is_tempered:
             logits = logits / self.temperature
         if weight is not None:
@@ -272,7 +273,9 @@ class Labels(TorchDistribution):
             The log-densities in nats.
         """
         labels, counts = self._counted(value)
-        logits = self.logits.expand(*labels.shape, self.logits.shape[-1])
+        logits = self.logits
+        if labels.shape != logits.shape[:-1]:
+            logits = logits.expand(*labels.shape, logits.shape[-1])
         chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         if self.weight is not None:
             chosen = chosen * self.weight[labels]
@@ -298,8 +301,9 @@ class Labels(TorchDistribution):
         return self._sum(share if counts is None else share * counts)
 
     def _counted(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
-        labels = value.long().expand(shape)
+        labels, shape = value.long(), self.logits.shape[:-1]
+        if labels.shape != shape:  # torch takes its time to broadcast
+            labels = labels.expand(torch.broadcast_shapes(labels.shape, shape))
         if self.ignore_index is None:
             return labels, None
         counts = labels != self.ignore_index

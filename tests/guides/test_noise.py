@@ -25,7 +25,9 @@ def noise(seed, shape=(LARGE,), dtype=torch.float32):
 def test_rows_of_one_batch_have_their_own_law_and_share_nothing_in_one_place():
     torch.manual_seed(0)
     num_rows, size, num_times = 130, 64, 2000
-    rows = torch.stack([normal_rows(num_rows, size, torch.empty(())) for _ in range(num_times)])
+    rows = torch.stack(
+        [normal_rows(num_rows, size, torch.empty(())).values() for _ in range(num_times)]
+    )
     assert rows.shape == (num_times, num_rows, size)
     assert len(rows[0].abs().unique()) <= 17 * size  # an eighth of them is drawn
     for row in (0, 20, 50, 129):
@@ -35,14 +37,27 @@ def test_rows_of_one_batch_have_their_own_law_and_share_nothing_in_one_place():
         error = (1 + torch.eye(size)) ** 0.5 / num_times**0.5
         assert ((covariance - torch.eye(size)).abs() / error).max() < 5
         assert (own.pow(4).mean() - 3).abs() < 0.05
-    for a, b in ((0, 17), (0, 34), (1, 69), (3, 20)):
+    for a, b in ((0, 1), (0, 2), (1, 7), (24, 31), (0, 17)):
         same_place = (rows[:, a] * rows[:, b]).mean(0)
         assert (same_place.abs() * num_times**0.5).max() < 4.5
 
 
+@pytest.mark.parametrize("num_rows", [8, 128, 130])
+def test_one_plus_scaled_rows_have_the_gradient_of_the_plain_formula(num_rows):
+    torch.manual_seed(0)
+    rows = normal_rows(num_rows, 80, torch.empty((), dtype=torch.float64))
+    factor = torch.rand(80, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(num_rows, 80, dtype=torch.float64)
+    actual = rows.one_plus(factor)
+    expected = 1 + factor * rows.values()
+    torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
+    (gradient,) = torch.autograd.grad((weights * actual).sum(), factor)
+    torch.testing.assert_close(gradient, (weights * rows.values()).sum(0), rtol=1e-12, atol=1e-14)
+
+
 def test_few_or_short_rows_are_drawn_one_by_one():
     for num_rows, size in ((8, 64), (100_000, 4)):
-        rows = normal_rows(num_rows, size, torch.empty((), dtype=torch.float64))
+        rows = normal_rows(num_rows, size, torch.empty((), dtype=torch.float64)).values()
         assert rows.shape == (num_rows, size)
         assert len(rows.abs().unique()) == num_rows * size
 
