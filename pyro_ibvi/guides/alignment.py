@@ -58,8 +58,6 @@ def _is_aligned(
     values, maps = per_datum.draw(guide, len(batch_of(x)))
     layers = {name: per_datum.inputs[name].layer for name in names}
     chosen = {layer: maps[layer] for layer in layers.values()}
-    for name, layer in layers.items():
-        maps[layer].noise(guide.loc(name))  # before the seed is set, to be drawn in neither run
     seed = torch.initial_seed()
     try:
         output = _output(model, values, x, chosen, seed)
@@ -71,8 +69,8 @@ def _is_aligned(
         return not rest or _is_aligned(per_datum, model, guide, x, rest)
     for name, layer in layers.items():
         loc, factor = guide.loc(name), guide.factor(name)
-        noise = maps[layer].noise(loc).values()[-1].reshape(factor.shape)
-        values[name] = Multiplicative(1.0).draw(loc, factor, noise)
+        relative = (maps[layer].multiplier[-1] - 1).reshape(factor.shape)
+        values[name] = Multiplicative(1.0).draw(loc, torch.ones_like(factor), relative)
     expected = _output(model, values, x, {}, seed)
     if expected.shape != output.shape:
         return False

@@ -74,7 +74,7 @@ class NormalRows:
     def values(self) -> Tensor:
         """The vectors, shape ``(num_rows, size)``."""
         values = self.drawn if self.signs is None else self.drawn * self.signs
-        return values.reshape(-1, values.shape[-1])[: self.num_rows]
+        return self._cut(values)
 
     def one_plus(self, factor: Tensor) -> Tensor:
         """The vectors ``1 + s z``, made without those of ``z``, which no gradient keeps either.
@@ -87,7 +87,12 @@ class NormalRows:
         """
         signed = factor if self.signs is None else factor * self.signs
         rows = torch.addcmul(factor.new_ones(()), signed, self.drawn)
-        return rows.reshape(-1, len(factor))[: self.num_rows]
+        return self._cut(rows)
+
+    def _cut(self, rows: Tensor) -> Tensor:
+        flat = rows.reshape(-1, rows.shape[-1])
+        # The gradient of a slice is a pass of its own, also where the slice is everything.
+        return flat if len(flat) == self.num_rows else flat[: self.num_rows]
 
 
 def normal_rows(num_rows: int, size: int, like: Tensor) -> NormalRows:

@@ -9,7 +9,7 @@ of a multiplication: the network runs with the means and the inputs of the layer
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.guides.multiplicative import Multiplicative
-from pyro_ibvi.guides.noise import NormalRows, normal_rows
+from pyro_ibvi.guides.noise import normal_rows
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import find_places
@@ -71,27 +71,11 @@ class InputNoise:
 
     Args:
         inputs: The layer.
-        factor: The site's factor, one number for each unit.
-        batch_size: Number of data.
+        multiplier: What each unit is multiplied by, ``1 + s z``, shape ``(batch, units)``.
     """
 
-    def __init__(self, inputs: Inputs, factor: Tensor, batch_size: int) -> None:
-        self.inputs, self.factor = inputs, factor.reshape(-1)
-        self._batch_size = batch_size
-        self._noise: NormalRows | None = None
-
-    def noise(self, like: Tensor) -> NormalRows:
-        """The noise, drawn when it is first asked for.
-
-        Args:
-            like: A tensor of the wanted type and device.
-
-        Returns:
-            Standard normal vectors over the units, one for each datum.
-        """
-        if self._noise is None:
-            self._noise = normal_rows(self._batch_size, len(self.factor), like)
-        return self._noise
+    def __init__(self, inputs: Inputs, multiplier: Tensor) -> None:
+        self.inputs, self.multiplier = inputs, multiplier
 
     def __call__(self, x: Tensor) -> Tensor:
         """The input times ``1 + s z``.
@@ -108,12 +92,13 @@ class InputNoise:
         inputs = self.inputs
         if not isinstance(x, Tensor) or x.dim() < inputs.least_dims:
             raise NoDrawPerDatumError(inputs.layer, tuple(getattr(x, "shape", ())))
-        num_rows, num_units = x.shape[inputs.batch], x.shape[inputs.units]
-        if num_units != len(self.factor) or num_rows % self._batch_size or not num_rows:
+        multiplier = self.multiplier
+        batch_size, num_units = multiplier.shape
+        num_rows = x.shape[inputs.batch]
+        if x.shape[inputs.units] != num_units or num_rows % batch_size or not num_rows:
             raise NoDrawPerDatumError(inputs.layer, tuple(x.shape))
-        multiplier = self.noise(x).one_plus(self.factor)
-        if num_rows != self._batch_size:  # each datum has several rows, one after the other
-            repeats = num_rows // self._batch_size
+        if num_rows != batch_size:  # each datum has several rows, one after the other
+            repeats = num_rows // batch_size
             multiplier = multiplier.unsqueeze(1).expand(-1, repeats, -1).reshape(num_rows, -1)
         if x.dim() > 2:
             shape = [1] * x.dim()
@@ -192,11 +177,27 @@ class PerDatum:
             those the function of its input.
         """
         values = guide.rsample(self.others)
-        maps = {}
-        for name, inputs in self.inputs.items():
+        factors = {}
+        for name in self.inputs:
             values[name] = guide.loc(name)
-            maps[inputs.layer] = InputNoise(inputs, guide.factor(name), batch_size)
+            factors[name] = guide.factor(name).reshape(-1)
+        multipliers = _multipliers(factors, batch_size)
+        maps = {i.layer: InputNoise(i, multipliers[name]) for name, i in self.inputs.items()}
         return values, maps
+
+
+def _multipliers(factors: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
+    """``1 + s z`` by name, drawn together: a layer's own is too small to be worth the calls."""
+    alike: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+    for name, factor in factors.items():
+        alike.setdefault((factor.dtype, factor.device), []).append(name)
+    result = {}
+    for names in alike.values():
+        sizes = [len(factors[name]) for name in names]
+        joint = torch.cat([factors[name] for name in names])
+        rows = normal_rows(batch_size, len(joint), joint).one_plus(joint)
+        result.update(zip(names, rows.split(sizes, dim=1), strict=True))
+    return result
 
 
 def _find_inputs(net: nn.Module, name: str) -> Inputs | None:

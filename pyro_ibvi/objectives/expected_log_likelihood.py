@@ -240,7 +240,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             losses.append(loss)
             sums += terms
             if surrogate_particle.requires_grad:
-                surrogate_particle = surrogate_particle / self.num_particles
+                if self.num_particles > 1:
+                    surrogate_particle = surrogate_particle / self.num_particles
                 surrogate_particle.backward(retain_graph=self.retain_graph)
         return self._as_float(losses, sums)
 
