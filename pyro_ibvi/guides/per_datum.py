@@ -191,7 +191,7 @@ def _multipliers(factors: Mapping[str, Tensor], batch_size: int) -> dict[str, Te
     alike: dict[tuple[torch.dtype, torch.device], list[str]] = {}
     for name, factor in factors.items():
         alike.setdefault((factor.dtype, factor.device), []).append(name)
-    result = {}
+    result: dict[str, Tensor] = {}
     for names in alike.values():
         sizes = [len(factors[name]) for name in names]
         joint = torch.cat([factors[name] for name in names])
