@@ -210,6 +210,7 @@ class VariationalNetwork:
         seed: int | None = None,
         batch_size: int | None = None,
         chunk_size: int | None = None,
+        max_memory: int | str | None = None,
     ) -> Prediction:
         """Predicts by averaging over draws of the weights.
 
@@ -219,6 +220,8 @@ class VariationalNetwork:
             seed: Makes the draws the same at each call, without touching global random states.
             batch_size: Number of inputs that run at once.
             chunk_size: Number of draws that run at once.
+            max_memory: Bytes, or a text such as ``"2 GB"``, within which to stay, see
+                :func:`~pyro_ibvi.predict`.
 
         Returns:
             The prediction, see :class:`~pyro_ibvi.Prediction`.
@@ -231,6 +234,7 @@ class VariationalNetwork:
             num_samples=num_samples,
             chunk_size=chunk_size,
             batch_size=batch_size,
+            max_memory=max_memory,
             generator=seed,
             temperature=self.temperature,
         )

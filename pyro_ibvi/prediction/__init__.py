@@ -1,5 +1,6 @@
 """Predictions as mixtures over draws of the weights, and their scores."""
 
+from pyro_ibvi.prediction.budget import read_memory
 from pyro_ibvi.prediction.calibration import Temperature, fit_temperature
 from pyro_ibvi.prediction.conformal import (
     ConformalIntervals,
@@ -28,6 +29,7 @@ __all__ = [
     "mean_network",
     "predict",
     "predict_batches",
+    "read_memory",
     "reliability",
     "score",
 ]

@@ -35,7 +35,7 @@ def draws_to_make(net: RandomModule) -> int:
     Returns:
         The number of draws, at least 1.
     """
-    limit = _MAX_WEIGHTS_SHARED if _shares_layers(net) else _MAX_WEIGHTS
+    limit = _MAX_WEIGHTS_SHARED if shares_layers(net) else _MAX_WEIGHTS
     sizes = [net.network.get_parameter(name).numel() for name in net.stochastic]
     return max(1, limit // max(1, sum(sizes)))
 
@@ -57,8 +57,8 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     network = net.network
     num_draws = draws_to_make(net)
     if net.runner.runs_batched(net.stochastic):  # the others run draw by draw
-        sizes = _output_sizes(net, one_row)
-        shares = _shares_layers(net)
+        sizes = output_sizes(net, one_row)
+        shares = shares_layers(net)
         if not (shares and len(sizes) == 1):
             device = network.get_parameter(net.stochastic[0]).device
             limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
@@ -67,18 +67,34 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     return max(1, num_draws)
 
 
-def _shares_layers(net: RandomModule) -> bool:
-    """Whether all draws share the layers in front."""
+def shares_layers(net: RandomModule) -> bool:
+    """Whether all draws share the layers in front.
+
+    Args:
+        net: The network.
+
+    Returns:
+        Whether they do.
+    """
     return "input" not in {net.roles[name].layer_role for name in net.stochastic}
 
 
-def _output_sizes(net: RandomModule, one_row: Any) -> list[int]:
-    """Sizes of the layers' outputs from the first random layer on, for one datum."""
+def output_sizes(net: RandomModule, one_row: Any, *, from_random: bool = True) -> list[int]:
+    """Sizes of the layers' outputs for one datum, in the order in which they run.
+
+    Args:
+        net: The network, in evaluation mode.
+        one_row: Its positional and keyword arguments for one datum.
+        from_random: Whether to begin at the first random layer.
+
+    Returns:
+        The sizes, none where the network refuses a single datum.
+    """
     random_layers = {name.rpartition(".")[0] for name in net.stochastic}
     found: list[int] = []
 
     def compare(layer: str, output: Any) -> None:
-        if found or layer in random_layers:
+        if found or not from_random or layer in random_layers:
             leaves = torch.utils._pytree.tree_leaves(output)
             found.append(sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)))
 

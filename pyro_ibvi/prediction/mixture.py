@@ -23,6 +23,9 @@ from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import Masked, Standardized, elementwise
 from pyro_ibvi.prediction import marginals
 
+#: Numbers of outputs whose moments are taken at once.
+MAX_NUMBERS = 2**20
+
 
 class Prediction:
     r"""The predictive distribution, :math:`p(y \mid x) = \frac1S \sum_s p(y \mid f_{w_s}(x))`.
@@ -297,6 +300,17 @@ def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Te
     Returns:
         The mean, the variance of the components' means, and the mean of their variances.
     """
+    num_numbers = max(1, outputs.numel())
+    num_rows = max(1, MAX_NUMBERS * outputs.shape[1] // num_numbers) if outputs.dim() > 1 else 0
+    if not num_rows or num_rows >= outputs.shape[1]:
+        return _moments(outputs, likelihood)
+    # Conditional moments of all data at once would take several times the outputs' memory.
+    parts = [_moments(part, likelihood) for part in outputs.split(num_rows, dim=1)]
+    mean, epistemic, aleatoric = (torch.cat(moments) for moments in zip(*parts, strict=True))
+    return mean, epistemic, aleatoric
+
+
+def _moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor, Tensor]:
     means, variances = likelihood.moments(outputs, 2)
     return means.mean(0), means.var(0, correction=0), variances.mean(0)
 

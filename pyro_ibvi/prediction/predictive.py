@@ -21,8 +21,10 @@ from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbe
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.prediction.budget import Memory, cut_to_budget, read_memory
 from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.outputs import Outputs
 from pyro_ibvi.prediction.rows import Rows
 
 #: What makes draws reproducible: a seed, or a generator that gives one.
@@ -37,6 +39,7 @@ def predict(
     num_samples: int = 100,
     chunk_size: int | None = None,
     batch_size: int | None = None,
+    max_memory: Memory | None = None,
     generator: Seed = None,
     temperature: float = 1.0,
     differentiable: bool = False,
@@ -57,6 +60,11 @@ def predict(
             activations. By default as many as a few million numbers allow.
         batch_size: Number of inputs that run at once; bounds the memory for activations. The
             draws are the same for all of them.
+        max_memory: Bytes, or a text such as ``"2 GB"``, that the prediction may allocate, its
+            result included: fewer inputs and draws run at once, as far as their numbers are not
+            given. What the network needs is estimated from its layers' outputs for one datum.
+            Where not even the weights of all draws fit, a seed gives other draws than without. A
+            result that does not fit is refused; :func:`predict_batches` is the way then.
         generator: A seed, or a generator that gives one: makes the draws reproducible, without
             touching the global random state.
         temperature: Temperature of the likelihood, see
@@ -80,6 +88,8 @@ def predict(
         (torch.Size([5, 1]), True)
     """
     _check(model, guide, num_samples)
+    if max_memory is not None:
+        read_memory(max_memory)
     sizes = {"num_samples": num_samples, "chunk_size": chunk_size, "batch_size": batch_size}
     for name, size in sizes.items():
         if size is not None or name == "num_samples":
@@ -98,13 +108,16 @@ def predict(
                     num_samples=num_samples,
                     chunk_size=chunk_size,
                     batch_size=batch_size,
+                    max_memory=max_memory,
                     generator=generator,
                 )
             ]
             return Prediction(torch.cat(parts, dim=1), likelihood)
         rows = prepare_rows(model, x)
         with _evaluation(guide), seeded_numbers(generator, guide):
-            outputs = run_draws(model, guide, rows, num_samples, chunk_size, batch_size)
+            outputs = run_draws(
+                model, guide, rows, num_samples, chunk_size, batch_size, max_memory
+            )
         return Prediction(outputs, likelihood)
 
 
@@ -116,6 +129,7 @@ def predict_batches(
     num_samples: int = 100,
     chunk_size: int | None = None,
     batch_size: int | None = None,
+    max_memory: Memory | None = None,
     generator: Seed = None,
     temperature: float = 1.0,
 ) -> Iterator[tuple[Prediction, Any]]:
@@ -129,6 +143,8 @@ def predict_batches(
         num_samples: Number of draws of the weights.
         chunk_size: As for :func:`predict`.
         batch_size: As for :func:`predict`.
+        max_memory: As for :func:`predict`, for each batch by itself; the one before it is held by
+            whoever has not let go of it.
         generator: As for :func:`predict`; without one the draws are new, and the same for all
             batches.
         temperature: As for :func:`predict`.
@@ -164,7 +180,9 @@ def predict_batches(
         is_empty = False
         rows = prepare_rows(model, x)
         with torch.no_grad(), _evaluation(guide), seeded_numbers(seed, guide):
-            outputs = run_draws(model, guide, rows, num_samples, chunk_size, batch_size)
+            outputs = run_draws(
+                model, guide, rows, num_samples, chunk_size, batch_size, max_memory
+            )
         yield Prediction(outputs, likelihood), y
     if is_empty:
         raise DataError("The loader is empty: it yielded no batch.")
@@ -211,6 +229,7 @@ def run_draws(
     num_samples: int,
     chunk_size: int | None,
     batch_size: int | None,
+    max_memory: Memory | None = None,
 ) -> Tensor:
     """The network's outputs for draws of the guide, in chunks of draws and batches of inputs.
 
@@ -221,19 +240,30 @@ def run_draws(
         num_samples: Number of draws.
         chunk_size: Number of draws that run at once.
         batch_size: Number of inputs that run at once.
+        max_memory: Bytes for outputs and whatever makes them.
 
     Returns:
         The outputs, draws in front.
+
+    Raises:
+        ValueError: If the memory does not do.
     """
     num_drawn = draws_to_make(model.net) if chunk_size is None else chunk_size
-    num_run = rows.draws_to_run(batch_size) if chunk_size is None else chunk_size
-    outputs = []
+    most = num_samples
+    if max_memory is not None:
+        args = (model.net, rows.one_row(), max_memory, num_samples, rows.num_rows)
+        num_made, most, num_rows = cut_to_budget(*args)
+        num_drawn = min(num_drawn, num_made)
+        if batch_size is None and num_rows < rows.num_rows:
+            batch_size = num_rows
+    num_run = min(most, rows.draws_to_run(batch_size)) if chunk_size is None else chunk_size
+    is_cut = batch_size is not None and batch_size < rows.num_rows
+    outputs = Outputs(num_samples, rows.num_rows if is_cut else None)
     for start in range(0, num_samples, num_drawn):
         values = draw_parameters(model, guide, rows.x, min(num_drawn, num_samples - start))
         for chunk in _chunks(model, values, num_run):
-            parts = [rows.run(chunk, part, batch_size) for part in rows.batches(batch_size)]
-            outputs.append(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
-    return torch.cat(outputs)
+            outputs.add(rows.run(chunk, part, batch_size) for part in rows.batches(batch_size))
+    return outputs.whole()
 
 
 def _read(model: SupervisedModel, batch: Any) -> tuple[Any, Any]:

@@ -61,7 +61,11 @@ class Rows:
             The number.
         """
         num_rows = min(self.num_rows, batch_size or self.num_rows)
-        return draws_to_run(self.model.net, as_call(self._cut(slice(0, 1))), num_rows)
+        return draws_to_run(self.model.net, self.one_row(), num_rows)
+
+    def one_row(self) -> Any:
+        """The network's positional and keyword arguments for one datum."""
+        return as_call(self._cut(slice(0, 1)))
 
     def run(self, values: Mapping[str, Tensor], x: Any, batch_size: int | None) -> Tensor:
         """Runs the network on a batch.

@@ -12,7 +12,6 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.training.admission import check_guide, check_optim_args, check_takes_part
@@ -31,6 +30,7 @@ from pyro_ibvi.training.param_groups import (
     unique_name,
 )
 from pyro_ibvi.training.ratios import check_ratios
+from pyro_ibvi.training.scheduler_maker import check_scheduler, made_scheduler
 
 # Optimizers with fused kernels on CPU and CUDA, and the arguments that choose them or others.
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -99,14 +99,7 @@ class MuPOptim(PyroOptim):
         check_guide(guide)
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"clip_norm must be positive and finite, got {clip_norm!r}.")
-        if scheduler is not None and (
-            not callable(scheduler) or isinstance(scheduler, LRScheduler)
-        ):
-            raise TypeError(
-                f"scheduler must be a function that makes a torch scheduler of the optimizer, "
-                f"such as `lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)`, got "
-                f"{scheduler!r}."
-            )
+        check_scheduler(scheduler)
         super().__init__(optimizer, optim_args)
         self.lr = checked_rate(optim_args["lr"])
         self.guide = guide
@@ -268,7 +261,7 @@ class MuPOptim(PyroOptim):
             arguments["fused"] = True
         self._optimizer = self.pt_optim_constructor(groups, **arguments)  # type: ignore
         if self._make_scheduler is not None:
-            self._scheduler = self._make_scheduler(self._optimizer)
+            self._scheduler = made_scheduler(self._make_scheduler, self._optimizer)
             check_ratios(self._optimizer.param_groups, self._scheduler)
         if self._waiting_state:
             self._restore()
