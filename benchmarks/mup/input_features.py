@@ -1,6 +1,6 @@
 """The largest stable rate of SGD over the number of input features.
 
-    PYRO_IBVI_DATA=... python benchmarks/mup/input_features.py
+    PYRO_IBVI_DATA=... python -m benchmarks.mup.input_features
 
 A d-128-128-classes network with ReLU on 256 rows of standardized data with 4 (iris), 64 (digits),
 784 (Fashion-MNIST) and 3,072 (CIFAR-10) features, all rows in each of 40 steps without momentum. A
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 from pyro.infer import SVI
-from real_data import read_idx
 from sklearn.datasets import load_digits, load_iris
 from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
+from benchmarks.evidence.data import raw_images
 
 FILE = Path(__file__).with_suffix(".json")
 NUM_ROWS, WIDTH, NUM_STEPS, NUM_SEEDS = 256, 128, 40, 3
@@ -50,9 +50,10 @@ def cifar() -> tuple[Tensor, Tensor]:
 
 def data_sets() -> dict[str, tuple[Tensor, Tensor]]:
     """Rows by the name of the data, standardized by one mean and one deviation."""
-    fashion = read_idx("train-images-idx3-ubyte.gz")[:NUM_ROWS].reshape(NUM_ROWS, -1).float()
+    images, labels, _, _ = raw_images("fashion-mnist")
+    fashion = torch.tensor(images[:NUM_ROWS]).flatten(1)
     found = {"CIFAR-10": cifar()}
-    found["Fashion-MNIST"] = fashion, read_idx("train-labels-idx1-ubyte.gz")[:NUM_ROWS].long()
+    found["Fashion-MNIST"] = fashion, torch.tensor(labels[:NUM_ROWS])
     for name, load in (("digits", load_digits), ("iris", load_iris)):
         x, y = load(return_X_y=True)
         found[name] = torch.tensor(x, dtype=torch.float32), torch.tensor(y)

@@ -1,122 +1,155 @@
-"""Best learning rates over widths on Fashion-MNIST: muP against the standard parametrization.
+"""Best learning rates over widths on real data: muP against the standard parametrization.
 
-    PYRO_IBVI_DATA=... python benchmarks/mup/real_data.py [--seeds 3] [--optimizers SGD AdamW]
+    PYRO_IBVI_DATA=... python -m benchmarks.mup.real_data [--tasks fashion] [--optimizers SGD]
 
-A 784-h-h-10 network with ReLU, first and last weights random with a low-rank factor, a few epochs
-on a part of the training images (``SETTINGS``), the loss at the end on held-out ones. The data
-directory holds ``fashion-mnist/*.gz``; without it the files come from torchvision.
+fashion  Fashion-MNIST, a 784-h-h-10 network with ReLU
+cifar    CIFAR-10 (from JPEG files, so no number compares with published ones), two 3x3
+         convolutions of h channels with stride and pooling, mean over positions, read-out
 
-Each case, an optimizer and a parametrization, has a file in ``real_data/`` beside this one, which
-:func:`pyro_ibvi.rate_transfer` adds each run to: stopped and started again, the script goes on
-where it was. Seeds come one after the other, so that all cases have the first before any has the
-second.
+First and last weights are random with a low-rank factor. One pass over a part of the training
+images (``TASKS``), then the expected loss on images held out of the training set, over
+``NUM_DRAWS`` draws of the weights for each of their batches.
+
+Each case, a task, an optimizer and a parametrization, has a file in ``real_data/`` beside this
+one, which :func:`pyro_ibvi.rate_transfer` adds each run to: stopped and started again, the script
+goes on where it was. Seeds come one after the other, so that all cases have the first before any
+has the second.
 """
 
 import argparse
-import gzip
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.evidence.data import raw_images
 
 FOLDER = Path(__file__).with_suffix("")
-SETTINGS = {
-    "num_train": 2048,
-    "num_valid": 512,
-    "num_epochs": 3,
-    "batch_size": 128,
-    "num_draws": 2,
-}
-WIDTHS = (64, 256, 1024)
+RANK = 10
+NUM_DRAWS = 8
 OPTIMIZERS = {
     "SGD": (torch.optim.SGD, {"momentum": 0.9}),
     "AdamW": (torch.optim.AdamW, {"weight_decay": 0.0}),
     "Muon": (torch.optim.Muon, {"weight_decay": 0.0}),
 }
-PARAMETRIZATIONS = {"MaximalUpdate": ibvi.MaximalUpdate(), "Standard": ibvi.Standard()}
-#: Powers of two around the best rates of the narrowest network.
-RATES = {
-    ("SGD", "MaximalUpdate"): range(-6, 1),
-    ("SGD", "Standard"): range(-9, -2),
-    ("AdamW", "MaximalUpdate"): range(-5, 2),
-    ("AdamW", "Standard"): range(-13, -6),
-    ("Muon", "MaximalUpdate"): range(-7, 0),
-    ("Muon", "Standard"): range(-12, -5),
+PARAMETRIZATIONS = {
+    "MaximalUpdate": ibvi.MaximalUpdate(),
+    "Standard": ibvi.Standard(),
+    "base64": ibvi.MaximalUpdate(base=64),  # at width 64 the same as the standard one
 }
 
 
-def read_idx(name: str) -> Tensor:
-    """One of the four files, as torch has them."""
-    folder = Path(os.environ.get("PYRO_IBVI_DATA", "data")) / "fashion-mnist"
-    if not (folder / name).exists():
-        from torchvision.datasets import FashionMNIST
-
-        FashionMNIST("data", download=True)
-        folder = Path("data/FashionMNIST/raw")
-    content = gzip.decompress((folder / name).read_bytes())
-    num_dims = content[3]
-    shape = torch.tensor(list(content[4 : 4 + 4 * num_dims])).reshape(num_dims, 4)
-    sizes = (shape * torch.tensor([2**24, 2**16, 2**8, 1])).sum(1).tolist()
-    data = torch.frombuffer(bytearray(content[4 + 4 * num_dims :]), dtype=torch.uint8)
-    return data.reshape(sizes)
+def mlp(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+        nn.Linear(width, 10),
+    )  # fmt: skip
 
 
-def load_data() -> tuple[torch.utils.data.Dataset, torch.utils.data.Dataset]:
-    """Training and held-out images, standardized by the training set's mean and deviation."""
-    x = read_idx("train-images-idx3-ubyte.gz").reshape(60_000, 784).float().div(255)
-    x, y = (x - 0.286) / 0.353, read_idx("train-labels-idx1-ubyte.gz").long()
-    parts = x.split([SETTINGS["num_train"], len(x) - SETTINGS["num_train"]])
-    labels = y.split([SETTINGS["num_train"], len(x) - SETTINGS["num_train"]])
-    n = SETTINGS["num_valid"]
-    return (
-        torch.utils.data.TensorDataset(parts[0], labels[0]),
-        torch.utils.data.TensorDataset(parts[1][-n:], labels[1][-n:]),
+def conv(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with the networks that learn it."""
+
+    images: str
+    net: Callable[[int], nn.Module]
+    widths: tuple[int, ...]
+    num_train: int
+    num_valid: int
+    batch_size: int
+    valid_batch_size: int  # each has draws of its own
+
+
+TASKS = {
+    "fashion": Task("fashion-mnist", mlp, (64, 256, 1024), 12_800, 2_000, 128, 500),
+    "cifar": Task("cifar10-jpeg", conv, (16, 64, 256), 4_000, 2_000, 32, 250),
+}
+#: Powers of two around the best rates of the narrowest network.
+RATES = {
+    ("fashion", "SGD", "MaximalUpdate"): range(-6, 0),
+    ("fashion", "SGD", "Standard"): range(-9, -3),
+    ("fashion", "AdamW", "MaximalUpdate"): range(-4, 2),
+    ("fashion", "AdamW", "Standard"): range(-12, -6),
+    ("fashion", "SGD", "base64"): range(-9, -3),
+    ("fashion", "AdamW", "base64"): range(-12, -6),
+    ("fashion", "Muon", "MaximalUpdate"): range(-7, 0),
+    ("fashion", "Muon", "Standard"): range(-12, -5),
+    ("cifar", "SGD", "MaximalUpdate"): range(-6, 1),
+    ("cifar", "SGD", "Standard"): range(-8, -1),
+    ("cifar", "AdamW", "MaximalUpdate"): range(-6, 0),
+    ("cifar", "AdamW", "Standard"): range(-10, -4),
+    ("cifar", "Muon", "MaximalUpdate"): range(-7, 0),
+    ("cifar", "Muon", "Standard"): range(-12, -5),
+}
+
+
+def load_data(task: Task) -> tuple[torch.utils.data.Dataset, torch.utils.data.Dataset]:
+    """Training and held-out images, standardized by the training images' channels."""
+    images, labels, _, _ = raw_images(task.images)
+    total = task.num_train + task.num_valid
+    x, y = torch.tensor(images[:total]), torch.tensor(labels[:total])
+    mean = x[: task.num_train].mean((0, 2, 3), keepdim=True)
+    x = (x - mean) / x[: task.num_train].std((0, 2, 3), keepdim=True)
+    sizes = [task.num_train, task.num_valid]
+    return tuple(
+        torch.utils.data.TensorDataset(*part)
+        for part in zip(x.split(sizes), y.split(sizes), strict=True)
     )
 
 
-def run(optimizer: str, rule: str, num_seeds: int) -> ibvi.diagnostics.RateTransfer:
-    train, valid = load_data()
+def run(
+    name: str, optimizer: str, rule: str, num_seeds: int, data: tuple
+) -> ibvi.diagnostics.RateTransfer:
+    task, (train, valid) = TASKS[name], data
 
     def build(width: int) -> tuple[ibvi.SupervisedModel, ibvi.AutoMuPNormal]:
-        net = nn.Sequential(
-            nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, 10),
-        )  # fmt: skip
-        random = ibvi.RandomModule(net, parametrization=PARAMETRIZATIONS[rule])
+        random = ibvi.RandomModule(task.net(width), parametrization=PARAMETRIZATIONS[rule])
         model = ibvi.SupervisedModel(random, ibvi.Categorical(), num_data=len(train))
-        return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(10))
+        return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(RANK))
 
     kind, arguments = OPTIMIZERS[optimizer]
     return ibvi.rate_transfer(
         build,
-        WIDTHS,
-        [2.0**power for power in RATES[optimizer, rule]],
-        torch.utils.data.DataLoader(train, SETTINGS["batch_size"], shuffle=True),
-        SETTINGS["num_epochs"],
-        valid_loader=torch.utils.data.DataLoader(valid, SETTINGS["num_valid"]),
+        task.widths,
+        [2.0**power for power in RATES[name, optimizer, rule]],
+        torch.utils.data.DataLoader(train, task.batch_size, shuffle=True),
+        1,
+        valid_loader=torch.utils.data.DataLoader(valid, task.valid_batch_size),
         optimizer=kind,
         optim_args=arguments,
         num_seeds=num_seeds,
-        num_draws=SETTINGS["num_draws"],
-        path=FOLDER / f"{optimizer}-{rule}.json",
+        num_draws=NUM_DRAWS,
+        path=FOLDER / f"{name}-{optimizer}-{rule}.json",
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
+    data = {name: load_data(TASKS[name]) for name in args.tasks}
     for num_seeds in range(1, args.seeds + 1):
-        for optimizer in args.optimizers:
-            for rule in PARAMETRIZATIONS:
-                print(f"{optimizer}, {rule}, {num_seeds} seeds")
-                print(run(optimizer, rule, num_seeds), flush=True)
+        for name in args.tasks:
+            for optimizer in args.optimizers:
+                for rule in PARAMETRIZATIONS:
+                    if (name, optimizer, rule) not in RATES:
+                        continue
+                    print(f"{name}, {optimizer}, {rule}, {num_seeds} seeds")
+                    print(run(name, optimizer, rule, num_seeds, data[name]), flush=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from pyro_ibvi.training.optim import MuPOptim
 
 @dataclass(frozen=True)
 class RateTransfer:
-    """What :func:`transfer` measured.
+    """What :func:`rate_transfer` measured.
 
     Attributes:
         widths: Widths of the networks.
