@@ -6,8 +6,11 @@
 # regression, and in a variational autoencoder, where the KL divergence must stay.
 
 # %% tags=["hide-input"]
+import argparse
 import os
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
@@ -19,6 +22,10 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 
+parser = argparse.ArgumentParser()
+parser.add_argument("--out", default="out", help="folder for the pictures")
+out = Path(parser.parse_known_args()[0].out)
+out.mkdir(parents=True, exist_ok=True)
 smoke = "PYRO_IBVI_SMOKE" in os.environ  # shortens the runs where only the code is checked
 
 
@@ -65,6 +72,7 @@ def describe(guide):
     return f"{median.norm():.2f} | {spread:.3f} | {nll:.3f}"
 
 
+posteriors = {}
 rows = [
     "| loss | length of the median | mean posterior std | test NLL |",
     "| --- |" + " --- |" * 3,
@@ -79,7 +87,21 @@ for name, loss in {
     guide = AutoNormal(logistic)
     _ = fit(logistic, guide, loss, x_train, y_train)
     rows.append(f"| {name} | {describe(guide)} |")
+    posteriors[name] = torch.stack(list(guide.quantiles([0.16, 0.5, 0.84])["weight"]))
 print("\n".join(rows))
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Medians and 68 percent intervals of the thirty weights. With the whole KL they are small and their intervals wide; the less of it is left, the larger the weights and the shorter the intervals."}}
+figure, axis = plt.subplots(figsize=(7, 3))
+for shift, (name, color) in enumerate(
+    {"Trace_ELBO": "0.5", "kl_weight=0.1": "tab:orange", "kl_weight=0": "tab:blue"}.items()
+):
+    low, median, high = posteriors[name].detach()
+    place = torch.arange(30) + 0.25 * shift
+    axis.errorbar(place, median, [median - low, high - median], fmt="o", ms=3, c=color, label=name)
+axis.axhline(0, c="0.8", zorder=0)
+axis.set(xlabel="feature", ylabel="weight")
+axis.legend()
+figure.savefig(out / "logistic_weights.png", dpi=150, bbox_inches="tight")
 
 # %% [markdown]
 # `kl_weight=1` *is* `Trace_ELBO`, to the last digit. Without the KL the data decide: they are
@@ -236,6 +258,31 @@ for epoch in range(1 if smoke else 30):
     epoch_losses = [svi.step(images[rows]) for rows in order.split(100)]
     vae_losses.append(sum(epoch_losses) / len(epoch_losses))
 print(f"nats per image: {vae_losses[0]:.1f} in the first epoch, {vae_losses[-1]:.1f} in the last")
+
+# %% [markdown]
+# What it makes of ten images, above: the image; below: what comes out of its code, averaged over
+# draws of the code and of the weights.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Ten handwritten digits in a row, and below each the blurred digit that the autoencoder makes of its four numbers."}}
+shown = images[:10]
+with torch.no_grad():
+    made = 0
+    for _ in range(20):
+        weights = pyro.poutine.replay(
+            autoencoder.decoder.sample_parameters,
+            trace=pyro.poutine.trace(autoencoder.weight_guide).get_trace(),
+        )()
+        loc, raw_scale = autoencoder.encoder(shown).chunk(2, dim=-1)
+        code = loc + nn.functional.softplus(raw_scale) * torch.randn_like(loc)
+        made = made + autoencoder.decoder.run(weights, code).sigmoid() / 20
+figure, axes = plt.subplots(2, 10, figsize=(7, 1.6))
+for column in range(10):
+    for axis, image in zip(
+        axes[:, column], (shown[column].numpy(), made[column].numpy()), strict=True
+    ):
+        axis.imshow(image.reshape(8, 8), cmap="gray", vmin=0, vmax=1)
+        axis.axis("off")
+figure.savefig(out / "autoencoder.png", dpi=150, bbox_inches="tight")
 
 # %% [markdown]
 # ## Annealing the KL down to 0
