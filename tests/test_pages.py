@@ -36,7 +36,7 @@ def test_pages_show_python_in_one_way():
     """Code that is not run would hide in a block of another name."""
     for path in PAGES:
         names = set(re.findall(r"^`{3,}([\w{}:-]+)", path.read_text(), re.MULTILINE))
-        allowed = {"python", "text", "shell", "sh", "{code-cell}", "{toctree}", "{image}"}
+        allowed = {"python", "py", "text", "shell", "sh", "{code-cell}", "{toctree}", "{image}"}
         allowed |= {"{figure}", "{include}", "{eval-rst}", "{note}", "{warning}", "{seealso}"}
         assert names <= allowed | {"{tip}", "{math}", "{literalinclude}"}, path
 
