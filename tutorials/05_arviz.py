@@ -217,13 +217,13 @@ data["posterior_predictive"]
 # %% [markdown]
 # The posterior of the weights that were named, by digit.
 
-# %%
+# %% mystnb={"image": {"alt": "Posterior intervals of the ten biases of the output layer, one line each."}}
 az.plot_forest(data, var_names=["net.2.bias"], combined=True)
 
 # %% [markdown]
 # A posterior predictive check: how often each digit is predicted, against how often it occurs.
 
-# %%
+# %% mystnb={"image": {"alt": "Cumulative distribution of the observed digits and of draws from the posterior predictive."}}
 if hasattr(az, "plot_ppc_dist"):  # ArviZ 1.x
     az.plot_ppc_dist(data, kind="ecdf", num_samples=20)
 else:

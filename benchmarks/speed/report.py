@@ -97,9 +97,9 @@ def target_table(results: dict[str, Any]) -> str:
 
 
 def prediction_table(results: dict[str, Any], family: str = MEAN_FIELD) -> str:
-    """Times of predictions: contenders by networks and numbers of draws."""
+    """Times of predictions by the largest number of draws: contenders by networks."""
     entries = results["prediction"]
-    columns = [(network, draws) for network in entries for draws in entries[network]["draws"]]
+    columns = [(network, max(entries[network]["draws"], key=int)) for network in entries]
     found = [entries[network]["draws"][draws].get(family, {}) for network, draws in columns]
     rows = []
     for who in dict.fromkeys(who for families in found for who in families):
