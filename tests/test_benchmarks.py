@@ -181,6 +181,19 @@ def test_the_committed_results_fill_the_page():
     assert len(targets.all_targets(results)) >= 20
 
 
+def test_the_committed_results_per_datum_fill_the_page():
+    results = report.load(per_datum.RESULTS)
+    assert list(results["steps"]) == list(per_datum.ROUNDS)
+    assert list(results["memory"]) == list(per_datum.MEMORY)
+    for text, num_rows, names in (
+        (report.per_datum_table(results), len(per_datum.CONTENDERS), per_datum.ROUNDS),
+        (report.per_datum_memory_table(results), len(per_datum.CONTENDERS) - 2, per_datum.MEMORY),
+    ):
+        lines = text.splitlines()
+        assert len(lines) == 2 + num_rows
+        assert all(line.count("|") == 2 + len(names) for line in lines)
+
+
 @pytest.mark.parametrize("network", [TINY, CONV], ids=["mlp", "conv"])
 @pytest.mark.parametrize("who", per_datum.CONTENDERS)
 def test_contenders_with_a_draw_per_datum_train(network, who):

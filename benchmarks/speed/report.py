@@ -135,6 +135,30 @@ def growth_table(results: dict[str, Any], axis: str) -> str:
     return table([f"ms, by {axis}", *times], rows)
 
 
+def per_datum_table(results: dict[str, Any]) -> str:
+    """Ratios of steps with a draw per datum to ordinary ones: contenders by networks."""
+    steps = results["steps"]
+    header = ["step", *(f"{name}, batch {entry['batch']}" for name, entry in steps.items())]
+    first, *others = next(iter(steps.values()))["rows"]
+    times = [f"1 ({number(entry['rows'][first]['ms'])} ms)" for entry in steps.values()]
+    ratios = [
+        [who, *(f"{entry['rows'][who]['ratio']:.2f}" for entry in steps.values())]
+        for who in others
+    ]
+    return table(header, [[first, *times], *ratios])
+
+
+def per_datum_memory_table(results: dict[str, Any]) -> str:
+    """Peak memory of the same steps, as ratios to ordinary training's."""
+    memory = results["memory"]
+    first, *others = next(iter(memory.values()))
+    sizes = [f"1 ({number(peaks[first] / MIB)} MiB)" for peaks in memory.values()]
+    ratios = [
+        [who, *(f"{peaks[who] / peaks[first]:.2f}" for peaks in memory.values())] for who in others
+    ]
+    return table(["peak memory", *memory], [[first, *sizes], *ratios])
+
+
 def peer_table(results: dict[str, Any]) -> str:
     """Which peers took part and what they need, or why they did not."""
     rows = [

@@ -16,12 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Call = Callable[[], object]
 
 
-def milliseconds(call: Call, device: torch.device) -> float:
+def milliseconds(
+    call: Call, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Time of a call: by the clock, on a GPU by events on its stream."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        start = clock()
         call()
-        return 1e3 * (time.perf_counter() - start)
+        return 1e3 * (clock() - start)
     torch.cuda.synchronize(device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
@@ -32,7 +34,11 @@ def milliseconds(call: Call, device: torch.device) -> float:
 
 
 def in_turn(
-    calls: Mapping[str, Call], rounds: int, device: torch.device, warmup: int = 3
+    calls: Mapping[str, Call],
+    rounds: int,
+    device: torch.device,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Times A B C A B C: each call once in a round, so that a drifting machine slows all alike.
 
@@ -44,6 +50,8 @@ def in_turn(
         rounds: Number of timed rounds.
         device: Where they run.
         warmup: Number of rounds before them.
+        clock: The clock on a processor, in seconds: ``time.thread_time`` for a single thread on a
+            machine that has other work.
 
     Returns:
         Milliseconds by name, one a round.
@@ -55,7 +63,7 @@ def in_turn(
     try:
         for i in range(warmup + rounds):
             for name, call in calls.items():
-                elapsed = milliseconds(call, device)
+                elapsed = milliseconds(call, device, clock)
                 if i >= warmup:
                     times[name].append(elapsed)
             gc.collect()
