@@ -41,6 +41,7 @@ NUM_DRAWS = 3
 BASE_DEPTH = 2
 DEPTH_WIDTH = 64
 LARGE_DECAY = 10.0
+NARROWEST = 128
 
 
 class UnscaledEpsilon(ibvi.MaximalUpdate):
@@ -63,7 +64,7 @@ class UnscaledDecay(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:  # noqa: D102
         for group in self.param_groups:
             if group["weight_decay"]:
-                group["weight_decay"] = LARGE_DECAY
+                group["weight_decay"] = LARGE_DECAY * NARROWEST  # right at that width
         return super().step(closure)
 
 
@@ -108,7 +109,7 @@ class Case:
 
 
 SIZES = {
-    "MLP": ([128, 512, 2048], [6, 3, 3]),
+    "MLP": ([NARROWEST, 512, 2048], [6, 3, 3]),
     "transformer": ([128, 512, 2048], [4, 2, 2]),
     "residual": ([2, 8, 32], [4, 4, 4]),
 }
@@ -126,10 +127,10 @@ CASES = [
     Case("MLP", "Muon", MUON),
     Case("MLP", "SGD", SGD, "standard", ibvi.Standard()),
     Case("MLP", "AdamW", {**ADAMW, "lr": 1e-4}, "standard", ibvi.Standard()),
-    Case("MLP", "AdamW, large epsilon", {**EPSILON, "eps": 0.1 / 128}, "epsilon",
+    Case("MLP", "AdamW, large epsilon", {**EPSILON, "eps": 0.1 / NARROWEST}, "epsilon",
          UnscaledEpsilon()),
     Case("MLP", "AdamW, large decay", DECAY, "decay", kind=UnscaledDecay),
-    Case("MLP", "Muon", MUON, "Adam's rule", AdamsRule()),
+    Case("MLP", "Muon", {**MUON, "weight_decay": 0.0}, "Adam's rule", AdamsRule()),
     Case("residual", "AdamW", DEPTH_ADAM, rule=DEPTH),
     Case("residual", "SGD", SGD, "standard", ibvi.Standard()),
     Case("residual", "AdamW", DEPTH_ADAM, "branches", ibvi.Standard()),
