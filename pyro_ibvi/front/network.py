@@ -18,7 +18,7 @@ from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.files import write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
-from pyro_ibvi.front.recipe import as_random
+from pyro_ibvi.front.recipe import as_random, default_optimizer
 from pyro_ibvi.front.scoring import calibrate_batches, score_batches
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.models import SupervisedModel
@@ -68,7 +68,8 @@ class VariationalNetwork:
         init_loc_fn: Start of the means; :func:`~pyro_ibvi.init_to_network` for a network that is
             trained already.
         init_scale: Start of the standard deviations, in units of the prior's.
-        optimizer: Class of the torch optimizer.
+        optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
+            other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam and AdamW have a default.
         optim_args: Further arguments of the optimizer.
         scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`.
@@ -116,7 +117,7 @@ class VariationalNetwork:
         covariance: Any = None,
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
-        optimizer: type[Optimizer] = torch.optim.SGD,
+        optimizer: type[Optimizer] | None = None,
         lr: float | None = None,
         optim_args: Mapping[str, Any] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
@@ -142,6 +143,7 @@ class VariationalNetwork:
             init_loc_fn=recipe.init_loc_fn if init_loc_fn is None else init_loc_fn,
             init_scale=1.0 if init_scale is None else init_scale,
         )
+        optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args)
         self.optim = MuPOptim(
             optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm

@@ -115,9 +115,9 @@ def rate_search(
         >>> found = ibvi.rate_search(
         ...     lambda lr: ibvi.VariationalNetwork(net, ibvi.Normal(0.1), lr=lr),
         ...     x[::2], x[::2] ** 2, valid_loader=(x[1::2], x[1::2] ** 2),
-        ...     rates=(1e-5, 1e-3, 1.0))
+        ...     rates=(1e-4, 0.1, 100.0))
         >>> found.best
-        0.001
+        0.1
     """
     ordered = sorted(float(rate) for rate in rates)
     if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
+from torch.optim import Optimizer
 
 from pyro_ibvi.guides import Multiplicative
 from pyro_ibvi.models import Bernoulli, Categorical, RandomModule, init_to_network
@@ -98,6 +100,21 @@ def as_random(
             return RandomModule(net, stochastic=_DENSE, **given), recipe
         recipe = recipe if covariance is not None else PAPER
     return RandomModule(net, **given), recipe
+
+
+def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:
+    """The class of the optimizer where the user names none.
+
+    The gradient of a Gaussian's loss goes with one over its variance, and so does the largest
+    stable rate of SGD; with a scale that learns, it changes in training. Adam does not feel it.
+
+    Args:
+        likelihood: The likelihood.
+
+    Returns:
+        SGD for class labels, Adam for the rest.
+    """
+    return torch.optim.SGD if is_of_labels(likelihood) else torch.optim.Adam
 
 
 def is_of_labels(likelihood: Any) -> bool:

@@ -16,7 +16,12 @@ from tests.front.conftest import make_net
 def test_it_is_its_parts(data):
     torch.manual_seed(0)
     bnn = ibvi.VariationalNetwork(
-        make_net(), ibvi.Normal(0.3), covariance=ibvi.LowRank(5), lr=0.01, clip_norm=3.0
+        make_net(),
+        ibvi.Normal(0.3),
+        covariance=ibvi.LowRank(5),
+        optimizer=torch.optim.SGD,
+        lr=0.01,
+        clip_norm=3.0,
     )
     loader = DataLoader(TensorDataset(*data), batch_size=8)
     torch.manual_seed(1)
@@ -138,10 +143,10 @@ def test_defaults_agree():
     ],
 )
 def test_it_moves_with_its_optimizer(trained, data, device):
-    momentum = [s["momentum_buffer"].clone() for s in trained.optim.optimizer.state.values()]
+    momentum = [s["exp_avg"].clone() for s in trained.optim.optimizer.state.values()]
     assert trained.to(device) is trained
     for buffer, state in zip(momentum, trained.optim.optimizer.state.values(), strict=True):
-        assert torch.equal(buffer, state["momentum_buffer"].cpu())
+        assert torch.equal(buffer, state["exp_avg"].cpu())
     trained.fit(*data, num_epochs=1, progress=False)
     assert trained.device.type == device
 

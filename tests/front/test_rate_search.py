@@ -13,7 +13,9 @@ from tests.front.conftest import make_net
 @pytest.fixture
 def build():
     net = make_net()
-    return lambda lr: ibvi.VariationalNetwork(net, ibvi.Normal(0.3), lr=lr)
+    return lambda lr: ibvi.VariationalNetwork(
+        net, ibvi.Normal(0.3), optimizer=torch.optim.SGD, lr=lr
+    )
 
 
 def test_it_trains_and_compares(build, data):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.front.recipe import PAPER, RELATIVE, as_random, is_of_labels
+from pyro_ibvi.front.recipe import PAPER, RELATIVE, as_random, default_optimizer, is_of_labels
 from pyro_ibvi.models import Masked
 
 
@@ -118,3 +118,23 @@ def test_each_choice_can_be_exchanged_alone() -> None:
     bnn = ibvi.VariationalNetwork(make_convnet(), ibvi.Categorical(), draws=4)
     assert bnn.loss.draws == 4
     assert bnn.net.stochastic == ["5.weight", "7.weight"]
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+@pytest.mark.parametrize("scale", [0.05, 0.3, 1.0])
+def test_default_rate_is_stable_whatever_the_noise(scale: float, learn_scale: bool) -> None:
+    """Smaller noise makes the gradient larger, by a factor of 400 here."""
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 64).unsqueeze(-1)
+    net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 1))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Normal(scale, learn_scale=learn_scale))
+    bnn.fit(x, (3 * x).sin(), num_epochs=30, batch_size=16, progress=False)
+    assert bnn.evaluate(x, (3 * x).sin(), seed=0)["rmse"] < 0.4  # that of the mean is 0.7
+
+
+def test_default_optimizers() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    assert default_optimizer(ibvi.Categorical()) is torch.optim.SGD
+    assert default_optimizer(Masked(ibvi.Normal(1.0))) is torch.optim.Adam
+    bnn = ibvi.VariationalNetwork(net, ibvi.Poisson(), optimizer=torch.optim.SGD, lr=0.2)
+    assert bnn.optim.make_torch()[0].defaults["lr"] == 0.2
