@@ -194,7 +194,7 @@ def test_the_coordinate_check_sees_the_scaled_queries():
     net = RandomModule(Attention(), parametrization=MaximalUpdate(attention="1/d"))
     model = SupervisedModel(net, Normal(1.0), num_data=3)
     guide = AutoMuPNormal(model, covariance=LowRank(2))
-    measured = Probe(model, guide, X, num_draws=2, seed=0).measure(1)
+    measured = Probe(model, guide, X, num_draws=2, seed=0, blocks={}).measure(1)
     changes = {key: value for key, value in measured.items() if key[0] not in ("size", "spread")}
     assert changes
     assert max(changes.values()) < 1e-6
