@@ -19,7 +19,12 @@ from torch.autograd.function import Function
 from pyro_ibvi.models.replicas import Replica
 
 #: Layers whose fused kernels vmap cannot run on draws.
-FUSED = (nn.modules.rnn.RNNBase, nn.modules.rnn.RNNCellBase, nn.MultiheadAttention)
+FUSED = (
+    nn.modules.rnn.RNNBase,
+    nn.modules.rnn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,  # which in evaluation mode goes past its parts
+)
 
 
 class NotTogetherError(RuntimeError):

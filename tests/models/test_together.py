@@ -66,6 +66,13 @@ NETWORKS = {
         (6, 3),
     ),
     "behind recurrence": (Recurrent, ["head.weight", "head.bias"], (6, 4, 3)),
+    "in front of a transformer": (
+        lambda: nn.Sequential(
+            nn.Linear(3, 4), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        ),
+        ["0.weight"],
+        (6, 4, 3),
+    ),
     "in front of attention": (Attending, ["first.weight"], (6, 4, 3)),
 }
 
