@@ -111,10 +111,8 @@ def stock_pyro(data: Data, seed: int, init_scale: float = 0.1) -> Predictions:
     return {name: ibvi.predict(model, guide, x) for name, x in data.tests.items()}
 
 
-def implicit_bias(
-    data: Data, seed: int, covariance: ibvi.guides.Covariance | None = None
-) -> Predictions:
-    """The recipe of the quickstart."""
+def implicit_bias(data: Data, seed: int, covariance: ibvi.guides.Covariance) -> Predictions:
+    """The paper's recipe."""
     net = ibvi.RandomModule(make_network())
     model = ibvi.SupervisedModel(net, ibvi.Categorical(), num_data=len(data.x))
     guide = ibvi.AutoMuPNormal(model, covariance=covariance)
@@ -130,7 +128,7 @@ METHODS: dict[str, Callable[[Data, int], Predictions]] = {
     "ELBO, stock Pyro": stock_pyro,
     "ELBO, initial scale 0.01": lambda data, seed: stock_pyro(data, seed, init_scale=0.01),
     "IBVI, rank 10": lambda data, seed: implicit_bias(data, seed, ibvi.LowRank(10)),
-    "IBVI": implicit_bias,
+    "IBVI, rank 100": lambda data, seed: implicit_bias(data, seed, ibvi.LowRank(100)),
 }
 
 

@@ -60,7 +60,7 @@ class AutoMuPNormal(LayeredGuide):
             ``"hidden"``, ``"output"``: of the layer, so biases included), site name or pattern
             to a covariance, where None is a point estimate. An exact name counts before a role,
             and both before patterns, of which the first that matches does. By default
-            ``LowRank(100)`` for networks' weights, ``Diagonal()`` for every other site.
+            ``LowRank(10)`` for networks' weights, ``Diagonal()`` for every other site.
         parametrization: Rules the learning rates of the sites that ``roles`` names; networks in
             a :class:`~pyro_ibvi.RandomModule` bring their own.
         init_loc_fn: Start of ``loc``, as in Pyro's autoguides;

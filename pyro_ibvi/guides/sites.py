@@ -24,8 +24,9 @@ from pyro_ibvi.mup.roles import NetworkWeight
 
 CovarianceChoice = Covariance | Mapping[str, Covariance | None] | None
 
-#: Rank for networks' weights, what the benchmarks favor.
-DEFAULT_RANK = 100
+#: Rank for networks' weights: a factor of rank 100 learns ten times as slowly, which is too slow
+#: for tables (``benchmarks/evidence``), and costs up to 1.5 times as much.
+DEFAULT_RANK = 10
 
 #: What a guide gives to networks' weights, and to all other sites, unless it is told otherwise.
 DEFAULT_COVARIANCE: Covariance = LowRank(DEFAULT_RANK)

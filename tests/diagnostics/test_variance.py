@@ -122,7 +122,7 @@ def test_a_mean_field_guide_is_told_of_the_remedy():
     assert report.layers[0].off_span < 0.01
     (note,) = report.notes
     assert "A diagonal cannot keep variance" in note
-    assert "LowRank(100)" in note
+    assert "LowRank(10)" in note
     text = str(report)
     assert "collapsed" in text
     assert "point estimate" in text
