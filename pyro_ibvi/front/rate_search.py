@@ -111,13 +111,14 @@ def rate_search(
         >>> import torch, pyro_ibvi as ibvi
         >>> x = torch.linspace(-1, 1, 64).unsqueeze(-1)
         >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
         >>> found = ibvi.rate_search(
-        ...     lambda lr: ibvi.VariationalNetwork(net, ibvi.Normal(0.1), lr=lr),
-        ...     x[::2], x[::2] ** 2, valid_loader=(x[1::2], x[1::2] ** 2),
-        ...     rates=(1e-4, 0.1, 100.0))
+        ...     lambda lr: ibvi.VariationalNetwork(net, ibvi.Normal(0.3), lr=lr),
+        ...     x[::2], x[::2] ** 2, valid_loader=(x[1::2], x[1::2] ** 2), num_epochs=20,
+        ...     rates=(1e-4, 0.03, 100.0))
         >>> found.best
-        0.1
+        0.03
     """
     ordered = sorted(float(rate) for rate in rates)
     if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
