@@ -76,11 +76,13 @@ unit: $(DEV_STAMP) ## tests and docstring examples
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 docs: $(DEV_STAMP) ## build the documentation, tutorials run in full, into docs/_build/html
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 	$(PY) -m sphinx -W --keep-going -E -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 docs-smoke: $(DEV_STAMP) ## the same with shortened tutorials, as a check
-	PYRO_IBVI_SMOKE=1 $(PY) -m sphinx -W --keep-going -E -q -b html docs docs/_build/smoke
+	PYRO_IBVI_SMOKE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	$(PY) -m sphinx -W --keep-going -E -q -b html docs docs/_build/smoke
 
 docs-check: ## look at the built pages in Chromium: links, formulas, search, no request elsewhere
 	$(PY) docs/check.py docs/_build/html
