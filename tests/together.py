@@ -155,6 +155,9 @@ def work(rank, port, script_port, script):
         MASTER_PORT=script_port,
     )
     runpy.run_path(script)
+    # The end of a forked interpreter tears down what it did not make.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def print_comparisons(rank, port):

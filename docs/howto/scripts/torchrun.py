@@ -36,4 +36,5 @@ for epoch in range(20):
 if distributed.get_rank() == 0:  # all have the same network, and one writes it
     bnn.save("digits.ibvi")
     print(bnn.evaluate(x[1200:], y[1200:], seed=0))
+del loss  # before the group that it uses: torch may hang at the end of a process otherwise
 distributed.destroy_process_group()
