@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import pyro_ibvi as ibvi
 
 from .data import Images
+from .implicit_bias import make_svi
 from .networks import NETWORKS, with_dropout
 
 Draw = Callable[[Tensor, int], Tensor]
@@ -259,12 +260,7 @@ def vbll(task: Task, settings: Settings, seed: int) -> Epochs:
         yield draw, [net]
 
 
-def _model(task: Task, **choices: Any) -> ibvi.SupervisedModel:
-    net = ibvi.RandomModule(task.build(), **choices)
-    return ibvi.SupervisedModel(net, ibvi.Categorical(), num_data=len(task.data.x))
-
-
-def _train_svi(task: Task, svi: SVI, scheduler: Callable[[], None] | None, seed: int) -> Epochs:
+def train_svi(task: Task, svi: SVI, scheduler: Callable[[], None] | None, seed: int) -> Epochs:
     """Steps of ``SVI``; the draws are those of ``predict``."""
 
     def draw(x: Tensor, num_draws: int) -> Tensor:
@@ -285,31 +281,28 @@ def _train_svi(task: Task, svi: SVI, scheduler: Callable[[], None] | None, seed:
 def elbo(task: Task, settings: Settings, seed: int) -> Epochs:
     """Mean-field VI with Pyro's own guide, all weights random, the KL weighted."""
     pyro.clear_param_store()
-    model = _model(task, stochastic="all", prior=settings.get("prior"))
+    net = ibvi.RandomModule(task.build(), stochastic="all", prior=settings.get("prior"))
+    model = ibvi.SupervisedModel(net, ibvi.Categorical(), num_data=len(task.data.x))
     model(task.data.x[:2], task.data.y[:2])
     guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=settings["init_scale"])
     weight = settings["kl_weight"]
     loss = Trace_ELBO() if weight == 1 else ibvi.TraceExpectedLogLikelihood(kl_weight=weight)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": settings["lr"]}), loss)
-    return _train_svi(task, svi, None, seed)
+    return train_svi(task, svi, None, seed)
 
 
 def implicit_bias(task: Task, settings: Settings, seed: int) -> Epochs:
     """Implicit-bias VI with a covariance and the layers that are random."""
-    model = _model(task, stochastic=settings.get("stochastic", "input+output weights"))
-    covariance = {
-        "low rank": lambda: ibvi.LowRank(settings["rank"]),
-        "diagonal": lambda: ibvi.Diagonal(),
-        "relative": lambda: ibvi.Multiplicative(settings["scale"], rate=0.0),
-    }[settings["covariance"]]()
-    start = ibvi.init_to_network if settings["covariance"] == "relative" else init_to_sample
-    guide = ibvi.AutoMuPNormal(model, covariance=covariance, init_loc_fn=start)
-    optim = ibvi.MuPOptim(
-        torch.optim.SGD, {"lr": settings["lr"], "momentum": 0.9}, guide, scheduler=task.cosine
+    svi, optim = make_svi(
+        task.build(),
+        ibvi.Categorical(),
+        len(task.data.x),
+        settings,
+        torch.optim.SGD,
+        task.cosine,
+        momentum=0.9,
     )
-    options = {"draws": settings["draws"]} if "draws" in settings else {}
-    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", **options)
-    return _train_svi(task, SVI(model, guide, optim, loss), optim.step_scheduler, seed)
+    return train_svi(task, svi, optim.step_scheduler, seed)
 
 
 CONTENDERS: dict[str, Callable[[Task, Settings, int], Iterator[Draw]]] = {

@@ -15,15 +15,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI
-from pyro.infer.autoguide.initialization import init_to_sample
 
 import pyro_ibvi as ibvi
 
 from . import scores
-from .contenders import Task, _train_svi
+from .contenders import Task, train_svi
 from .data import load_images
-from .networks import NETWORKS
+from .implicit_bias import make_svi
 from .run import GRID_SEED, HERE, probabilities, versions
 
 RECIPE: dict[str, Any] = {
@@ -59,29 +57,32 @@ VARIANTS: list[dict[str, Any]] = [
 def run(task: Task, choices: dict[str, Any]) -> dict[str, Any]:
     """Trains one variant; returns the validation loss after each epoch and what is left of s."""
     pyro.set_rng_seed(GRID_SEED)
-    net = task.build()
-    is_table = choices["rates"] == "absolute table"
-    random_net = ibvi.RandomModule(
-        net,
-        stochastic=choices["layers"],
-        parametrization=ibvi.MaximalUpdate(base=None if is_table else NETWORKS["lenet5"]()),
+    settings = {
+        "covariance": "relative",
+        "scale": choices["scale"],
+        "rate": choices["rate of s"],
+        "stochastic": choices["layers"],
+        "start": choices["start"],
+        "draws": "datum",
+        "lr": choices["lr"],
+    }
+    svi, optim = make_svi(
+        net=task.build(),
+        base=None if choices["rates"] == "absolute table" else task.build(),
+        likelihood=ibvi.Categorical(),
+        num_data=len(task.data.x),
+        settings=settings,
+        optimizer=torch.optim.SGD,
+        schedule=task.cosine,
+        momentum=0.9,
     )
-    model = ibvi.SupervisedModel(random_net, ibvi.Categorical(), num_data=len(task.data.x))
-    guide = ibvi.AutoMuPNormal(
-        model,
-        covariance=ibvi.Multiplicative(choices["scale"], rate=choices["rate of s"]),
-        init_loc_fn=ibvi.init_to_network if choices["start"] == "network" else init_to_sample,
-    )
-    arguments = {"lr": choices["lr"], "momentum": 0.9}
-    optim = ibvi.MuPOptim(torch.optim.SGD, arguments, guide, scheduler=task.cosine)
-    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws="datum")
     course = []
-    svi = SVI(model, guide, optim, loss)
-    for draw, _ in _train_svi(task, svi, optim.step_scheduler, GRID_SEED):
+    for draw, _ in train_svi(task, svi, optim.step_scheduler, GRID_SEED):
         with torch.random.fork_rng():
             p, _ = probabilities(draw, task.data.x_valid, 8)
         course.append(scores.nll(p, task.data.y_valid))
-    kept = {n: guide.factor(f"net.{n}").abs().mean().item() for n in random_net.stochastic}
+    names = svi.model.net.stochastic
+    kept = {name: svi.guide.factor(f"net.{name}").abs().mean().item() for name in names}
     return {"valid_nll": course, "s": kept}
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import pyro_ibvi as ibvi
 
 from .data import UCI, Table, table_splits
+from .implicit_bias import make_svi
 from .networks import mlp_50
 from .run import HERE, versions
 
@@ -93,11 +94,8 @@ def ensemble(table: Table, settings: Settings) -> Draw:
     return draw
 
 
-def _model(table: Table, **choices: Any) -> ibvi.SupervisedModel:
-    net = ibvi.RandomModule(mlp_50(table.x.shape[1]), **choices)
-    return ibvi.SupervisedModel(
-        net, ibvi.Normal(math.exp(-1), learn_scale=True), num_data=len(table.x)
-    )
+def _likelihood() -> ibvi.Normal:
+    return ibvi.Normal(math.exp(-1), learn_scale=True)
 
 
 def _train_svi(table: Table, svi: SVI, step_scheduler: Callable[[], None] | None) -> Draw:
@@ -118,7 +116,8 @@ def _train_svi(table: Table, svi: SVI, step_scheduler: Callable[[], None] | None
 def elbo(table: Table, settings: Settings) -> Draw:
     """Mean-field VI with Pyro's own guide, all weights random."""
     pyro.clear_param_store()
-    model = _model(table, stochastic="all")
+    net = ibvi.RandomModule(mlp_50(table.x.shape[1]), stochastic="all")
+    model = ibvi.SupervisedModel(net, _likelihood(), num_data=len(table.x))
     guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=settings["init_scale"])
     guide(table.x[:2], table.y[:2])
     epochs = num_epochs(table)
@@ -134,30 +133,17 @@ def elbo(table: Table, settings: Settings) -> Draw:
 
 def implicit_bias(table: Table, settings: Settings) -> Draw:
     """Implicit-bias VI with a covariance and the layers that are random."""
-    is_relative = settings["covariance"] == "relative"
-    model = _model(
-        table,
-        stochastic=settings.get("stochastic", "input+output weights"),
-        # At the base itself muP's rates are those of ordinary training.
-        parametrization=ibvi.MaximalUpdate(base=mlp_50(table.x.shape[1]) if is_relative else None),
+    num_features, epochs = table.x.shape[1], num_epochs(table)
+    svi, optim = make_svi(
+        base=mlp_50(num_features) if settings["covariance"] == "relative" else None,
+        net=mlp_50(num_features),
+        likelihood=_likelihood(),
+        num_data=len(table.x),
+        settings=settings,
+        optimizer=torch.optim.Adam,
+        schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs),
     )
-    covariance = {
-        "low rank": lambda: ibvi.LowRank(settings["rank"]),
-        "diagonal": lambda: ibvi.Diagonal(),
-        "relative": lambda: ibvi.Multiplicative(settings["scale"], settings["rate"]),
-    }[settings["covariance"]]()
-    start = ibvi.init_to_network if is_relative else init_to_sample
-    guide = ibvi.AutoMuPNormal(model, covariance=covariance, init_loc_fn=start)
-    epochs = num_epochs(table)
-    optim = ibvi.MuPOptim(
-        torch.optim.Adam,
-        {"lr": settings["lr"]},
-        guide,
-        scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs),
-    )
-    options = {"draws": settings["draws"]} if "draws" in settings else {}
-    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", **options)
-    return _train_svi(table, SVI(model, guide, optim, loss), optim.step_scheduler)
+    return _train_svi(table, svi, optim.step_scheduler)
 
 
 CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
