@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 
-def resident(key: Literal["VmRSS", "VmHWM"]) -> int:
-    """Bytes now, ``VmRSS``, or at the peak, ``VmHWM``."""
+def resident(key: Literal["VmRSS", "VmHWM", "RssAnon"]) -> int:
+    """Bytes now, ``VmRSS`` or without pages of files ``RssAnon``, or at the peak, ``VmHWM``."""
     match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match is not None
     return int(match.group(1)) * 1024

@@ -24,6 +24,7 @@ from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.front.batches import count_rows
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction import Prediction, predict, predict_batches
+from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import scored_parts, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
@@ -33,7 +34,6 @@ from pyro_ibvi.training.step import batch_size
 
 __all__ = ["IBVIModule"]
 
-_NUM_BINS = 15
 _KEY = "pyro_ibvi"
 
 
@@ -296,7 +296,7 @@ class IBVIModule(lightning.LightningModule):
         if not parts:
             return
         whole = {task: Scored.join(found) for task, found in parts.items()}
-        scores = {prefix + name: v for name, v in summarize(whole, _NUM_BINS).items()}
+        scores = {prefix + name: v for name, v in summarize(whole, NUM_BINS).items()}
         self.log_dict(scores, prog_bar=True, sync_dist=True)  # alike in all processes
 
 

@@ -19,7 +19,7 @@ from torch import nn
 import pyro_ibvi as ibvi
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--out", default="out", help="folder for the report and the pictures")
+parser.add_argument("--out", default="out", help="folder for what is written")
 out = Path(parser.parse_known_args()[0].out)
 out.mkdir(parents=True, exist_ok=True)
 num_epochs = 2 if "PYRO_IBVI_SMOKE" in os.environ else 40  # few where only the code is checked
@@ -84,8 +84,7 @@ for name, x in test_sets.items():
         s = ibvi.score(prediction, labels[test])
         percent = 100 * s["accuracy"]
         rows.append(f"| {method} | {name} | {percent:.1f} | {s['nll']:.3f} | {s['ece']:.3f} |")
-table = "\n".join(rows)
-print(table)
+print("\n".join(rows))
 
 # %% [markdown]
 # Confidence against accuracy on the noisy images. Below the diagonal a network is surer than it
@@ -138,20 +137,6 @@ with warnings.catch_warnings():
         seed=0,
     )
     posterior.to_netcdf(str(out / "posterior.nc"))
-
-report = f"""# Quickstart
-
-Written by `tutorials/01_quickstart.py`, one seed, {num_epochs} epochs.
-
-{table}
-
-![Confidence against accuracy on noisy digits](reliability.png)
-
-![The images it is least sure of](unsure.png)
-
-The network is in `network.ibvi`; draws of its last layer and predictions are in `posterior.nc`.
-"""
-_ = (out / "report.md").write_text(report)
 
 # %% [markdown]
 # Next: [the same in three ways](07_three_ways.py), with stock Pyro's ELBO beside it and a

@@ -61,7 +61,7 @@ def run(options: dict[str, Any], rate: float, seed: int) -> dict[str, Any]:
     model = ibvi.SupervisedModel(
         ibvi.RandomModule(make_network(), **options), ibvi.Categorical(), num_data=len(train)
     )
-    guide = ibvi.AutoMuPNormal(model)
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(100))
     optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": rate, "momentum": 0.9}, guide)
     svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
     data = torch.utils.data.TensorDataset(images[train], labels[train])

@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import re
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.resident_memory import resident
 
 HERE = Path(__file__).parent
 MB = 10**6
@@ -34,7 +34,7 @@ class Peak:
     """The most anonymous memory that is resident in a while, above that at its start."""
 
     def __enter__(self) -> Peak:
-        self.num_bytes, self._start = 0, _anonymous()
+        self.num_bytes, self._start = 0, resident("RssAnon")
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
@@ -46,13 +46,7 @@ class Peak:
 
     def _look(self) -> None:
         while not self._is_over.wait(0.005):
-            self.num_bytes = max(self.num_bytes, _anonymous() - self._start)
-
-
-def _anonymous() -> int:
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return 1024 * int(match.group(1))
+            self.num_bytes = max(self.num_bytes, resident("RssAnon") - self._start)
 
 
 def measure(

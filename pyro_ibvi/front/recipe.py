@@ -8,7 +8,6 @@ tables with a learned noise scale it was the other way round.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,12 +19,10 @@ from torch.optim import Optimizer
 
 from pyro_ibvi.guides import Multiplicative
 from pyro_ibvi.models import Bernoulli, Categorical, RandomModule, init_to_network
-from pyro_ibvi.models.choices import NothingChosenError
+from pyro_ibvi.models.choices import DENSE_WEIGHTS, NothingChosenError
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
 from pyro_ibvi.objectives.routes import NumDraws
-
-_DENSE = "dense weights"
 
 
 @dataclass(frozen=True)
@@ -33,20 +30,22 @@ class Recipe:
     """Choices that go together.
 
     Attributes:
-        covariance: Covariance of the random parameters, or None for the guide's own choice.
+        stochastic: Which parameters are random, or None for the network's own choice.
+        covariance: Their covariance, or None for the guide's own choice.
         init_loc_fn: Start of the means.
         draws: Draws of the weights in a step.
     """
 
+    stochastic: str | None
     covariance: Any
     init_loc_fn: Callable[..., Any]
     draws: NumDraws
 
 
 #: Relative noise on what the layers behind the first read, a draw for each datum.
-RELATIVE = Recipe(Multiplicative(0.35, rate=0.0), init_to_network, "datum")
+RELATIVE = Recipe(DENSE_WEIGHTS, Multiplicative(0.35, rate=0.0), init_to_network, "datum")
 #: The paper's: a low-rank factor in the first and the last layer, one draw for a batch.
-PAPER = Recipe(None, init_to_sample, "batch")
+PAPER = Recipe(None, None, init_to_sample, "batch")
 
 
 def as_random(
@@ -84,10 +83,12 @@ def as_random(
     given = {name: value for name, value in choices.items() if value is not None}
     is_open = stochastic is None and not isinstance(net, RandomModule)
     if covariance is not None:
-        recipe = RELATIVE if isinstance(covariance, Multiplicative) else PAPER
-        recipe = replace(recipe, covariance=covariance)
+        kind = RELATIVE if isinstance(covariance, Multiplicative) else PAPER
+        recipe = replace(kind, covariance=covariance)
+    elif is_open and not is_scaled and is_of_labels(likelihood):
+        recipe = RELATIVE
     else:
-        recipe = RELATIVE if is_open and not is_scaled and is_of_labels(likelihood) else PAPER
+        recipe = PAPER
     if isinstance(net, RandomModule):
         if given:
             raise ValueError(
@@ -95,10 +96,11 @@ def as_random(
                 f"{' and '.join(given)} to RandomModule(net, ...)."
             )
         return net, recipe
-    if is_open and recipe.draws == RELATIVE.draws:
-        with contextlib.suppress(NothingChosenError):
-            return RandomModule(net, stochastic=_DENSE, **given), recipe
-        recipe = recipe if covariance is not None else PAPER
+    if is_open and recipe.stochastic is not None:
+        try:
+            return RandomModule(net, stochastic=recipe.stochastic, **given), recipe
+        except NothingChosenError:  # no dense layer behind another
+            recipe = recipe if covariance is not None else PAPER
     return RandomModule(net, **given), recipe
 
 

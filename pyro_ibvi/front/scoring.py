@@ -10,10 +10,9 @@ import torch
 from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.prediction import Prediction, Temperature, fit_temperature, predict_batches
+from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import scored_parts, summarize
-
-_NUM_BINS = 15
 
 
 @torch.no_grad()
@@ -45,7 +44,7 @@ def score_batches(
     for prediction, y in predict_batches(model, guide, batches, **options):
         for task, scored in scored_parts(prediction, _checked_target(y)).items():
             parts.setdefault(task, []).append(scored)
-    return summarize({task: Scored.join(found) for task, found in parts.items()}, _NUM_BINS)
+    return summarize({task: Scored.join(found) for task, found in parts.items()}, NUM_BINS)
 
 
 def calibrate_batches(

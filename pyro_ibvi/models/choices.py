@@ -24,7 +24,9 @@ _LAYER_CHOICES: dict[str, tuple[str, ...]] = {
     "last": ("output",),
 }
 #: Linear layers that read other layers: their inputs are units of the network, not data.
-_DENSE, _DENSE_ROLES = "dense weights", ("hidden", "output")
+DENSE_WEIGHTS = "dense weights"
+_DENSE_ROLES = ("hidden", "output")
+_CHOICES = sorted([*_LAYER_CHOICES, DENSE_WEIGHTS])
 
 
 class NothingChosenError(ValueError):
@@ -124,7 +126,7 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
         )
         random -= set(frozen)
-    elif stochastic == _DENSE:
+    elif stochastic == DENSE_WEIGHTS:
         linear = _matches(net, list(weights), nn.Linear)
         random = {n for n in linear if weights[n].role in _DENSE_ROLES} - set(frozen)
     elif callable(stochastic) and not isinstance(stochastic, type):
@@ -135,7 +137,7 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             if not matched:
                 raise ValueError(
                     f"stochastic names {choice!r}, which matches no parameter; choose "
-                    f"{sorted([*_LAYER_CHOICES, _DENSE])} or among the parameters {list(weights)}."
+                    f"{_CHOICES} or among the parameters {list(weights)}."
                 )
             random |= matched - set(frozen) if isinstance(choice, type) else matched
     if not random:
@@ -170,7 +172,7 @@ def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
     choices = [stochastic] if isinstance(stochastic, (str, type)) else stochastic
     if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
         raise TypeError(
-            f"stochastic must be one of {sorted([*_LAYER_CHOICES, _DENSE])}, names or types of "
+            f"stochastic must be one of {_CHOICES}, names or types of "
             f"layers, or a predicate on names; got {stochastic!r}."
         )
     return list(choices)

@@ -83,11 +83,10 @@ class Need:
         """
         weights = [net.network.get_parameter(name) for name in net.stochastic]
         size = weights[0].element_size()
-        own = output_sizes(net, one_row)
-        every = output_sizes(net, one_row, from_random=False)
+        in_front, own = output_sizes(net, one_row)
         return cls(
             weights=2 * size * sum(weight.numel() for weight in weights),
-            shared=_NUM_ALIVE * size * max(every, default=0),
+            shared=_NUM_ALIVE * size * max([*in_front, *own], default=0),
             own=_NUM_ALIVE * size * max(own, default=0),
             output=size * (own[-1] if own else 0),
         )

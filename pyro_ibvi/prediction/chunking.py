@@ -57,7 +57,7 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     network = net.network
     num_draws = draws_to_make(net)
     if net.runner.runs_batched(net.stochastic):  # the others run draw by draw
-        sizes = output_sizes(net, one_row)
+        _, sizes = output_sizes(net, one_row)
         shares = shares_layers(net)
         if not (shares and len(sizes) == 1):
             device = network.get_parameter(net.stochastic[0]).device
@@ -79,24 +79,25 @@ def shares_layers(net: RandomModule) -> bool:
     return "input" not in {net.roles[name].layer_role for name in net.stochastic}
 
 
-def output_sizes(net: RandomModule, one_row: Any, *, from_random: bool = True) -> list[int]:
+def output_sizes(net: RandomModule, one_row: Any) -> tuple[list[int], list[int]]:
     """Sizes of the layers' outputs for one datum, in the order in which they run.
 
     Args:
         net: The network, in evaluation mode.
         one_row: Its positional and keyword arguments for one datum.
-        from_random: Whether to begin at the first random layer.
 
     Returns:
-        The sizes, none where the network refuses a single datum.
+        The sizes in front of the first random layer, and those from it on; none where the network
+        refuses a single datum.
     """
     random_layers = {name.rpartition(".")[0] for name in net.stochastic}
+    in_front: list[int] = []
     found: list[int] = []
 
     def compare(layer: str, output: Any) -> None:
-        if found or not from_random or layer in random_layers:
-            leaves = torch.utils._pytree.tree_leaves(output)
-            found.append(sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)))
+        leaves = torch.utils._pytree.tree_leaves(output)
+        sizes = found if found or layer in random_layers else in_front
+        sizes.append(sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor)))
 
     layers = [
         name
@@ -107,4 +108,4 @@ def output_sizes(net: RandomModule, one_row: Any, *, from_random: bool = True) -
     # is wrong shows when it runs on the data.
     with contextlib.suppress(Exception):
         net.runner.watch(layers, compare, *one_row)
-    return found
+    return in_front, found

@@ -32,7 +32,7 @@ def evaluate(
     chunk_size: int | None = None,
     generator: Seed = None,
     temperature: float = 1.0,
-    num_bins: int = 15,
+    num_bins: int = metrics.NUM_BINS,
 ) -> dict[str, float]:
     """Scores of a model on held-out data, one batch in memory after the other.
 

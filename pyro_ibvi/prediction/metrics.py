@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Bins of the expected calibration error, as in Guo et al. (2017), arXiv:1706.04599.
+NUM_BINS = 15
+
 
 def ece(probabilities: Tensor, labels: Tensor, num_bins: int) -> Tensor:
     """Expected calibration error of the most probable class.

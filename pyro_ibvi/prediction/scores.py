@@ -30,7 +30,7 @@ class Reliability:
 
 
 @torch.no_grad()
-def score(prediction: Prediction, y: Any, *, num_bins: int = 15) -> dict[str, float]:
+def score(prediction: Prediction, y: Any, *, num_bins: int = metrics.NUM_BINS) -> dict[str, float]:
     """Scores of a prediction on held-out data.
 
     Args:
@@ -107,7 +107,9 @@ def summarize(parts: dict[str, Scored], num_bins: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def reliability(prediction: Prediction, y: Any, *, num_bins: int = 15) -> Reliability:
+def reliability(
+    prediction: Prediction, y: Any, *, num_bins: int = metrics.NUM_BINS
+) -> Reliability:
     """Confidence and accuracy of the most probable class, in bins of equal width.
 
     Args:
