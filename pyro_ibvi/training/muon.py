@@ -74,6 +74,11 @@ class MuonWithAdamW(Optimizer):
         }
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "family": "adam"})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle has: torch's own part, and the defaults of both."""
+        own = {name: vars(self)[name] for name in ("_muon_defaults", "_adamw_defaults")}
+        return {**super().__getstate__(), **own}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, with the defaults of the optimizer that it is for.
 
@@ -86,7 +91,8 @@ class MuonWithAdamW(Optimizer):
         is_muon = param_group.get("family") == "muon"
         params = param_group["params"]
         param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        shapes = [tuple(p.shape) for p in param_group["params"] if p.dim() != 2]
+        tensors = (p[-1] if isinstance(p, tuple) else p for p in param_group["params"])  # or named
+        shapes = [tuple(p.shape) for p in tensors if p.dim() != 2]
         if is_muon and shapes:
             raise ValueError(f"Muon is for matrices, got parameters of the shapes {shapes}.")
         for name, value in (self._muon_defaults if is_muon else self._adamw_defaults).items():

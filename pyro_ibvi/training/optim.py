@@ -24,7 +24,6 @@ from pyro_ibvi.training.param_groups import (
     checked_rate,
     collect_rates,
     group_factor,
-    link,
     make_groups,
     trained_first,
     unique_name,
@@ -169,7 +168,6 @@ class MuPOptim(PyroOptim):
             decayed=self.decayed,
             scheduler=self._make_scheduler,
         )
-        new.optimizer.register_step_pre_hook(_keep_ratios)
         return new.optimizer, new.scheduler
 
     def register(self, params: Iterable[Tensor]) -> None:
@@ -245,7 +243,7 @@ class MuPOptim(PyroOptim):
         # There from the start, since schedulers look at the groups that they find.
         unknown = Rate(family="adam" if self.family == "muon" else self.family)
         factor = group_factor(unknown, torch.empty(0), self._adamw_lr / self.lr)
-        groups = link([*groups, ParameterGroup(unknown, self.lr, factor, self.decayed)])
+        groups = [*groups, ParameterGroup(unknown, self.lr, factor, self.decayed)]
         self._kinds.append(None)
         for group in groups:
             self._names.update(zip(group["params"], group["param_names"], strict=True))
@@ -260,6 +258,8 @@ class MuPOptim(PyroOptim):
         if self._is_fused:
             arguments["fused"] = True
         self._optimizer = self.pt_optim_constructor(groups, **arguments)  # type: ignore
+        # They have the optimizer's defaults now, and torch.compile takes plain dictionaries alone.
+        self._optimizer.param_groups = [dict(group) for group in self._optimizer.param_groups]
         if self._make_scheduler is not None:
             self._scheduler = made_scheduler(self._make_scheduler, self._optimizer)
             check_ratios(self._optimizer.param_groups, self._scheduler)
@@ -325,7 +325,7 @@ class MuPOptim(PyroOptim):
         for group in self.optimizer.param_groups:
             if name in group["param_names"]:
                 i = group["param_names"].index(name)
-                del dict.__getitem__(group, "params")[i], group["param_names"][i]
+                del group["params"][i], group["param_names"][i]
         del self._names[old]
         self.optimizer.state.pop(old, None)
         return name
@@ -372,10 +372,6 @@ class MuPOptim(PyroOptim):
         self._optimizer.load_state_dict(new)
         if set(position) <= set(names):
             self._waiting_state = {}
-
-
-def _keep_ratios(optimizer: Optimizer, *_: Any) -> None:
-    check_ratios(optimizer.param_groups)
 
 
 def _can_fuse(optimizer: Any, arguments: dict[str, Any], parameters: Iterable[Tensor]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.training.families import find_family
-from pyro_ibvi.training.ratios import FACTOR_KEY, check_ratios
+from pyro_ibvi.training.ratios import FACTOR_KEY, watch_steps
 
 #: What weight decay acts on: the means of weight matrices and of sites that are no network's, or
 #: covariance factors, biases and gains as well.
@@ -33,9 +33,9 @@ class HasRates(Protocol):
 class ParameterGroup(dict[str, Any]):
     """A parameter group that fits an optimizer's own arguments to its parameters.
 
-    torch keeps the object. The optimizer's epsilon and weight decay, which it sets as defaults of
-    its groups, are scaled as the group's rate asks, whoever gives them; and a step is refused if
-    something has set the rates of the groups such that their ratios are lost.
+    The optimizer's epsilon and weight decay, which it sets as defaults of its groups, are scaled
+    as the group's rate asks, whoever gives them; and its steps are refused if something has set
+    the rates of the groups such that their ratios are lost.
 
     Args:
         rate: How the parameters are treated.
@@ -52,7 +52,7 @@ class ParameterGroup(dict[str, Any]):
         self._epsilon = rate.epsilon
         # The product of rate and decay is what a step takes off a weight, and stays as it is.
         self._decay = 1 / factor if decayed == "all" or rate.decays else 0.0
-        self.siblings: list[ParameterGroup] = [self]
+        watch_steps()
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Takes one of the optimizer's defaults, scaled."""
@@ -61,12 +61,6 @@ class ParameterGroup(dict[str, Any]):
         elif key == "weight_decay" and isinstance(default, Real):
             default = self._decay * float(default)
         return super().setdefault(key, default)
-
-    def __getitem__(self, key: str) -> Any:
-        # Optimizers ask for the parameters at each step, and schedulers never do.
-        if key == "params" and self.siblings[0] is self:
-            check_ratios(self.siblings)
-        return super().__getitem__(key)
 
 
 def mup_param_groups(
@@ -137,7 +131,7 @@ def mup_param_groups(
     if weight_decay is not None:
         for group in groups:
             group.setdefault("weight_decay", weight_decay)
-    return list(link(groups))
+    return list(groups)
 
 
 def collect_rates(guide: Any, family: Family) -> dict[Tensor, tuple[str, Rate]]:
@@ -212,12 +206,12 @@ def make_groups(
             name = unique_name(name, taken)
             taken.add(name)
             add_parameter(group, name, parameter)
-    return link(groups.values())
+    return list(groups.values())
 
 
 def add_parameter(group: dict[str, Any], name: str, parameter: Tensor) -> None:
     """Adds a parameter to a group, which may be an optimizer's already."""
-    dict.__getitem__(group, "params").append(parameter)
+    group["params"].append(parameter)
     group["param_names"].append(name)
 
 
@@ -230,14 +224,6 @@ def unique_name(name: str, taken: Container[str]) -> str:
     """The name, with a number where another parameter has it."""
     numbered = (f"{name}_{i}" for i in itertools.count(2))
     return next(n for n in itertools.chain([name], numbered) if n not in taken)
-
-
-def link(groups: Iterable[ParameterGroup]) -> list[ParameterGroup]:
-    """Lets groups know one another, whose rates keep their ratios."""
-    groups = list(groups)
-    for group in groups:
-        group.siblings = groups
-    return groups
 
 
 def group_factor(rate: Rate, parameter: Tensor, adamw_ratio: float) -> float:

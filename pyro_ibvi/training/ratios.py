@@ -3,6 +3,10 @@
 A group's rate is the global one times the factor of its parameters. Schedulers that set a rate in
 the place of multiplying it give all groups the same one, and with the ratios the advantage of a
 parametrization is lost.
+
+Groups go into an optimizer that the user makes, whose ``load_state_dict`` puts plain dictionaries
+in their place. The factor stays in them, so it is by the factors of any optimizer's groups that a
+step is checked.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 #: Key of a parameter group under which the factor on the global learning rate stands.
 FACTOR_KEY = "rate_factor"
@@ -20,6 +26,22 @@ _TOLERANCE = 1e-9
 _TOLERANCE_OF_TENSORS = 1e-5
 
 _PER_GROUP = '[{value} * group["rate_factor"] for group in optimizer.param_groups]'
+
+#: The one hook that checks steps, once there are groups to check.
+_hooks: list[Any] = []
+
+
+def watch_steps() -> None:
+    """Has the ratios checked before each step of any torch optimizer, from now on.
+
+    Optimizers whose groups have no factors are passed over.
+    """
+    if not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_check_step))
+
+
+def _check_step(optimizer: Optimizer, *_: Any) -> None:
+    check_ratios(optimizer.param_groups)
 
 
 def check_ratios(groups: Iterable[Mapping[str, Any]], scheduler: Any = None) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.training import MuonWithAdamW
 
 X, Y = torch.linspace(-1, 1, 16).reshape(8, 2), torch.linspace(0, 1, 8).reshape(8, 1)
 LOSS = ibvi.TraceExpectedLogLikelihood(reduction="mean")
@@ -132,9 +134,8 @@ def test_schedules_that_set_rates_are_refused(name):
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     optimizer.step()
     advance(make_schedule(optimizer))
-    for call in (optimizer.step, optimizer.zero_grad):
-        with pytest.raises(ValueError, match=r"loses their ratios.*write a schedule that multipl"):
-            call()
+    with pytest.raises(ValueError, match=r"loses their ratios.*write a schedule that multipl"):
+        optimizer.step()
 
 
 def test_rates_set_by_hand_are_refused_and_multiplied_ones_are_not():
@@ -161,6 +162,57 @@ def test_an_optimizer_by_hand_survives_copies_and_state():
     optimizer.load_state_dict(state)
     optimizer.step()
     assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in state["param_groups"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: o,
+        lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())) or o,
+        copy.deepcopy,
+        lambda o: pickle.loads(pickle.dumps(o)),
+    ],
+    ids=["as made", "state loaded", "copied", "pickled"],
+)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, MuonWithAdamW])
+def test_an_optimizer_by_hand_is_watched_whatever_became_of_it(kind, change):
+    _, guide = make()
+    optimizer = change(kind(ibvi.mup_param_groups(guide, 0.01, optimizer=kind), lr=0.01))
+    before = [group["lr"] for group in optimizer.param_groups]
+    optimizer.step()
+    optimizer.add_param_group({"params": [("own", nn.Parameter(torch.zeros(1)))], "lr": 3.0})
+    optimizer.step()  # what the user adds has a rate of its own
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    with pytest.raises(ValueError, match="loses their ratios"):
+        optimizer.step()
+    for group, lr in zip(optimizer.param_groups, before, strict=False):
+        group["lr"] = 0.1 * lr
+    optimizer.step()
+
+
+def test_a_compiled_step_is_watched():
+    _, guide = make()
+    schedule = lr_scheduler.StepLR
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.01}, guide, scheduler=lambda o: schedule(o, 1))
+    optimizer, _ = optim.make_torch()
+    step = torch.compile(optimizer.step, backend="eager")
+    step()
+    optimizer.param_groups[0]["lr"] *= 2.0
+    with pytest.raises(ValueError, match="loses their ratios"):
+        step()
+
+
+def test_other_optimizers_are_let_alone():
+    make_and_watch = ibvi.mup_param_groups(make()[1], 0.01, optimizer=torch.optim.SGD)
+    assert len(make_and_watch) > 1
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": [weight], "lr": lr + 1.0} for lr, weight in enumerate(weights)]
+    optimizer = torch.optim.SGD(groups)
+    for weight in weights:
+        weight.grad = torch.ones(1)
+    optimizer.step()
+    assert [weight.item() for weight in weights] == [0.0, -1.0]
 
 
 # -- every way to an optimizer -----------------------------------------------------------------
