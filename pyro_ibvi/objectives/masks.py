@@ -82,6 +82,32 @@ def count_observations(
     return torch.where(total > 0, total, 1.0) if isinstance(total, Tensor) else total
 
 
+def counted_observations(
+    traces: Traces, max_plate_nesting: float, num_particles: int
+) -> Tensor | float:
+    """The number of observations, at least one of which there must be.
+
+    Args:
+        traces: The traces.
+        max_plate_nesting: As for :func:`count_observations`.
+        num_particles: As for :func:`count_observations`.
+
+    Returns:
+        As :func:`count_observations`.
+
+    Raises:
+        ValueError: If nothing is observed.
+    """
+    count = count_observations(traces, max_plate_nesting, num_particles)
+    if not isinstance(count, Tensor) and count == 0.0:
+        raise ValueError(
+            "reduction='mean' divides by the number of observations, but the model observed "
+            "nothing (or masked all of it out). Pass the targets to the step, or use "
+            "reduction='sum'."
+        )
+    return count
+
+
 def batch_shape(site: Site) -> torch.Size:
     """The batch shape of a site's log-density, found without evaluating it.
 

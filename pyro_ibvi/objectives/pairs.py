@@ -11,6 +11,8 @@ from typing import Any
 
 from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi._util.undo import Undo
+from pyro_ibvi.objectives.masks import count_observations
+from pyro_ibvi.objectives.sites import Traces
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Known:
         warned: Names that a warning has named.
         went_by_traces: Whether a step with several draws of the weights went by traces.
         data: Names of point masses that are data, no computed values.
+        is_counting: Whether the step at hand is to find out ``num_observed``.
+        num_observed: Number of observations that a sum adds up, None until it is found out.
         undo: Takes back a step that ends in an error.
     """
 
@@ -35,6 +39,20 @@ class Known:
     warned: set[str] = field(default_factory=set)
     went_by_traces: bool = False
     data: set[str] = field(default_factory=set)
+    is_counting: bool = False
+    num_observed: float | None = None
+
+    def count(self, traces: Traces, max_plate_nesting: float, num_particles: int) -> None:
+        """Counts observations, unless that was done or nobody asked.
+
+        Args:
+            traces: The traces of a step.
+            max_plate_nesting: Number of plate dimensions.
+            num_particles: Number of particles that the traces hold.
+        """
+        if self.is_counting:
+            count = count_observations(traces, max_plate_nesting, num_particles)
+            self.num_observed, self.is_counting = float(count), False
 
 
 class Pairs:

@@ -15,6 +15,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor, nn
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.loss_scale import note_scale
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import (
     KeepKL,
@@ -24,7 +25,7 @@ from pyro_ibvi.objectives.kept import (
     reject_unknown,
 )
 from pyro_ibvi.objectives.loss_module import LossModule
-from pyro_ibvi.objectives.masks import count_observations
+from pyro_ibvi.objectives.masks import counted_observations
 from pyro_ibvi.objectives.pairs import Known, Pairs
 from pyro_ibvi.objectives.sites import Site, Traces, computed_sites, sample_sites
 from pyro_ibvi.objectives.terms import as_weight, run_traces, zero_terms
@@ -103,8 +104,7 @@ class ExpectedLogLikelihood:
         check_positive_int("num_particles", num_particles)
         if reduction not in {"sum", "mean"}:
             raise ValueError(
-                f"reduction={reduction!r}: expected 'sum' (nats per data set) or 'mean' (nats per "
-                "datum)."
+                f"reduction={reduction!r}: expected 'sum' (over all data) or 'mean' (per datum)."
             )
         if factors not in {"likelihood", "drop"}:
             raise ValueError(
@@ -205,8 +205,13 @@ class ExpectedLogLikelihood:
         Returns:
             The loss, in nats per data set, or per datum for ``reduction="mean"``.
         """
-        with alone_at_handlers(), self._pairs.of(model, guide).undo.if_refused():
-            return self._loss_and_grads(model, guide, args, kwargs)
+        known = self._pairs.of(model, guide)
+        known.is_counting = self.reduction == "sum" and known.num_observed is None
+        with alone_at_handlers(), known.undo.if_refused():
+            loss = self._loss_and_grads(model, guide, args, kwargs)
+        is_mean = self.reduction == "mean"
+        note_scale(guide, type(self).__name__, 1.0 if is_mean else known.num_observed)
+        return loss
 
     def _loss_and_grads(
         self,
@@ -246,7 +251,10 @@ class ExpectedLogLikelihood:
     ) -> tuple[Trace, Trace]:
         """Returns traces of model and guide as the estimator takes them."""
         if self._is_elbo:
-            return super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
+            pair: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
+            if self._known is not None and self._known.is_counting:
+                self._reduce(Traces.of(*pair))
+            return pair
         traces = self._weighted_traces(model, guide, args, kwargs)
         self._prepare(*traces)
         return traces
@@ -311,7 +319,7 @@ class ExpectedLogLikelihood:
         weights = self.site_weights(traces, kept)
         if self._kl_weight == 0.0 or traces.model_sites:  # Pyro takes a model without sites
             checks.reject_empty_objective(*weights)
-        self.apply_weights(traces, weights, self._per_datum(traces))
+        self.apply_weights(traces, weights, self._reduce(traces))
         self._validate_shapes(*traces)
         if self._kl_weight == 0.0 and case not in known.judged and torch.is_grad_enabled():
             known.judged.add(case)
@@ -341,18 +349,13 @@ class ExpectedLogLikelihood:
             known.warned |= verdict.names
             warnings.warn(str(verdict), UserWarning, stacklevel=2)
 
-    def _per_datum(self, traces: Traces) -> Tensor | float:
-        if self.reduction == "sum":
-            return 1.0
+    def _reduce(self, traces: Traces) -> Tensor | float:
         particles = self.num_particles if self.vectorize_particles else 1
-        count = count_observations(traces, self.max_plate_nesting, particles)
-        if not isinstance(count, Tensor) and count == 0.0:
-            raise ValueError(
-                "reduction='mean' divides by the number of observations, but the model observed "
-                "nothing (or masked all of it out). Pass the targets to the step, or use "
-                "reduction='sum'."
-            )
-        return 1.0 / count
+        if self.reduction == "mean":
+            return 1.0 / counted_observations(traces, self.max_plate_nesting, particles)
+        if self._known is not None:
+            self._known.count(traces, self.max_plate_nesting, particles)
+        return 1.0
 
     def apply_weights(self, traces: Traces, weights: Weights, factor: Tensor | float) -> None:
         """Scales and evaluates the sites of weight above zero, and drops the others, in place.
@@ -370,9 +373,8 @@ class ExpectedLogLikelihood:
 
     def _validate_shapes(self, *traces: Trace) -> None:
         if is_validation_enabled():
-            for trace in traces:
-                for _, site in sample_sites(trace):
-                    check_site_shape(site, self.max_plate_nesting)  # type: ignore[arg-type]
+            for site in (site for trace in traces for _, site in sample_sites(trace)):
+                check_site_shape(site, self.max_plate_nesting)  # type: ignore[arg-type]
 
     def _guess_max_plate_nesting(
         self,

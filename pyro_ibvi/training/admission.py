@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.training.families import check_arguments
 from pyro_ibvi.training.param_groups import HasRates
+
+#: A global rate of SGD on a mean, over one minus the momentum, that no network learns at: ten
+#: times the default, and where the measured ones have long lost what they had learned.
+_TOO_LARGE = 10.0
 
 
 def check_optim_args(optimizer: type[Optimizer], optim_args: Any) -> None:
@@ -72,3 +78,34 @@ def check_takes_part(guide: Any, params: list[Tensor]) -> None:
             "it is the guide of another model: write MuPOptim(..., guide) and SVI(model, guide, "
             "...) with the same guide."
         )
+
+
+def warn_of_sum(
+    optim_args: dict[str, Any], family: Family, objective: str, num_terms: float
+) -> bool:
+    """Warns where a rate that would suit a loss per datum meets a sum over data.
+
+    A sum is a mean at a rate that is larger by the number of data. Steps of Adam and Muon do not
+    grow with the gradient, so that a sum does them no harm; nor does it where the user has divided
+    the rate.
+
+    Args:
+        optim_args: Arguments of the optimizer.
+        family: How it scales its updates.
+        objective: Name of the loss.
+        num_terms: Number of observations that it adds up.
+
+    Returns:
+        Whether it warned.
+    """
+    lr, momentum = float(optim_args["lr"]), float(optim_args.get("momentum", 0.0))
+    if family != "sgd" or not num_terms > 1 or num_terms * lr <= _TOO_LARGE * (1 - momentum):
+        return False
+    warnings.warn(
+        f"The learning rates of MuPOptim are meant for a loss per datum, and this {objective} is "
+        f"a sum, {num_terms:.0f} times as large, which SGD does not bear at lr={lr:g}: write "
+        f"TraceExpectedLogLikelihood(reduction='mean'), or divide the rate by the number of data.",
+        UserWarning,
+        stacklevel=5,
+    )
+    return True

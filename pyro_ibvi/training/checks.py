@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from pyro.infer import SVI
+from pyro.infer import ELBO, SVI
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -64,23 +63,16 @@ def check_svi(svi: Any) -> None:
 
 
 def warn_of_sum(svi: SVI) -> None:
-    """Warns where rates that expect a loss per datum meet a loss that is a sum.
+    """Warns, before the first step, where rates for a loss per datum meet a sum over data.
 
     Args:
         svi: The training.
     """
     loss = getattr(svi.loss, "__self__", svi.loss)
-    if not isinstance(svi.optim, MuPOptim) or getattr(loss, "reduction", None) == "mean":
-        return
     num_data = getattr(svi.model, "num_data", None)
-    if isinstance(num_data, int) and num_data > 1:
-        warnings.warn(
-            f"The learning rates of MuPOptim are meant for a loss per datum, and this "
-            f"{type(loss).__name__} is a sum, {num_data} times as large: write "
-            f"TraceExpectedLogLikelihood(reduction='mean'), or divide the rate by num_data.",
-            UserWarning,
-            stacklevel=3,
-        )
+    is_sum = isinstance(loss, ELBO) and getattr(loss, "reduction", "sum") == "sum"
+    if isinstance(svi.optim, MuPOptim) and is_sum and isinstance(num_data, int):
+        svi.optim.learn_scale(type(loss).__name__, num_data)
 
 
 def check_loader(name: str, loader: Any) -> None:

@@ -13,9 +13,16 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.loss_scale import noted_scale
 from pyro_ibvi.mup.parametrization import Family, Rate
-from pyro_ibvi.training.admission import check_guide, check_optim_args, check_takes_part
+from pyro_ibvi.training.admission import (
+    check_guide,
+    check_optim_args,
+    check_takes_part,
+    warn_of_sum,
+)
 from pyro_ibvi.training.families import find_family
+from pyro_ibvi.training.kernels import can_fuse, choose_kernels, has_choice
 from pyro_ibvi.training.muon import MuonWithAdamW
 from pyro_ibvi.training.param_groups import (
     Decayed,
@@ -31,10 +38,7 @@ from pyro_ibvi.training.param_groups import (
 from pyro_ibvi.training.ratios import check_ratios
 from pyro_ibvi.training.scheduler_maker import check_scheduler, made_scheduler
 
-# Optimizers with fused kernels on CPU and CUDA, and the arguments that choose them or others.
-_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _OF_THIS_OPTIMIZER = ("params", "param_names", "fused")  # what no state brings
-_IMPLEMENTATIONS = {"fused", "foreach", "differentiable", "capturable"}
 
 
 class MuPOptim(PyroOptim):
@@ -111,6 +115,7 @@ class MuPOptim(PyroOptim):
         self._kinds: list[tuple[Rate, float] | None] = []  # of the groups; None is what is unknown
         self._waiting_state: dict[str, Any] = {}
         self._is_fused = False
+        self._has_stepped = self._told_of_sum = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -133,15 +138,15 @@ class MuPOptim(PyroOptim):
             *args: Arguments of the optimizer's ``step``.
             **kwargs: Keyword arguments of the optimizer's ``step``.
         """
-        if self._optimizer is None:
+        if not self._has_stepped:
             params = list(params)
-            check_takes_part(self.guide, params)
+            self._begin(params)
         self.register(params)
         check_ratios(self.optimizer.param_groups, self._scheduler)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._names), self.clip_norm)
         if self._is_fused:
-            self._choose_kernels()
+            self._is_fused = choose_kernels(self.optimizer, self._names)
         self.optimizer.step(*args, **kwargs)
         for parameter in self._names:  # zero_grad, without its detours
             parameter.grad = None
@@ -158,7 +163,7 @@ class MuPOptim(PyroOptim):
             scheduler or None.
         """
         args: dict[str, Any] = dict(self.pt_optim_args)  # type: ignore[arg-type]
-        if self.pt_optim_constructor in _FUSED and not args.keys() & _IMPLEMENTATIONS:
+        if has_choice(self.pt_optim_constructor, args):
             args["fused"] = False
         new = MuPOptim(
             self.pt_optim_constructor,  # type: ignore[arg-type]
@@ -235,6 +240,25 @@ class MuPOptim(PyroOptim):
         """
         self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
 
+    def learn_scale(self, objective: str, num_terms: float) -> None:
+        """Hears what the loss is a sum of, and warns once if the rates are too large for that.
+
+        Args:
+            objective: Name of the loss.
+            num_terms: Number of observations that it adds up, 1 for a mean.
+        """
+        args: dict[str, Any] = self.pt_optim_args  # type: ignore[assignment]
+        if not self._told_of_sum:
+            self._told_of_sum = warn_of_sum(args, self.family, objective, num_terms)
+
+    def _begin(self, params: list[Tensor]) -> None:
+        """Checks, at the first step, that it is one of this guide and of a loss for its rates."""
+        check_takes_part(self.guide, params)
+        scale = noted_scale(self.guide)
+        if scale is not None:
+            self.learn_scale(scale.objective, scale.num_terms)
+        self._has_stepped = True
+
     def _build(self, params: list[Tensor]) -> None:
         """Makes the optimizer from the guide's groups and a group of all other parameters."""
         rates = collect_rates(self.guide, self.family)
@@ -254,7 +278,7 @@ class MuPOptim(PyroOptim):
                 "initialize the guide."
             )
         arguments: dict[str, Any] = dict(self.pt_optim_args)  # type: ignore[arg-type]
-        self._is_fused = _can_fuse(self.pt_optim_constructor, arguments, self._names)
+        self._is_fused = can_fuse(self.pt_optim_constructor, arguments, self._names)
         if self._is_fused:
             arguments["fused"] = True
         self._optimizer = self.pt_optim_constructor(groups, **arguments)  # type: ignore
@@ -274,18 +298,6 @@ class MuPOptim(PyroOptim):
         """What the parameters of one group have in common."""
         rate = named[1]
         return rate, group_factor(rate, parameter, self._adamw_lr / self.lr)
-
-    def _choose_kernels(self) -> None:
-        """Leaves the fused kernels aside where they cannot do a step.
-
-        Those of SGD expect momentum for all parameters of a group or for none; none takes sparse
-        gradients.
-        """
-        if any(p.grad is not None and p.grad.is_sparse for p in self._names):
-            self._is_fused = False
-        fused = self._is_fused and len(self.optimizer.state) in (0, len(self._names))
-        for group in self.optimizer.param_groups:
-            group["fused"] = fused
 
     def _name_new(
         self,
@@ -372,13 +384,6 @@ class MuPOptim(PyroOptim):
         self._optimizer.load_state_dict(new)
         if set(position) <= set(names):
             self._waiting_state = {}
-
-
-def _can_fuse(optimizer: Any, arguments: dict[str, Any], parameters: Iterable[Tensor]) -> bool:
-    """Whether torch has fused kernels for all parameters and nobody chose another way."""
-    if optimizer not in _FUSED or arguments.keys() & _IMPLEMENTATIONS:
-        return False
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
 def _fit(current: list[list[str]], saved: list[list[str]]) -> bool:

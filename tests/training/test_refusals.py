@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
@@ -79,13 +79,6 @@ def test_parts_of_different_pairs_are_refused():
         ibvi.fit(SVI(svi.model, svi.guide, other.optim, svi.loss.__self__), loader, 1)
     with pytest.raises(TypeError, match="model itself was passed as its guide"):
         ibvi.fit(SVI(svi.model, svi.model, svi.optim, svi.loss.__self__), loader, 1)
-
-
-@pytest.mark.parametrize("loss", [ibvi.TraceExpectedLogLikelihood, Trace_ELBO])
-def test_a_sum_at_rates_for_a_mean_is_said(loss):
-    svi = make_svi(lr=1e-5, covariance=ibvi.Diagonal())
-    with pytest.warns(UserWarning, match=rf"this {loss.__name__} is a sum, 40 times as large"):
-        ibvi.fit(SVI(svi.model, svi.guide, svi.optim, loss()), make_loader(), 1, progress=False)
 
 
 def test_guides_of_parts_functions_and_handlers_pass():

@@ -1,0 +1,67 @@
+"""How large a loss is whose gradients an optimizer gets.
+
+``SVI`` calls an objective and then an optimizer, and neither sees the other. Rates that suit a
+loss per datum are too large for a sum over data by the number of data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from pyro_ibvi._util.modes import owner_module
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What a loss is a sum of.
+
+    Attributes:
+        objective: Name of the objective's class.
+        num_terms: Number of observations that it adds up, 1 for a mean.
+    """
+
+    objective: str
+    num_terms: float
+
+
+_scales: WeakKeyDictionary[nn.Module, LossScale] = WeakKeyDictionary()
+
+
+def note_scale(guide: Any, objective: str, num_terms: float | None) -> None:
+    """Notes what the gradients are of that were last added to a guide's parameters.
+
+    Args:
+        guide: The guide; nothing is noted of a function.
+        objective: Name of the objective's class.
+        num_terms: Number of observations that it adds up, None if it is not known.
+    """
+    owner = owner_module(guide)
+    if owner is None:
+        return
+    if num_terms is None:
+        _scales.pop(owner, None)
+        return
+    scale = LossScale(objective, num_terms)
+    if _scales.get(owner) != scale:
+        _scales[owner] = scale
+
+
+def noted_scale(guide: Any) -> LossScale | None:
+    """What the gradients of a guide's parameters are of.
+
+    Args:
+        guide: The guide, or one that holds it, or that it holds.
+
+    Returns:
+        The scale, or None if nothing is known.
+    """
+    owner = owner_module(guide)
+    if owner is None or owner in _scales:
+        return None if owner is None else _scales[owner]
+    own = set(owner.parameters())
+    found = (scale for other, scale in _scales.items() if not own.isdisjoint(other.parameters()))
+    return next(found, None)
