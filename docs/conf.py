@@ -15,6 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import jupytext
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PACKAGE = ROOT / "pyro_ibvi"
@@ -33,22 +35,35 @@ def fresh_folder(name: str) -> Path:
 
 
 def page(title: str, text: str, entries: list[str]) -> str:
-    """Markdown of a page with a table of contents, which is left out when it would be empty."""
-    toctree = "\n```{toctree}\n:maxdepth: 1\n\n" + "\n".join(entries) + "\n```\n"
-    return f"# {title}\n\n{text}\n" + (toctree if entries else "")
+    """Markdown of a page with its entries in the navigation; the text lists them itself."""
+    toctree = "\n```{toctree}\n:hidden:\n\n" + "\n".join(entries) + "\n```\n"
+    return f"# {title}\n\n{text}\n" + toctree
 
 
 def write_tutorials() -> None:
-    """Copy the tutorials to where Sphinx finds them and list them on one page."""
+    """Copy the tutorials to where Sphinx finds them, as notebooks too, and list them on a page."""
     folder = fresh_folder("tutorials")
+    notebooks = folder / "notebooks"
+    notebooks.mkdir()
+    rows = ["| tutorial | to take along |", "| --- | --- |"]
     scripts = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
     for script in scripts:
+        name, text = script.stem, script.read_text()
+        jupytext.write(jupytext.reads(text, "py:percent"), notebooks / f"{name}.ipynb")
+        (notebooks / script.name).write_text(text)
+        rows.append(
+            f"| []({script.name}) | {{download}}`script <notebooks/{script.name}>`, "
+            f"{{download}}`notebook <notebooks/{name}.ipynb>` |"
+        )
         shutil.copy(script, folder)
     text = (
-        "Each page is a script of the folder `tutorials/`, executed when these pages were built."
+        "Each page is a script of the folder `tutorials/`, executed when these pages were built. "
+        "It can be run as it stands, and leaves its pictures in the folder `out`; as a notebook "
+        "it opens in Jupyter. The extra `demo` installs what they need ([](../howto/install.md)).\n"
     )
     names = [script.stem for script in scripts]
-    (folder / "index.md").write_text(page("Tutorials", text, names))
+    listed = "\n".join([text, *rows])
+    (folder / "index.md").write_text(page("Tutorials", listed, names))
 
 
 def exported(source: Path) -> dict[str, list[str]]:
@@ -153,7 +168,7 @@ version = release = next(
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb", ".py": "myst-nb"}
-exclude_patterns = ["_build", "_static", "mathjax", "*.py", "howto/scripts"]
+exclude_patterns = ["_build", "_static", "mathjax", "tutorials/notebooks", "*.py", "howto/scripts"]
 
 html_theme = "furo"
 html_title = f"pyro_ibvi {release}"

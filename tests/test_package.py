@@ -1,10 +1,12 @@
 """What a newcomer meets first: the README, the import, the names."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pyro_ibvi as ibvi
+from benchmarks.digits import run
 from tests.pages import blocks, run_page
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,14 @@ def test_readme_runs():
         assert scores["accuracy"] > 0.88
         assert scores["nll"] < 0.4
     assert namespace["svi"].step(x[:10], y[:10]) > 0
+
+
+def test_the_table_in_the_readme_is_of_the_committed_runs():
+    results = json.loads((ROOT / "benchmarks" / "digits" / "results.json").read_text())
+    clean = [r["scores"]["clean"]["nll"] for r in results["runs"]["deterministic"]]
+    row = next(r for r in run.table(results).splitlines() if "deterministic" in r)
+    assert f"| {sum(clean) / len(clean):.3f} |" in row
+    assert f"{run.MARKER}\n{run.table(results)}\n" in (ROOT / "README.md").read_text()
 
 
 def test_import_is_silent():

@@ -113,7 +113,7 @@ axis.plot(*torch.stack([m for m, _ in path]).mT, color="C3", lw=1, label="the me
 axis.plot(*limit.loc, "k*", ms=12, label="its limit")
 axis.set(xlabel="$w_1$", ylabel="$w_2$", aspect="equal", xlim=(-4, 4), ylim=(-4, 4))
 axis.legend(loc="lower left", fontsize=8)
-plt.show()
+fig.tight_layout()
 
 # %% [markdown]
 # ## Whatever the gradients
@@ -149,7 +149,7 @@ for name, (svi, batch) in variants.items():
     axis.semilogy(errors, label=name)
 axis.set(xlabel="step", ylabel="distance of (loc, S) to the limit", ylim=(1e-16, 10))
 axis.legend(fontsize=8)
-plt.show()
+fig.tight_layout()
 
 # %% [markdown]
 # ## An ensemble in one Gaussian
@@ -191,7 +191,7 @@ for axis, (name, covariance) in zip(axes, guides.items(), strict=True):
     axis.set(title=name, xlabel="step", xscale="log", ylim=(-0.05, 1.05))
 axes[0].set_ylabel("share of the initial variance left")
 axes[0].legend()
-plt.show()
+fig.tight_layout()
 
 # %%
 print(monitor.reports[-1])
@@ -223,7 +223,7 @@ axis.plot(x_grid, mean, label="mean; mean-field: all of it")
 axis.plot(x_train, y_train, "k.", label="data")
 axis.set(xlabel="$x$", ylim=(-4, 4))
 axis.legend(fontsize=8)
-plt.show()
+fig.tight_layout()
 
 # %% [markdown]
 # ## A parametrization is a metric
@@ -281,7 +281,7 @@ for ratio in (0.05, 1.0, 20.0):
     axis.plot(*end, "*", ms=12, color=curve.get_color())
 axis.set(xlabel="$w_1$", ylabel="$w_2$")
 axis.legend(fontsize=8)
-plt.show()
+fig.tight_layout()
 
 # %% [markdown]
 # ## Implicit and explicit regularization
@@ -352,7 +352,7 @@ axis.semilogy(
 axis.axhline(distances["SGD, weight 0.1"], color="k", ls="--", lw=1, label="weight 0.1, exact")
 axis.set(xlabel="step", ylabel="2-Wasserstein distance\nto the implicit limit")
 axis.legend()
-plt.show()
+fig.tight_layout()
 
 # %% [markdown]
 # ## Classification
@@ -397,7 +397,7 @@ axis.loglog(
 )
 axis.set(xlabel="step $t$")
 axis.legend()
-plt.show()
+fig.tight_layout()
 
 # %% [markdown]
 # Run as a script, this page leaves its pictures in the folder `out`.
