@@ -1,5 +1,6 @@
 """Every page's code is what is run here, as printed."""
 
+import importlib
 import importlib.util
 import re
 import warnings
@@ -60,7 +61,12 @@ def test_programs_of_other_libraries_run_where_they_are_installed(heading, digit
     namespace = dict(digits_and_loader)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
-        pytest.importorskip(PEERS[heading], exc_type=ImportError)
+        try:
+            importlib.import_module(PEERS[heading])
+        except (
+            Exception
+        ) as error:  # some come with libraries that do not fit the torch that is here
+            pytest.skip(f"{PEERS[heading]} cannot be imported: {error}")
         exec(program, namespace)
     assert namespace["probabilities"].shape[-1] == 10
 
