@@ -59,7 +59,7 @@ def write_tutorials() -> None:
     text = (
         "Each page is a script of the folder `tutorials/`, executed when these pages were built. "
         "It can be run as it stands, and leaves its pictures in the folder `out`; as a notebook "
-        "it opens in Jupyter. The extra `demo` installs what they need ([](../howto/install.md)).\n"
+        "it opens in Jupyter. The extra `demo` has what they need ([](../howto/install.md)).\n"
     )
     names = [script.stem for script in scripts]
     listed = "\n".join([text, *rows])
