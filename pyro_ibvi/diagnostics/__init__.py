@@ -10,10 +10,8 @@ from pyro_ibvi.diagnostics.role_report import (
     RoleReport,
     roles,
 )
-from pyro_ibvi.diagnostics.transfer import (
-    RateTransfer,
-    rate_transfer,
-)
+from pyro_ibvi.diagnostics.transfer import rate_transfer
+from pyro_ibvi.diagnostics.transfer_result import RateTransfer
 from pyro_ibvi.diagnostics.variance import VarianceMonitor
 from pyro_ibvi.diagnostics.variance_report import VarianceReport
 

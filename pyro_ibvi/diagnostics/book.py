@@ -19,12 +19,14 @@ Cell = tuple[int, float, int]
 
 
 class Book:
-    """Losses of finished runs by width, rate and seed, kept in a JSON file if there is a path.
+    """Losses of finished runs by size, rate and seed, kept in a JSON file if there is a path.
 
     Args:
         path: The file, or None.
         settings: What the runs have in common, strings and numbers by name.
-        networks: A digest of what is trained, by width.
+        networks: A digest of what is trained, by size.
+        data: A digest of what it is trained on, by size, if that depends on it.
+        axis: What the sizes are.
 
     Raises:
         FileNotFoundError: If the file's folder does not exist.
@@ -36,31 +38,40 @@ class Book:
         path: str | os.PathLike[str] | None,
         settings: dict[str, Any],
         networks: dict[int, str],
+        data: dict[int, str] | None = None,
+        *,
+        axis: str = "width",
     ) -> None:
         self.path = None if path is None else checked_path(path)
-        self.settings = settings
-        self.networks = {str(width): text for width, text in networks.items()}
+        self.axis = axis
+        self.settings = {"axis": axis, **settings}
+        self.networks = {str(size): text for size, text in networks.items()}
+        self.data = {str(size): text for size, text in (data or {}).items()}
         self.runs: list[dict[str, Any]] = []
         if self.path is not None and self.path.exists():
             self._read(json.loads(self.path.read_text()))
         self.losses: dict[Cell, float] = {
-            (run["width"], run["rate"], run["seed"]): math.inf
-            if run["loss"] is None
-            else run["loss"]
+            (run[axis], run["rate"], run["seed"]): math.inf if run["loss"] is None else run["loss"]
             for run in self.runs
         }
 
     def _read(self, content: dict[str, Any]) -> None:
-        before, then = content.get("settings", {}), content.get("networks", {})
+        before = {"axis": "width", **content.get("settings", {})}
+        then, data = content.get("networks", {}), content.get("data", {})
         changed = [
             f"{name} {before.get(name)!r} and now {value!r}"
             for name, value in self.settings.items()
             if before.get(name) != value
         ]
+        at = self.axis.replace("_", " ")
         changed += [
-            f"another network, likelihood, prior or covariance at width {width}"
-            for width, text in self.networks.items()
-            if then.get(width, text) != text
+            f"{what} at {at} {size}"
+            for what, old, new in (
+                ("another network, likelihood, prior or covariance", then, self.networks),
+                ("other data", data, self.data),
+            )
+            for size, text in new.items()
+            if old.get(size, text) != text
         ]
         if changed:
             raise ValueError(
@@ -68,20 +79,21 @@ class Book:
                 f"delete that one."
             )
         self.runs, self.networks = content["runs"], {**then, **self.networks}
+        self.data = {**data, **self.data}
 
     def add(self, cell: Cell, loss: float, seconds: float) -> None:
         """Notes a run, and writes the file so that a stop in between leaves it whole.
 
         Args:
-            cell: Width, rate and seed.
+            cell: Size, rate and seed.
             loss: The loss.
             seconds: How long it took.
         """
-        width, rate, seed = cell
+        size, rate, seed = cell
         self.losses[cell] = loss
         self.runs.append(
             {
-                "width": width,
+                self.axis: size,
                 "rate": rate,
                 "seed": seed,
                 "loss": json_number(loss),
@@ -93,6 +105,7 @@ class Book:
                 content = {
                     "settings": self.settings,
                     "networks": self.networks,
+                    **({"data": self.data} if self.data else {}),
                     "runs": self.runs,
                 }
                 part.write_text(json.dumps(content, indent=1))

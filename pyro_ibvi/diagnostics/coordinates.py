@@ -125,7 +125,7 @@ def coordinate_check(
         True
     """
     _check_axis(axis)
-    sizes, steps = _checked_list(f"{axis}s", sizes, 2), sorted(_checked_list("steps", steps, 1))
+    sizes, steps = checked_sizes(f"{axis}s", sizes), sorted(_checked_list("steps", steps, 1))
     seeds = _checked_seeds(num_seeds, len(sizes), axis)
     check_positive_int("num_draws", num_draws)
     loss = TraceExpectedLogLikelihood(reduction="mean") if loss is None else loss
@@ -199,19 +199,20 @@ def checked_build(build: Build, size: int) -> tuple[SupervisedModel, AutoMuPNorm
     return built
 
 
-def checked_widths(widths: Iterable[int]) -> list[int]:
-    """The widths, at least two different ones.
+def checked_sizes(name: str, sizes: Iterable[int]) -> list[int]:
+    """The sizes, at least two different ones.
 
     Args:
-        widths: What the user gave.
+        name: What they are, for the message.
+        sizes: What the user gave.
 
     Returns:
-        The widths as a list.
+        The sizes as a list.
 
     Raises:
         ValueError: If they are something else.
     """
-    return _checked_list("widths", widths, 2)
+    return _checked_list(name, sizes, 2)
 
 
 def _check_axis(axis: str) -> None:

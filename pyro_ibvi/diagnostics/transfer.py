@@ -1,8 +1,15 @@
-"""Learning-rate transfer: does the rate that is best for a small network serve a wide one?
+r"""Learning-rate transfer: does the rate that is best for a small network serve a wide one?
 
-A grid of short trainings over widths, learning rates and seeds, with the loss at the end of each.
+A grid of short trainings over sizes, learning rates and seeds, with the loss at the end of each.
 Where the learning rate transfers, the best one does not depend on the width, and a wider network
 is not worse at it.
+
+Over batch sizes :math:`B` the best rate does move: the literature expects it to grow as :math:`B`
+for SGD and as :math:`\sqrt B` for Adam, while the noise of the gradient is that of the data.
+
+References:
+    Malladi, Lyu, Panigrahi, Arora, On the SDEs and scaling rules for adaptive gradient algorithms,
+    2022, arXiv:2205.10287.
 """
 
 from __future__ import annotations
@@ -11,9 +18,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, get_args
 
 import torch
 from pyro.infer import SVI
@@ -29,127 +35,27 @@ from pyro_ibvi.diagnostics.book import (
     describe_loss,
     digest_of_data,
     digest_of_pair,
-    json_number,
 )
-from pyro_ibvi.diagnostics.coordinates import Build, checked_build, checked_widths
-from pyro_ibvi.diagnostics.slopes import log_log_slope
+from pyro_ibvi.diagnostics.coordinates import Build, checked_build, checked_sizes
+from pyro_ibvi.diagnostics.transfer_result import RateTransfer, TransferAxis
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.loop import fit
 from pyro_ibvi.training.optim import MuPOptim
 
-
-@dataclass(frozen=True)
-class RateTransfer:
-    """What :func:`rate_transfer` measured.
-
-    Attributes:
-        widths: Widths of the networks.
-        rates: Global learning rates, increasing.
-        losses: Losses by (width, rate), one per seed; infinite where training diverged.
-    """
-
-    widths: tuple[int, ...]
-    rates: tuple[float, ...]
-    losses: Mapping[tuple[int, float], tuple[float, ...]]
-
-    def mean(self, width: int) -> list[float]:
-        """The loss at each rate, its mean over seeds.
-
-        Args:
-            width: One of the widths.
-
-        Returns:
-            A loss per rate, infinite where some seed diverged.
-
-        Raises:
-            KeyError: If there is no such width.
-        """
-        if width not in self.widths:
-            raise KeyError(f"No network of width {width}; the widths are {list(self.widths)}.")
-        rows = [self.losses[width, rate] for rate in self.rates]
-        return [sum(row) / len(row) for row in rows]
-
-    def best_rate(self, width: int) -> float:
-        """The rate with the smallest loss.
-
-        Args:
-            width: One of the widths.
-
-        Returns:
-            The rate, NaN if every one diverged.
-        """
-        losses = self.mean(width)
-        best = min(losses)
-        return self.rates[losses.index(best)] if math.isfinite(best) else math.nan
-
-    def slope(self) -> float:
-        """Least-squares slope of the logarithm of the best rate over that of the width.
-
-        Returns:
-            The slope: 0 where the learning rate transfers, NaN if some width always diverged.
-        """
-        return log_log_slope(self.widths, [self.best_rate(width) for width in self.widths])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers alone, for JSON; a loss that is not finite is None.
-
-        Returns:
-            Widths, rates, the best rate of each width, and a loss per width, rate and seed.
-        """
-        best = [self.best_rate(width) for width in self.widths]
-        return {
-            "widths": list(self.widths),
-            "rates": list(self.rates),
-            "best_rates": [json_number(rate) for rate in best],
-            "losses": [
-                [[json_number(v) for v in self.losses[width, rate]] for rate in self.rates]
-                for width in self.widths
-            ],
-        }
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draws the loss over the learning rate, a line per width, with the best rates marked.
-
-        Args:
-            ax: Axes of matplotlib; new ones by default.
-
-        Returns:
-            The axes.
-        """
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots()[1]
-        for width in self.widths:
-            losses = [v if math.isfinite(v) else math.nan for v in self.mean(width)]
-            (line,) = ax.plot(self.rates, losses, "o-", markersize=3, label=str(width))
-            best = self.best_rate(width)
-            if not math.isnan(best):
-                lowest = losses[self.rates.index(best)]
-                ax.plot([best], [lowest], "*", markersize=12, color=line.get_color())
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set(xlabel="global learning rate", ylabel="loss at the end")
-        ax.legend(title="width")
-        return ax
-
-    def __str__(self) -> str:
-        lines = [f"{'width':>6} {'best':>9} | " + " ".join(f"{rate:>9.3g}" for rate in self.rates)]
-        for width in self.widths:
-            losses = " ".join(f"{loss:9.4g}" for loss in self.mean(width))
-            lines.append(f"{width:>6} {self.best_rate(width):>9.3g} | {losses}")
-        return "\n".join(lines)
+#: Makes the loader for a size.
+LoaderOf: TypeAlias = Callable[[int], Iterable[Any]]
 
 
 def rate_transfer(
     build: Build,
-    widths: Sequence[int],
+    sizes: Sequence[int],
     rates: Sequence[float],
-    train_loader: Iterable[Any],
+    train_loader: Iterable[Any] | LoaderOf,
     num_epochs: int,
     *,
+    axis: TransferAxis = "width",
     valid_loader: Iterable[Any] | None = None,
     optimizer: type[Optimizer] = torch.optim.SGD,
     optim_args: dict[str, Any] | None = None,
@@ -160,24 +66,29 @@ def rate_transfer(
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> RateTransfer:
-    """Trains networks of several widths at several learning rates.
+    """Trains networks of several widths at several learning rates, or one on several batch sizes.
 
     Each run starts from its seed, whatever ran before, and leaves the global random state as it
     was. A loader that shuffles by the global random state, as a ``DataLoader`` without a
     generator of its own does, is part of that.
 
     Args:
-        build: Makes a fresh model and its initialized guide for a width.
-        widths: At least two widths.
+        build: Makes a fresh model and its initialized guide for a size. Over batch sizes it makes
+            the same network for each.
+        sizes: At least two widths, depths or batch sizes.
         rates: At least two global learning rates.
-        train_loader: Batches to train on, iterated once per epoch.
-        num_epochs: Number of epochs of each run.
+        train_loader: Batches to train on, iterated once per epoch; or a function that makes the
+            loader for a size, as it must be over batch sizes:
+            ``lambda size: DataLoader(data, size, shuffle=True)``.
+        num_epochs: Number of epochs of each run, over which all sizes see as many data. For as
+            many steps in their place let the function make loaders of as many batches.
+        axis: What the sizes are: ``"width"``, ``"depth"`` or ``"batch_size"``.
         valid_loader: Batches for the loss at the end; the training batches by default.
         optimizer: Class of the torch optimizer.
         optim_args: Its arguments but for ``lr``.
         family: How an optimizer that is not one of torch's scales its updates.
         loss: Pyro's loss; ``TraceExpectedLogLikelihood(reduction="mean")`` by default.
-        num_seeds: Number of runs per width and rate.
+        num_seeds: Number of runs per size and rate.
         num_draws: Number of weight draws over which the loss at the end is averaged.
         path: JSON file to which each finished run is added, and whose runs are not run again. It
             knows the networks, data, loss and optimizer that they are of.
@@ -188,6 +99,7 @@ def rate_transfer(
 
     Raises:
         FileNotFoundError: If the file's folder does not exist.
+        TypeError: If the batches cannot have the sizes asked for.
         ValueError: If the arguments do not make sense, or the file is of other arguments.
 
     Example:
@@ -202,8 +114,9 @@ def rate_transfer(
         >>> result.best_rate(32)
         0.01
     """
-    widths = checked_widths(widths)
-    rates = _checked_rates(rates)
+    _check_axis(axis)
+    sizes, rates = checked_sizes(f"{axis}s", sizes), _checked_rates(rates)
+    loader_of = _loader_of(train_loader, axis)
     for name, number in (("num_seeds", num_seeds), ("num_draws", num_draws)):
         check_positive_int(name, number)
     if "lr" in (optim_args or {}):
@@ -217,30 +130,27 @@ def rate_transfer(
         "family": find_family(optimizer, family),
         "loss": describe_loss(loss),
     }
-    networks: dict[int, str] = {}
+    book = Book(None, settings, {})
     if path is not None:
         loaders = {"train_loader": train_loader, "valid_loader": valid_loader}
-        settings["data"] = digest_of_data(loaders)
-        networks = {width: _digest_at(build, width) for width in widths}
-    book = Book(path, settings, networks)
-    cells = [(w, r, s) for w in widths for r in rates for s in range(num_seeds)]
+        book = _open_book(path, settings, loaders, build, sizes, axis)
+    cells = [(w, r, s) for w in sizes for r in rates for s in range(num_seeds)]
     for cell in tqdm(cells, desc="rate transfer", disable=None if progress else True):
         if cell in book.losses:
             continue
-        width, rate, seed = cell
+        size, rate, seed = cell
         start = time.perf_counter()
         with own_random_numbers(seed):
-            model, guide = checked_build(build, width)
+            loader = loader_of(size)
+            model, guide = checked_build(build, size)
             optim = MuPOptim(optimizer, {**(optim_args or {}), "lr": rate}, guide, family=family)
             svi = SVI(model, guide, optim, loss)
-            value = _train(svi, train_loader, num_epochs, valid_loader or train_loader, num_draws)
+            value = _train(svi, loader, num_epochs, valid_loader or loader, num_draws)
         book.add(cell, value, time.perf_counter() - start)
     losses = {
-        (w, r): tuple(book.losses[w, r, s] for s in range(num_seeds))
-        for w in widths
-        for r in rates
+        (w, r): tuple(book.losses[w, r, s] for s in range(num_seeds)) for w in sizes for r in rates
     }
-    return RateTransfer(tuple(widths), tuple(rates), losses)
+    return RateTransfer(tuple(sizes), tuple(rates), losses, axis)
 
 
 def _train(
@@ -271,11 +181,58 @@ def _train(
     return value if math.isfinite(value) else math.inf
 
 
-def _digest_at(build: Build, width: int) -> str:
-    """A digest of what is trained at a width, by the run of seed 0."""
+def _open_book(
+    path: str | os.PathLike[str],
+    settings: dict[str, Any],
+    loaders: dict[str, Any],
+    build: Build,
+    sizes: list[int],
+    axis: TransferAxis,
+) -> Book:
+    """The file of these runs, which knows them by their networks and data."""
+    data: dict[int, str] = {}
+    make_loader = loaders["train_loader"]
+    if callable(make_loader):
+        loaders = {"valid_loader": loaders["valid_loader"]}
+        data = {size: digest_of_data({"train_loader": make_loader(size)}) for size in sizes}
+    networks = {size: _digest_at(build, size) for size in sizes}
+    return Book(path, {**settings, "data": digest_of_data(loaders)}, networks, data, axis=axis)
+
+
+def _digest_at(build: Build, size: int) -> str:
+    """A digest of what is trained at a size, by the run of seed 0."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return digest_of_pair(*checked_build(build, width))
+        return digest_of_pair(*checked_build(build, size))
+
+
+def _check_axis(axis: str) -> None:
+    if axis not in get_args(TransferAxis):
+        raise ValueError(f"axis must be 'width', 'depth' or 'batch_size', got {axis!r}.")
+
+
+def _loader_of(train_loader: Iterable[Any] | LoaderOf, axis: TransferAxis) -> LoaderOf:
+    """A function that gives the loader for a size, and refuses one of another batch size."""
+    if not callable(train_loader):
+        if axis == "batch_size":
+            raise TypeError(
+                f"Over batch sizes train_loader must be a function that makes a loader for each, "
+                f"such as lambda size: DataLoader(data, size, shuffle=True), got "
+                f"{type(train_loader).__name__}."
+            )
+        return lambda _: train_loader
+
+    def loader_of(size: int) -> Iterable[Any]:
+        loader = train_loader(size)
+        actual = getattr(loader, "batch_size", None)
+        if axis == "batch_size" and actual not in (None, size):
+            raise ValueError(
+                f"train_loader({size}) made a loader of batch size {actual}: write "
+                f"lambda size: DataLoader(data, size, shuffle=True)."
+            )
+        return loader
+
+    return loader_of
 
 
 def _checked_rates(rates: Sequence[float]) -> list[float]:

@@ -19,19 +19,20 @@ def build(width):
     return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
 
 
-def loader(**kwargs):
+def loader(batch_size=8):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(24, 2, generator=generator)
     data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
-    return torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, **kwargs)
+    return torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=True)
 
 
-def make_result(losses, widths=(8, 32)):
+def make_result(losses, widths=(8, 32), axis="width"):
     return ibvi.diagnostics.RateTransfer(
         widths,
         RATES,
         {(w, r): tuple(v) for w, row in zip(widths, losses, strict=True)
          for r, v in zip(RATES, row, strict=True)},
+        axis,
     )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_where_everything_diverged():
     assert math.isnan(result.best_rate(8))
     assert math.isnan(result.slope())
     assert result.to_dict()["best_rates"] == [None, 0.01]
-    with pytest.raises(KeyError, match=r"No network of width 7; the widths are \[8, 32\]"):
+    with pytest.raises(KeyError, match=r"No run of width 7; the widths are \[8, 32\]"):
         result.best_rate(7)
 
 
@@ -134,7 +135,7 @@ class Lion(torch.optim.SGD):
 def test_a_file_is_of_one_network_data_loss_and_optimizer(tmp_path, change, message):
     arguments = {
         "build": build,
-        "widths": [8, 16],
+        "sizes": [8, 16],
         "rates": [0.01, 0.1],
         "train_loader": loader(),
         "num_epochs": 1,
@@ -199,12 +200,21 @@ def test_standard_rates_do_not_transfer():
     assert slope(ibvi.Standard()) < -0.65
 
 
-def test_table_and_picture():
-    result = make_result([[[3.0], [2.0], [math.inf]], [[2.0], [1.0], [3.0]]])
+@pytest.mark.parametrize("axis", ["width", "batch_size"])
+def test_table_and_picture(axis):
+    result = make_result([[[3.0], [2.0], [math.inf]], [[2.0], [1.0], [3.0]]], axis=axis)
     assert "inf" in str(result)
+    lines = str(result).splitlines()
+    words = axis.replace("_", " ")
+    assert lines[0].startswith(words if axis == "batch_size" else " width")
+    assert len({line.index("|") for line in lines}) == 1
+    assert result.to_dict()[f"{axis}s"] == [8, 32]
+    with pytest.raises(KeyError, match=f"No run of {words} 7; the {words}s are"):
+        result.mean(7)
     plt = pytest.importorskip("matplotlib.pyplot")
     ax = result.plot()
     assert len(ax.lines) == 4
+    assert ax.get_legend().get_title().get_text() == words
     plt.close(ax.figure)
 
 
@@ -223,3 +233,122 @@ def test_bad_arguments(arguments, message):
     rates = arguments.pop("rates", RATES)
     with pytest.raises(ValueError, match=message):
         ibvi.rate_transfer(build, widths, rates, loader(), 1, **arguments)
+
+
+# -- over batch sizes --------------------------------------------------------------------------
+
+
+def loader_of(size):
+    return loader(batch_size=size)
+
+
+def test_a_cell_of_a_batch_size_is_the_training_by_hand():
+    """Plain torch on the same draws: 24 data in batches of 4 are six steps an epoch."""
+    sizes = [4, 12]
+    result = ibvi.rate_transfer(
+        lambda _: build(8), sizes, [0.01, 0.02], loader_of, 2, axis="batch_size", num_draws=1
+    )
+    assert (result.sizes, result.axis) == ((4, 12), "batch_size")
+    for size in sizes:
+        torch.manual_seed(0)
+        batches = loader_of(size)
+        model, guide = build(8)
+        groups = ibvi.mup_param_groups(guide, 0.02, optimizer=torch.optim.SGD)
+        optimizer = torch.optim.SGD(groups)
+        loss = ibvi.TraceExpectedLogLikelihood(reduction="mean")(model, guide)
+        num_steps = 0
+        for _ in range(2):
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss(x, y).backward()
+                optimizer.step()
+                num_steps += 1
+        assert num_steps == 2 * 24 // size
+        model.eval(), guide.eval()
+        with torch.no_grad():
+            value = sum(len(x) * loss(x, y).item() for x, y in batches) / 24
+        assert result.losses[size, 0.02][0] == pytest.approx(value, rel=1e-5)
+
+
+def test_noise_of_data_asks_for_a_rate_that_falls_with_smaller_batches():
+    """A mean of targets that are noise: the best rate is known in closed form.
+
+    One pass over N targets of variance v by SGD from a distance d: the error at rate r is
+    d^2 (1 - r)^(2 N / B) + (v / B) r / (2 - r), nearly.
+    """
+    generator = torch.Generator().manual_seed(0)
+    num_data, spread, distance = 1024, 2.0, 3.0
+    y = distance + spread * torch.randn(num_data, 1, generator=generator)
+    data = torch.utils.data.TensorDataset(torch.zeros(num_data, 1), y)
+    target = torch.full((4, 1), y.mean().item())
+
+    def one_number(_):
+        net = nn.Linear(1, 1)
+        nn.init.zeros_(net.weight), nn.init.zeros_(net.bias)
+        random = ibvi.RandomModule(net, stochastic=["weight"], parametrization=ibvi.Standard())
+        model = ibvi.SupervisedModel(random, ibvi.Normal(1.0), num_data=num_data)
+        return model, ibvi.AutoMuPNormal(model)
+
+    rates, sizes = [2.0**-k for k in range(7)], [8, 32, 128]
+    result = ibvi.rate_transfer(
+        one_number,
+        sizes,
+        rates,
+        lambda size: torch.utils.data.DataLoader(data, size, shuffle=True),
+        1,
+        axis="batch_size",
+        valid_loader=[(torch.zeros(4, 1), target)],
+        num_seeds=2,
+        num_draws=1,
+    )
+
+    def error(rate, size):
+        left = distance**2 * (1 - rate) ** (2 * num_data / size)
+        return left + spread**2 / size * rate / (2 - rate)
+
+    for size in sizes:
+        expected = min(rates, key=lambda rate, size=size: error(rate, size))
+        assert 0.4 < result.best_rate(size) / expected < 2.5, (size, expected)
+    assert result.slope() == pytest.approx(1.0, abs=0.35)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"axis": "batch"}, ValueError, "axis must be 'width', 'depth' or 'batch_size', got 'b"),
+        ({"train_loader": None}, TypeError, r"a function that makes a loader.*got DataLoader"),
+        (
+            {"train_loader": lambda _: loader()},
+            ValueError,
+            r"train_loader\(4\) made a loader of batch size 8: write lambda size",
+        ),
+        ({"sizes": [4]}, ValueError, "batch_sizes must be at least 2 different positive whole"),
+    ],
+)
+def test_batches_that_cannot_have_the_sizes(arguments, error, message):
+    arguments = {"axis": "batch_size", "sizes": [4, 12], "train_loader": loader_of, **arguments}
+    arguments["train_loader"] = arguments["train_loader"] or loader()
+    with pytest.raises(error, match=message):
+        ibvi.rate_transfer(lambda _: build(8), rates=RATES, num_epochs=1, **arguments)
+
+
+def test_a_file_of_batch_sizes_knows_its_data(tmp_path):
+    path = tmp_path / "runs.json"
+
+    def run(loaders, axis="batch_size", sizes=(4, 12)):
+        return ibvi.rate_transfer(
+            lambda _: build(8), sizes, [0.01, 0.1], loaders, 1, axis=axis, num_draws=1, path=path
+        )
+
+    before = run(loader_of)
+    assert {run["batch_size"] for run in json.loads(path.read_text())["runs"]} == {4, 12}
+    assert run(loader_of).losses == before.losses
+    assert run(loader_of, sizes=(8, 12)).losses[12, 0.1] == before.losses[12, 0.1]
+
+    def other(size):
+        return torch.utils.data.DataLoader(other_data().dataset, size)
+
+    with pytest.raises(ValueError, match="holds runs with other data at batch size 4"):
+        run(other)
+    with pytest.raises(ValueError, match="holds runs with axis 'batch_size' and now 'width'"):
+        run(loader_of, axis="width")
