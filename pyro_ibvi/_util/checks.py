@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 def check_positive_int(name: str, value: object) -> None:
     """Checks that an argument is a positive whole number.
@@ -13,5 +15,5 @@ def check_positive_int(name: str, value: object) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")

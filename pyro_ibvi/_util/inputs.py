@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -123,13 +124,14 @@ def _rebuilt(data: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
     return tuple(parts) if isinstance(data, tuple) else parts
 
 
-def as_tensors(data: Any, dtype: torch.dtype) -> Any:
+def as_tensors(data: Any, dtype: torch.dtype, device: torch.device | None = None) -> Any:
     """Arrays, data frames, series and lists of numbers as tensors.
 
     Args:
         data: The data, in nested tuples, lists and mappings.
         dtype: Floating point type that arrays of such numbers become: theirs is NumPy's default
             rather than anybody's choice. Tensors stay as they are.
+        device: Where they go.
 
     Returns:
         Data of the same structure.
@@ -138,18 +140,39 @@ def as_tensors(data: Any, dtype: torch.dtype) -> Any:
         TypeError: If an array is made of other things than numbers.
     """
     if isinstance(data, Mapping):
-        return {key: as_tensors(value, dtype) for key, value in data.items()}
-    is_list = isinstance(data, list) and bool(data) and isinstance(data[0], (int, float, list))
+        return {key: as_tensors(value, dtype, device) for key, value in data.items()}
+    is_list = isinstance(data, list) and _holds_numbers(data)
     if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence) and not is_list:
-        return _rebuilt(data, [as_tensors(part, dtype) for part in data])
+        return _rebuilt(data, [as_tensors(part, dtype, device) for part in data])
     is_array = hasattr(data, "to_numpy") or hasattr(data, "__array__") or is_list
     if isinstance(data, Tensor) or not is_array:
         return data
-    array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"Expected numbers, got {type(data).__name__} of the type {array.dtype}: encode text "
-            f"and categories first, and leave out columns that are no numbers."
-        )
-    tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]))
+    array = _as_numbers(data)
+    tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]), device=device)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _holds_numbers(data: list[Any]) -> bool:
+    """Whether a list, or a list of lists, holds numbers rather than arrays."""
+    first = data[0] if data else None
+    return _holds_numbers(first) if isinstance(first, list) else isinstance(first, Real)
+
+
+def _as_numbers(data: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
+    if array.dtype.kind == "O" and all(isinstance(value, Real) for value in array.flat):
+        # As data frames give columns of several types, and of those that know what is missing.
+        is_whole = all(isinstance(value, Integral) for value in array.flat)
+        array = array.astype(np.int64 if is_whole else np.float64)
+    if array.dtype.kind in "fiub":
+        return array
+    text = f"{type(data).__name__} of the type {array.dtype}"
+    kinds: Any = getattr(data, "dtypes", None)
+    if hasattr(kinds, "items"):  # a data frame's, by column
+        bad = [str(n) for n, kind in kinds.items() if getattr(kind, "kind", "O") not in "fiub"]
+        text += f", with the columns {bad[:5]}" * bool(bad)
+    raise TypeError(
+        f"Expected numbers, got {text}: encode text and categories first (labels by "
+        f"numpy.unique(y, return_inverse=True)[1], columns by pandas.get_dummies(x)), fill in "
+        f"what is missing, and leave out columns that are no numbers."
+    )

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pyro_ibvi._util.inputs import as_call, map_tensors
+from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, Parameters, PerDatum
+from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.replicas import Replica, find_places
-from pyro_ibvi.models.supervised import SupervisedModel, batch_of
+from pyro_ibvi.models.supervised import SupervisedModel
 
 #: How far both ways may be apart, relative to the largest output; more where numbers are shorter.
 _TOLERANCE = 1e-3
@@ -100,8 +101,7 @@ def _output(
     replica.put(net.network_values(named), find_places(net.network))
     for layer, function in maps.items():
         replica.map_input(layer, function)
-    args, kwargs = as_call(x)
     torch.manual_seed(seed)  # dropout and other numbers of the network's are the same both times
-    output = replica.network(*args, **kwargs)
+    output = model.call(replica.network, named, x)
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
     return tensors[0]

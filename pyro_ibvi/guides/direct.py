@@ -21,9 +21,10 @@ from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi.guides.alignment import drop_misaligned
 from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
 from pyro_ibvi.guides.sites import Layer
+from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.parameters import announce_parameter
 from pyro_ibvi.models.random_module import RandomModule
-from pyro_ibvi.models.supervised import SupervisedModel, batch_of
+from pyro_ibvi.models.supervised import SupervisedModel
 
 #: Draws of the weights in a step: one, one for each datum, or one for each of so many parts.
 NumDraws: TypeAlias = int | Literal["batch", "datum"]

@@ -40,15 +40,21 @@ def explain_fault(
         return
     _explain_device(error, x, values)
     _explain_dtype(error, x, values)
-    layer, given = _failing_layer(error)
+    layer, given = failing_layer(error)
     if layer is not None and given is not None:
         _explain_layer(error, layer, given, _name_of(network, layer), _is_first(given, x))
 
 
 def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
+    args, kwargs = as_call(x)
+    foreign = next((a for a in (*args, *kwargs.values()) if not isinstance(a, Tensor)), None)
+    if "must be Tensor, not" in str(error) and next(tensors_of(x), None) is None:
+        raise TypeError(
+            f"The network got a {type(foreign).__name__}, where its first layer takes a tensor: "
+            f"pass inputs as a tensor, an array or a data frame of numbers."
+        ) from error
     if "argument" not in str(error):
         return
-    args, kwargs = as_call(x)
     signature = Signature(network)
     num = len(args) + len(kwargs)
     too_few = num < signature.required
@@ -77,6 +83,11 @@ def _explain_device(error: Exception, x: Any, values: Mapping[str, Tensor]) -> N
 def _explain_dtype(error: Exception, x: Any, values: Mapping[str, Tensor]) -> None:
     dtypes = {v.dtype for v in values.values() if v.is_floating_point()}
     (dtype, *_) = dtypes or {torch.get_default_dtype()}
+    if len(dtypes) > 1 and is_of_type(error):
+        raise TypeError(
+            f"The weights are of several types, {' and '.join(sorted(map(str, dtypes)))}: convert "
+            f"model and guide together, model.to({dtype}) and guide.to({dtype})."
+        ) from error
     for value in tensors_of(x):
         if value.is_floating_point() and value.dtype not in dtypes:
             raise TypeError(
@@ -84,7 +95,12 @@ def _explain_dtype(error: Exception, x: Any, values: Mapping[str, Tensor]) -> No
                 f"x.to({dtype}), or build the model from net.to({value.dtype})."
             ) from error
         is_number = not value.is_floating_point() and not value.is_complex()
-        if is_number and any(word in str(error) for word in ("dtype", "type", "Byte", "Long")):
+        if is_number and is_of_type(error):
+            if isinstance(failing_layer(error)[0], (nn.Embedding, nn.EmbeddingBag)):
+                raise TypeError(
+                    f"The input has dtype {value.dtype}, and an embedding looks up whole numbers "
+                    f"of 32 or 64 bits: pass x.long()."
+                ) from error
             hint = ", for images divided by 255" * (value.dtype == torch.uint8)
             raise TypeError(
                 f"The input has dtype {value.dtype} and the network's weights {dtype}: pass "
@@ -92,8 +108,27 @@ def _explain_dtype(error: Exception, x: Any, values: Mapping[str, Tensor]) -> No
             ) from error
 
 
-def _failing_layer(error: Exception) -> tuple[nn.Module | None, Tensor | None]:
-    """The innermost of torch's layers in which an error came up, and the layer's input."""
+def is_of_type(error: Exception) -> bool:
+    """Whether an error of torch's is about the type of a tensor's numbers.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Whether it is, as far as its words tell.
+    """
+    return any(word in str(error) for word in ("dtype", "type", "Byte", "Long"))
+
+
+def failing_layer(error: Exception) -> tuple[nn.Module | None, Tensor | None]:
+    """The innermost of torch's layers in which an error came up, and the layer's input.
+
+    Args:
+        error: The error, as it was caught.
+
+    Returns:
+        Both, or None for what is not known.
+    """
     layer, given = None, None
     traceback = error.__traceback__
     while traceback is not None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
 import pyro
+import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
+from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
 from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
+from pyro_ibvi.models.data_checks import check_finite, check_not_empty, warn_of_probabilities
 from pyro_ibvi.models.faults import explain_fault
-from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood
+from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.outputs import Output, OutputPicker
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import InputMap
+from pyro_ibvi.models.whole_numbers import WholeNumbers
 
 
 class SupervisedModel(PyroModule):
@@ -105,6 +106,7 @@ class SupervisedModel(PyroModule):
         self.reader = BatchReader(net.network, inputs, target)
         self.picker = OutputPicker(output, likelihood)
         self._is_checked = False
+        self._whole_numbers = WholeNumbers()
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the weights alone; a guide finds its sites here, without any data.
@@ -115,7 +117,7 @@ class SupervisedModel(PyroModule):
         return self.net.sample_parameters()
 
     def read(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> tuple[Any, Any]:
-        """Inputs and targets of a batch.
+        """Inputs and targets of a batch, arrays and data frames as tensors of the network's type.
 
         Args:
             x: Inputs, or the first part of the batch.
@@ -127,9 +129,22 @@ class SupervisedModel(PyroModule):
             Inputs and targets, None for what is not there.
 
         Raises:
-            TypeError: If there is nothing at all.
+            TypeError: If there is nothing at all, or an array of other things than numbers.
             ValueError: If it cannot be told which part is what.
         """
+        x, y = self._parts(x, y, more, named)
+        return self._as_tensors(x), self._as_tensors(y)
+
+    def _as_tensors(self, data: Any) -> Any:
+        if data is None or isinstance(data, Tensor):  # as in most steps
+            return data
+        parameters = [p for _, p in self.net.runner.named_parameters() if p.is_floating_point()]
+        like = parameters[0] if parameters else torch.empty(0)
+        return as_tensors(data, like.dtype, like.device)
+
+    def _parts(
+        self, x: Any, y: Any, more: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
         is_told = self.reader.inputs is not None or self.reader.target is not None
         if not named and not more and not is_told and not (y is None and isinstance(x, Mapping)):
             if x is None:
@@ -157,7 +172,7 @@ class SupervisedModel(PyroModule):
         return 1 if tensor is None else len(tensor)
 
     def read_inputs(self, x: Any) -> Any:
-        """The inputs to be predicted, without the target that a mapping may hold.
+        """The inputs to be predicted as tensors, without the target that a mapping may hold.
 
         Args:
             x: Inputs.
@@ -165,7 +180,7 @@ class SupervisedModel(PyroModule):
         Returns:
             The inputs.
         """
-        return self.reader.read_inputs(x)
+        return self._as_tensors(self.reader.read_inputs(x))
 
     def run(
         self,
@@ -191,17 +206,67 @@ class SupervisedModel(PyroModule):
             IndexError: Likewise.
             ValueError: Likewise.
         """
-        args, kwargs = as_call(x)
-        try:
-            output: Tensor = self.net.runner.run(
+
+        def run_network(*args: Any, **kwargs: Any) -> Any:
+            return self.net.runner.run(
                 values, args, kwargs, input_maps=input_maps, pick=self.picker
             )
+
+        output: Tensor = self.call(run_network, values, x)
+        return output
+
+    def call(self, function: Callable[..., Any], values: Mapping[str, Tensor], x: Any) -> Any:
+        """Calls a function of the network's arguments, and says what is wrong with the input.
+
+        Args:
+            function: Runs the network.
+            values: The parameters that it runs with.
+            x: Inputs.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TypeError: As :meth:`run`.
+            DataError: As :meth:`run`.
+            RuntimeError: As :meth:`run`.
+            IndexError: As :meth:`run`.
+            ValueError: As :meth:`run`.
+        """
+        args, kwargs = self.arguments_of(x)
+        try:
+            output = function(*args, **kwargs)
         except DataError:
             raise
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            if self._whole_numbers.learn(error, x):
+                return self.call(function, values, x)
             explain_fault(error, self.net.network, x, values)
             raise
+        self._whole_numbers.is_settled = True
         return output
+
+    def arguments_of(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The network's arguments of inputs: whole numbers as real ones where it takes them so.
+
+        Args:
+            x: Inputs.
+
+        Returns:
+            Positional and keyword arguments.
+        """
+        return as_call(self._whole_numbers.as_taken(x, self.net.network))
+
+    def settle(self, x: Any) -> None:
+        """Finds out which whole numbers the network takes as real ones, unless it has run.
+
+        Args:
+            x: Inputs.
+        """
+        if self._whole_numbers.is_settled or not self._whole_numbers.are_in(x):
+            return
+        with contextlib.suppress(Exception):  # what is wrong shows when it runs on all data
+            self.call(lambda *args, **kwargs: self.net.runner.run({}, args, kwargs), {}, x)
 
     def forward(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> Tensor:
         """The model: samples weights and targets, or observes the targets.
@@ -217,7 +282,7 @@ class SupervisedModel(PyroModule):
             The targets.
         """
         x, y = self.read(x, y, *more, **named)
-        _check_not_empty(x)
+        check_not_empty(x)
         values = self.sample_parameters()
         num_draw_dims = self.net.num_draw_dims(values)
         num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
@@ -248,7 +313,7 @@ class SupervisedModel(PyroModule):
             it is 1.
         """
         x, y = self.read(*args, **kwargs)
-        _check_not_empty(x)
+        check_not_empty(x)
         return self.log_likelihood_of(self.run(values, x), x, y)
 
     def log_likelihood_of(
@@ -287,8 +352,9 @@ class SupervisedModel(PyroModule):
         likelihood = self.likelihood
         y = likelihood.as_target(y)
         if not isinstance(y, Tensor):
-            hint = "; pass torch.as_tensor(y.to_numpy())" * hasattr(y, "to_numpy")
-            raise TypeError(f"Targets must be a tensor, got {type(y).__name__}{hint}.")
+            raise TypeError(
+                f"Targets must be a tensor, an array or a data frame, got {type(y).__name__}."
+            )
         if output.dim() < 1 or output.dim() < num_batch_dims:
             raise DataError(
                 f"The network's output has shape {tuple(output.shape)}; its first dimension "
@@ -300,94 +366,5 @@ class SupervisedModel(PyroModule):
         check_finite("target", y, allows_missing=likelihood.allows_missing)
         if not self._is_checked:
             self._is_checked = True
-            _warn_of_probabilities(likelihood, self.net.network, one_draw)
+            warn_of_probabilities(likelihood, self.net.network, one_draw)
         return likelihood.convert_target(y, output)
-
-
-def batch_of(x: Any) -> Tensor:
-    """The first tensor among the inputs.
-
-    Args:
-        x: Inputs.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        TypeError: If there is none, or it has no dimension.
-    """
-    tensor = first_tensor(x)
-    if tensor is None:
-        way = "torch.as_tensor(x.to_numpy())" if hasattr(x, "to_numpy") else "torch.as_tensor"
-        raise TypeError(
-            f"Inputs must be a tensor whose first dimension is the batch, or a tuple or mapping "
-            f"of such; got {type(x).__name__}. NumPy arrays go through {way}."
-        )
-    return tensor
-
-
-def _check_not_empty(x: Any) -> None:
-    has_tensors = isinstance(x, Tensor) and x.dim() > 0
-    if not has_tensors and first_tensor(x) is None and _is_array(x):
-        batch_of(x)
-    if has_tensors and len(x) == 0:
-        raise DataError("The batch is empty: its inputs have a first dimension of size 0.")
-
-
-def _is_array(x: Any) -> bool:
-    """Whether inputs are numbers of a foreign kind, rather than objects that a network knows."""
-    leaves = [*as_call(x)[0], *as_call(x)[1].values()]
-    return any(hasattr(leaf, "__array__") or isinstance(leaf, (int, float)) for leaf in leaves)
-
-
-def check_finite(what: str, x: Any, *, allows_missing: bool = False) -> None:
-    """Checks that data hold no NaN and no infinity.
-
-    On an accelerator this would wait for the device, so there a non-finite loss tells.
-
-    Args:
-        what: What the data are, for the message.
-        x: Tensors.
-        allows_missing: Whether NaN may mark what is missing.
-
-    Raises:
-        DataError: If some number is not finite.
-    """
-    for value in tensors_of(x):
-        if not value.is_floating_point() or value.device.type != "cpu" or _is_finite(value):
-            continue
-        is_bad = value.isinf() if allows_missing else ~value.isfinite()
-        if is_bad.any():
-            bad = is_bad.nonzero()[0].tolist()
-            hint = " Targets that are missing are marked by NaN and left out by Masked(...)." * (
-                what == "target" and bool(value.isnan().any())
-            )
-            raise DataError(
-                f"The {what} holds {value[tuple(bad)].item()} at index {tuple(bad)} of shape "
-                f"{tuple(value.shape)}. Remove or impute such data first.{hint}"
-            )
-
-
-def _is_finite(value: Tensor) -> bool:
-    # The sum makes no tensor of the data's size, but can overflow without an infinite term.
-    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
-
-
-def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
-    """Warns where a network gives probabilities to a likelihood that takes logits."""
-    kind = None
-    if isinstance(likelihood, Categorical):
-        dim = likelihood.class_dim_of(output, 1)
-        total = output.detach().sum(dim)
-        if bool((output >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
-            kind = "Softmax"
-    elif isinstance(likelihood, Bernoulli):
-        leaves = [module for module in network.modules() if not list(module.children())]
-        kind = "Sigmoid" if leaves and isinstance(leaves[-1], nn.Sigmoid) else None
-    if kind is not None:
-        warnings.warn(
-            f"The network's outputs are probabilities, and the {type(likelihood).__name__} "
-            f"likelihood takes logits: leave out the {kind} at its end.",
-            UserWarning,
-            stacklevel=2,
-        )

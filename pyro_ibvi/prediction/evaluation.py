@@ -13,7 +13,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction import metrics
 from pyro_ibvi.prediction.mixture import Prediction, kind_of
-from pyro_ibvi.prediction.predictive import Seed, predict_batches
+from pyro_ibvi.prediction.predictive import Seed, predict_batches, seed_of
 from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import scored_parts
 
@@ -72,9 +72,9 @@ def evaluate(
         ['aurc', 'coverage', 'crps', 'mae', 'nll', 'rmse']
     """
     check_positive_int("num_bins", num_bins)
-    if not isinstance(generator, int):
-        device = "cpu" if generator is None else generator.device
-        generator = int(torch.randint(2**62, (), generator=generator, device=device).item())
+    generator = seed_of(generator)
+    if generator is None:  # foreign data are seen by the same draws
+        generator = int(torch.randint(2**62, ()).item())
     options: dict[str, Any] = {
         "num_samples": num_samples,
         "chunk_size": chunk_size,

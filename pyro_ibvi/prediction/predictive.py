@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.handlers import HANDLERS
-from pyro_ibvi._util.inputs import as_call, as_tensors, to_device
+from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.pairs import check_pair, check_unwrapped
 from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
@@ -167,7 +168,7 @@ def predict_batches(
     likelihood = model.likelihood
     if temperature != 1.0:
         likelihood = likelihood.at_temperature(temperature)
-    seed = _seed_of(generator)
+    seed = seed_of(generator)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     is_data = isinstance(loader, (Tensor, Mapping)) or hasattr(loader, "to_numpy")
     if is_data or hasattr(loader, "__array__"):
@@ -214,10 +215,6 @@ def prepare_rows(model: SupervisedModel, x: Any) -> Rows:
         The inputs.
     """
     parameter = next(iter(model.parameters()), None)
-    dtype = next(
-        (p.dtype for p in model.net.network.parameters() if p.is_floating_point()), torch.float32
-    )
-    x = as_tensors(x, dtype)
     x = to_device(model.read_inputs(x), None if parameter is None else parameter.device)
     return Rows(model, x)
 
@@ -336,7 +333,7 @@ def seeded_numbers(generator: Seed, guide: Any) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    seed = _seed_of(generator)
+    seed = seed_of(generator)
     if seed is None:
         yield
         return
@@ -345,11 +342,24 @@ def seeded_numbers(generator: Seed, guide: Any) -> Iterator[None]:
         yield
 
 
-def _seed_of(generator: Seed) -> int | None:
+def seed_of(generator: Seed) -> int | None:
+    """The seed that a user gave, or that his generator gives.
+
+    Args:
+        generator: The seed or the generator.
+
+    Returns:
+        The seed, None where there is neither.
+
+    Raises:
+        TypeError: If it is something else.
+    """
     if isinstance(generator, torch.Generator):
         return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
-    if generator is None or (isinstance(generator, int) and not isinstance(generator, bool)):
-        return generator
+    if generator is None:
+        return None
+    if isinstance(generator, Integral) and not isinstance(generator, bool):
+        return int(generator)
     raise TypeError(f"generator must be a seed or a torch.Generator, got {generator!r}.")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import as_call, first_tensor, map_tensors
-from pyro_ibvi.models.supervised import SupervisedModel, check_finite
+from pyro_ibvi._util.inputs import first_tensor, map_tensors
+from pyro_ibvi.models.data_checks import check_finite
+from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_run
 
 
@@ -65,7 +66,9 @@ class Rows:
 
     def one_row(self) -> Any:
         """The network's positional and keyword arguments for one datum."""
-        return as_call(self._cut(slice(0, 1)))
+        row = self._cut(slice(0, 1))
+        self.model.settle(row)
+        return self.model.arguments_of(row)
 
     def run(self, values: Mapping[str, Tensor], x: Any, batch_size: int | None) -> Tensor:
         """Runs the network on a batch.

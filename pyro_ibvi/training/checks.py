@@ -113,7 +113,7 @@ def check_num_epochs(num_epochs: Any) -> None:
     Raises:
         TypeError: If data stand in its place.
     """
-    if isinstance(num_epochs, (Tensor, list, tuple)) or hasattr(num_epochs, "shape"):
+    if isinstance(num_epochs, (Tensor, list, tuple)) or hasattr(num_epochs, "__len__"):
         raise TypeError(
             f"The third argument is the number of epochs, got {_name(num_epochs)}; x and y come "
             f"in batches: fit(svi, {_LOADER}, num_epochs=20)."

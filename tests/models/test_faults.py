@@ -37,13 +37,7 @@ class Two(nn.Linear):
 FAULTS = [
     (mlp, torch.zeros(6, 5), ValueError, r"\(6, 5\), but the layer '0' \(Linear\) expects 3 feat"),
     (mlp, torch.zeros(6, 3).double(), TypeError, r"weights torch\.float32: pass x\.to"),
-    (mlp, torch.zeros(6, 3).long(), TypeError, r"dtype torch\.int64 and .*pass x\.to\(torch\.fl"),
-    (
-        convolutional,
-        torch.zeros(6, 1, 8, 8, dtype=torch.uint8),
-        TypeError,
-        r"dtype torch\.uint8 .*for images divided by 255",
-    ),
+    (mlp, "rows", TypeError, "got a str, where its first layer takes a tensor"),
     (convolutional, torch.zeros(6, 64), ValueError, r"expects \(batch, 1, height, width\)"),
     (convolutional, torch.zeros(6, 1, 9, 9), ValueError, r"A layer's input .*expects 72 features"),
     (
@@ -53,6 +47,7 @@ FAULTS = [
         r"expects 3 features in the last dimension",
     ),
     (Words, torch.full((6, 2), 10), ValueError, r"up to 10, but .*rows from 0 to 9"),
+    (Words, torch.zeros(6, 2).short(), TypeError, r"looks up whole numbers .*pass x\.long\(\)"),
     (Words, torch.zeros(6, 2), TypeError, r"takes whole numbers: pass x\.long\(\)"),
     (lambda: Two(3, 1), torch.zeros(6, 3), TypeError, r"takes \(a, b\), and got 1 input"),
     (
@@ -73,6 +68,10 @@ def test_the_input_is_told(make, x, error, message):
             model, guide, pyro.optim.SGD({"lr": 0.1}), ibvi.TraceExpectedLogLikelihood()
         ).step(x, torch.zeros(6, 1))
     assert "Trace Shapes" not in str(training.value)
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.Multiplicative(0.1))
+    objective = ibvi.TraceExpectedLogLikelihood(draws="datum")(model, guide)
+    with pytest.raises(error, match=message):  # draws per datum have a way of their own
+        objective(x, torch.zeros(6, 1))
     with pytest.raises(error, match=message):
         ibvi.predict(model, guide, x, num_samples=3)
 
@@ -90,18 +89,98 @@ def test_shapes_of_sites_are_kept_from_the_message():
     assert "Trace Shapes" not in str(error.value)
 
 
-@pytest.mark.parametrize("given", [[0.0] * 6, torch.zeros(6, 1).numpy()])
-def test_targets_that_are_no_tensor(given):
-    model = ibvi.SupervisedModel(ibvi.RandomModule(mlp()), ibvi.Normal())
-    with pytest.raises(TypeError, match="Targets must be a tensor, got"):
-        model(torch.zeros(6, 3), given)
+def trained_by(make, batches, draws):
+    """What two steps make of a network on batches in some form."""
+    torch.manual_seed(0)
+    model = ibvi.SupervisedModel(
+        ibvi.RandomModule(make(), stochastic="last weights"), ibvi.Normal(0.1)
+    )
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.Multiplicative(0.1))
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.01}, guide)
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws=draws)
+    svi = pyro.infer.SVI(model, guide, optim, loss)
+    losses = [svi.step(*batch) for batch in batches]
+    return losses, ibvi.predict(model, guide, batches[0][0], num_samples=3, generator=0).mean
 
 
-def test_a_data_frame_hears_of_itself():
+@pytest.mark.parametrize("draws", ["batch", "datum"])
+@pytest.mark.parametrize(
+    ("make", "whole"),
+    [
+        (mlp, torch.tensor([[0, 1, 1], [1, 0, 2], [2, 1, 0], [1, 1, 1]])),
+        (mlp, torch.tensor([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1]]).bool()),
+        (convolutional, torch.arange(4 * 64).reshape(4, 1, 8, 8).remainder(2).to(torch.uint8)),
+    ],
+)
+def test_whole_numbers_are_real_ones_where_the_network_takes_those(make, whole, draws):
+    y = torch.randn(4, 1, generator=torch.Generator().manual_seed(1))
+    losses, mean = trained_by(make, [(whole, y)] * 2, draws)
+    expected_losses, expected = trained_by(make, [(whole.float(), y)] * 2, draws)
+    assert losses == expected_losses
+    assert torch.equal(mean, expected)
+
+
+class WordsAndCounts(Words):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(2, 1)
+
+    def forward(self, words, counts):
+        return super().forward(words) * self.scale(counts)
+
+
+def test_whole_numbers_stay_indices_where_the_network_looks_them_up():
+    net = ibvi.RandomModule(WordsAndCounts(), stochastic=["o.weight"])
+    model = ibvi.SupervisedModel(net, ibvi.Normal(0.1))
+    guide = ibvi.AutoMuPNormal(model)
+    words, counts = torch.randint(10, (5, 3)), torch.randint(7, (5, 2))
+    mean = ibvi.predict(model, guide, (words, counts), num_samples=3, generator=0).mean
+    expected = ibvi.predict(model, guide, (words, counts.float()), num_samples=3, generator=0)
+    assert torch.equal(mean, expected.mean)
+
+
+def test_images_of_bytes_are_taken_as_they_are_and_hear_of_255():
+    model = ibvi.SupervisedModel(ibvi.RandomModule(convolutional()), ibvi.Normal(0.1))
+    guide = ibvi.AutoMuPNormal(model)
+    x = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match=r"bytes up to \d+, .*for images write x / 255"):
+        mean = ibvi.predict(model, guide, x, num_samples=3, generator=0).mean
+    again = ibvi.predict(model, guide, x.float(), num_samples=3, generator=0).mean
+    assert torch.equal(mean, again)
+
+
+@pytest.mark.parametrize("draws", ["batch", "datum"])
+def test_arrays_and_data_frames_train_as_tensors_do(draws):
+    pandas = pytest.importorskip("pandas")
+    x, y = torch.randn(6, 3), torch.randn(6, 1)
+    expected_losses, expected = trained_by(mlp, [(x, y)] * 2, draws)
+    frame = pandas.DataFrame(x.numpy().astype(float))
+    for batch in (
+        (x.numpy(), y.numpy()),
+        (x.double().numpy(), y.tolist()),
+        (frame, pandas.DataFrame(y.numpy())),
+        (frame.astype(object), y.numpy()),
+        (frame.astype("Float64"), y),
+        (x.tolist(), y),
+    ):
+        losses, mean = trained_by(mlp, [batch] * 2, draws)
+        assert losses == expected_losses
+        assert torch.equal(mean, expected)
+
+
+def test_columns_that_are_no_numbers_are_named():
     pandas = pytest.importorskip("pandas")
     model = ibvi.SupervisedModel(ibvi.RandomModule(mlp()), ibvi.Normal())
-    frame = pandas.DataFrame(torch.zeros(6, 3).numpy())
-    with pytest.raises(TypeError, match=r"got DataFrame\..*torch\.as_tensor\(x\.to_numpy\(\)\)"):
-        model(frame, torch.zeros(6, 1))
-    with pytest.raises(TypeError, match=r"got Series; pass torch\.as_tensor\(y\.to_numpy\(\)\)"):
-        model(torch.zeros(6, 3), frame[0])
+    frame = pandas.DataFrame({"a": [1.0], "town": ["Ulm"], "day": pandas.to_datetime(["2020"])})
+    with pytest.raises(TypeError, match=r"columns \['town', 'day'\]: .*get_dummies"):
+        model(frame, torch.zeros(1, 1))
+    with pytest.raises(TypeError, match=r"Series of the type .*return_inverse=True\)\[1\]"):
+        model(torch.zeros(1, 3), frame["town"])
+
+
+def test_weights_of_two_types():
+    model = ibvi.SupervisedModel(ibvi.RandomModule(mlp()), ibvi.Normal())
+    guide = ibvi.AutoMuPNormal(model)
+    model.double()
+    with pytest.raises(TypeError, match=r"several types.*model and guide together, model\.to\("):
+        ibvi.predict(model, guide, torch.zeros(2, 3).double())

@@ -134,14 +134,13 @@ BAD_DATA = [
     (nan_at(X, (2, 1)), Y, ValueError, r"input holds nan at index \(2, 1\) of shape \(6, 3\)"),
     (X, nan_at(Y, (4, 0)), ValueError, r"target holds nan at index \(4, 0\).*Remove or impute"),
     (X, nan_at(Y, (4, 0), -math.inf), ValueError, r"target holds -inf at index \(4, 0\)"),
-    (X.numpy(), Y, TypeError, r"Inputs must be a tensor.*got ndarray.*torch\.as_tensor"),
-    (X, Y.numpy(), TypeError, "Targets must be a tensor, got ndarray"),
-    (X, Y.tolist(), TypeError, "Targets must be a tensor, got list"),
+    (X, "rows", TypeError, "Targets must be a tensor, an array or a data frame, got str"),
+    (1.0, Y, TypeError, "Inputs must be a tensor, an array or a data frame.*got float"),
     (
         torch.tensor(1.0),
         Y,
         TypeError,
-        "Inputs must be a tensor whose first dimension is the batch",
+        "Inputs must be a tensor, an array or a data frame whose first dimension is the batch",
     ),
     (X[:0], Y[:0], ValueError, "The batch is empty: its inputs have a first dimension of size 0"),
 ]

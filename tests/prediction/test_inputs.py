@@ -106,6 +106,10 @@ def test_a_seed_is_a_number_or_a_generator():
     first = ibvi.predict(model, guide, X, generator=torch.Generator().manual_seed(3)).outputs
     again = ibvi.predict(model, guide, X, generator=torch.Generator().manual_seed(3)).outputs
     assert torch.equal(first, again)
+    assert torch.equal(
+        ibvi.predict(model, guide, X, generator=np.int64(3)).outputs,
+        ibvi.predict(model, guide, X, generator=3).outputs,
+    )
     for bad in ("0", 1.0, True):
         with pytest.raises(TypeError, match=r"generator must be a seed or a torch\.Generator"):
             ibvi.predict(model, guide, X, generator=bad)

@@ -1,0 +1,116 @@
+"""Checks of the data that a model is given, and of what its network makes of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
+from pyro_ibvi.models.labels import Categorical
+from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood
+
+
+def batch_of(x: Any) -> Tensor:
+    """The first tensor among the inputs.
+
+    Args:
+        x: Inputs.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        TypeError: If there is none, or it has no dimension.
+    """
+    tensor = first_tensor(x)
+    if tensor is None:
+        raise TypeError(
+            f"Inputs must be a tensor, an array or a data frame whose first dimension is the "
+            f"batch, or a tuple or mapping of such; got {type(x).__name__}."
+        )
+    return tensor
+
+
+def check_not_empty(x: Any) -> None:
+    """Checks that there are data among the inputs.
+
+    Args:
+        x: Inputs.
+
+    Raises:
+        DataError: If there are none.
+    """
+    has_tensors = isinstance(x, Tensor) and x.dim() > 0
+    if not has_tensors and first_tensor(x) is None and _is_number(x):
+        batch_of(x)
+    if has_tensors and len(x) == 0:
+        raise DataError("The batch is empty: its inputs have a first dimension of size 0.")
+
+
+def _is_number(x: Any) -> bool:
+    """Whether inputs are single numbers, rather than objects that a network knows."""
+    leaves = [*as_call(x)[0], *as_call(x)[1].values()]
+    return any(isinstance(leaf, (int, float, Tensor)) for leaf in leaves)
+
+
+def check_finite(what: str, x: Any, *, allows_missing: bool = False) -> None:
+    """Checks that data hold no NaN and no infinity.
+
+    On an accelerator this would wait for the device, so there a non-finite loss tells.
+
+    Args:
+        what: What the data are, for the message.
+        x: Tensors.
+        allows_missing: Whether NaN may mark what is missing.
+
+    Raises:
+        DataError: If some number is not finite.
+    """
+    for value in tensors_of(x):
+        if not value.is_floating_point() or value.device.type != "cpu" or _is_finite(value):
+            continue
+        is_bad = value.isinf() if allows_missing else ~value.isfinite()
+        if is_bad.any():
+            bad = is_bad.nonzero()[0].tolist()
+            hint = " Targets that are missing are marked by NaN and left out by Masked(...)." * (
+                what == "target" and bool(value.isnan().any())
+            )
+            raise DataError(
+                f"The {what} holds {value[tuple(bad)].item()} at index {tuple(bad)} of shape "
+                f"{tuple(value.shape)}. Remove or impute such data first.{hint}"
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    # The sum makes no tensor of the data's size, but can overflow without an infinite term.
+    return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
+
+
+def warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
+    """Warns where a network gives probabilities to a likelihood that takes logits.
+
+    Args:
+        likelihood: The likelihood.
+        network: The network.
+        output: What it made of a batch.
+    """
+    kind = None
+    if isinstance(likelihood, Categorical):
+        dim = likelihood.class_dim_of(output, 1)
+        total = output.detach().sum(dim)
+        if bool((output >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
+            kind = "Softmax"
+    elif isinstance(likelihood, Bernoulli):
+        leaves = [module for module in network.modules() if not list(module.children())]
+        kind = "Sigmoid" if leaves and isinstance(leaves[-1], nn.Sigmoid) else None
+    if kind is not None:
+        warnings.warn(
+            f"The network's outputs are probabilities, and the {type(likelihood).__name__} "
+            f"likelihood takes logits: leave out the {kind} at its end.",
+            UserWarning,
+            stacklevel=2,
+        )
