@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
 
 
 def check_positive_int(name: str, value: object) -> None:
@@ -17,3 +21,25 @@ def check_positive_int(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+
+
+def checked_scale(name: str, value: Any) -> float:
+    """A standard deviation that a user gave.
+
+    Args:
+        name: What it is of, for the message.
+        value: The number.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is not positive and finite.
+    """
+    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if not is_number or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is a standard deviation, positive and finite; got {value!r}.")
+    return float(value)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.files import readable_path
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
@@ -21,6 +22,7 @@ from pyro_ibvi.models.choices import Prior
 from pyro_ibvi.models.likelihoods import Likelihood
 
 
+@named_arguments()
 def load(
     path: str | os.PathLike[str],
     net: nn.Module,

@@ -12,10 +12,12 @@ from pyro.infer import SVI
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
+from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK
 from pyro_ibvi.front.files import write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
 from pyro_ibvi.front.recipe import as_random, default_optimizer
@@ -104,6 +106,7 @@ class VariationalNetwork:
         torch.Size([64, 1])
     """
 
+    @named_arguments(elsewhere=OF_NETWORK)
     def __init__(
         self,
         net: nn.Module,
@@ -153,6 +156,7 @@ class VariationalNetwork:
         self.history = History()
         self.temperature = 1.0
 
+    @named_arguments(passed_to=fit, elsewhere=OF_FIT)
     def fit(
         self,
         data: Any,
@@ -204,6 +208,7 @@ class VariationalNetwork:
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
         return self.history
 
+    @named_arguments()
     def predict(
         self,
         x: Any,
@@ -241,6 +246,7 @@ class VariationalNetwork:
             temperature=self.temperature,
         )
 
+    @named_arguments()
     def evaluate(
         self,
         data: Any,
@@ -273,6 +279,7 @@ class VariationalNetwork:
             temperature=self.temperature,
         )
 
+    @named_arguments()
     def calibrate(
         self, data: Any, y: Any = None, *, num_samples: int = 100, seed: int | None = None
     ) -> Temperature:
@@ -323,6 +330,7 @@ class VariationalNetwork:
         check_parts(self)
         return mean_network(self.model, self.guide)
 
+    @named_arguments()
     def frozen_draws(self, num_samples: int = 16, *, seed: int | None = None) -> FrozenDraws:
         """Draws of the weights as one module to serve, for ``torch.export`` and ONNX.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
@@ -68,6 +69,7 @@ class RateSearch:
         return ax
 
 
+@named_arguments()
 def rate_search(
     build: Callable[[float], VariationalNetwork],
     data: Any,

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.likelihoods import Likelihood
 
@@ -48,6 +49,12 @@ class Categorical(Likelihood):
     discrete = True
     _has_temperature = True
 
+    @named_arguments(
+        elsewhere={
+            "num_classes": "the network's outputs say how many there are",
+            "temperature": "calibrate finds it, and predict takes it",
+        }
+    )
     def __init__(
         self,
         *,

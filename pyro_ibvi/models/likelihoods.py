@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
-from numbers import Real
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,6 +12,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import checked_scale
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.parameters import full_name, read_parameter
@@ -247,9 +247,10 @@ class Normal(Likelihood):
 
     _has_temperature = True
 
+    @named_arguments()
     def __init__(self, scale: float = 1.0, *, learn_scale: bool = False) -> None:
         super().__init__()
-        scale = _checked_scale("The scale of the Normal likelihood", scale)
+        scale = checked_scale("The scale of the Normal likelihood", scale)
         self.learn_scale = learn_scale
         self._known_scale = scale
         if learn_scale:
@@ -300,9 +301,10 @@ class HeteroscedasticNormal(Likelihood):
 
     _has_temperature = True
 
+    @named_arguments(elsewhere={"scale": "the network's second outputs give it"})
     def __init__(self, min_scale: float = 1e-3) -> None:
         super().__init__()
-        self.min_scale = _checked_scale("min_scale", min_scale)
+        self.min_scale = checked_scale("min_scale", min_scale)
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of targets, half as wide as the output."""
@@ -382,15 +384,6 @@ class Poisson(Likelihood):
         if on_cpu and not (target == target.round()).all():
             raise DataError("Poisson counts must be whole numbers; the target has others.")
         _check_counts(target)
-
-
-def _checked_scale(name: str, value: Any) -> float:
-    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    if not is_number or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} is a standard deviation, positive and finite; got {value!r}.")
-    return float(value)
 
 
 def _check_counts(target: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.supervised import SupervisedModel
@@ -21,6 +22,7 @@ from pyro_ibvi.prediction.scores import scored_parts
 _KEPT = 0.8
 
 
+@named_arguments()
 @torch.no_grad()
 def evaluate(
     model: SupervisedModel,

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.handlers import HANDLERS
@@ -32,6 +33,7 @@ from pyro_ibvi.prediction.rows import Rows
 Seed = int | torch.Generator | None
 
 
+@named_arguments()
 def predict(
     model: SupervisedModel,
     guide: Callable[..., Any],
@@ -122,6 +124,7 @@ def predict(
         return Prediction(outputs, likelihood)
 
 
+@named_arguments()
 def predict_batches(
     model: SupervisedModel,
     guide: Callable[..., Any],

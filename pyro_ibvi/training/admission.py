@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -37,6 +38,20 @@ def check_optim_args(optimizer: type[Optimizer], optim_args: Any) -> None:
     if "lr" not in optim_args:
         raise ValueError('optim_args needs the global learning rate: {"lr": 0.05, ...}.')
     check_arguments(optimizer, optim_args)
+
+
+def check_clip_norm(clip_norm: Any) -> None:
+    """Checks the largest norm of a gradient.
+
+    Args:
+        clip_norm: What the user gave, or None.
+
+    Raises:
+        ValueError: If it is no positive number.
+    """
+    is_number = isinstance(clip_norm, (int, float))
+    if clip_norm is not None and not (is_number and 0 < clip_norm < math.inf):
+        raise ValueError(f"clip_norm must be positive and finite, got {clip_norm!r}.")
 
 
 def check_guide(guide: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro.infer import SVI
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi._util.modes import module_mode
@@ -34,6 +35,27 @@ from pyro_ibvi.training.step import Stepper
 from pyro_ibvi.training.validation import Best, Metrics, validate
 
 
+@named_arguments(
+    elsewhere={
+        "lr": "the rate belongs to the optimizer, MuPOptim(torch.optim.SGD, {'lr': 0.05}, guide) "
+        "or VariationalNetwork(net, likelihood, lr=0.05)",
+        "optimizer": "it belongs to SVI(model, guide, optim, loss), or to "
+        "VariationalNetwork(net, likelihood, optimizer=torch.optim.SGD)",
+        "scheduler": "it belongs to the optimizer, MuPOptim(..., scheduler=...), or to "
+        "VariationalNetwork(net, likelihood, scheduler=...)",
+        "clip_norm": "it belongs to the optimizer, MuPOptim(..., clip_norm=1.0), or to "
+        "VariationalNetwork(net, likelihood, clip_norm=1.0)",
+        "batch_size": "the loader says it, DataLoader(data, batch_size=128, shuffle=True)",
+        "shuffle": "the loader says it, DataLoader(data, batch_size=128, shuffle=True); tensors "
+        "and data sets are shuffled",
+        "num_data": "it belongs to the model, SupervisedModel(net, likelihood, num_data=...)",
+        "draws": "they belong to the objective, TraceExpectedLogLikelihood(draws=...), or to "
+        "VariationalNetwork(net, likelihood, draws=...)",
+        "seed": "write torch.manual_seed(0) before network and loader are made",
+        "generator": "write torch.manual_seed(0) before network and loader are made",
+        "kl_weight": "it belongs to the objective, TraceExpectedLogLikelihood(kl_weight=...)",
+    }
+)
 def fit(
     svi: SVI,
     train_loader: Iterable[Any],

@@ -3,7 +3,6 @@ r"""One torch optimizer with muP learning rates, inside ``SVI`` or by itself."""
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from pyro_ibvi._util.loss_scale import noted_scale
 from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.training.admission import (
+    check_clip_norm,
     check_guide,
     check_optim_args,
     check_takes_part,
@@ -32,6 +32,7 @@ from pyro_ibvi.training.param_groups import (
     collect_rates,
     group_factor,
     make_groups,
+    names_fit,
     trained_first,
     unique_name,
 )
@@ -100,8 +101,7 @@ class MuPOptim(PyroOptim):
             optimizer = MuonWithAdamW
         check_optim_args(optimizer, optim_args)
         check_guide(guide)
-        if clip_norm is not None and not 0 < clip_norm < math.inf:
-            raise ValueError(f"clip_norm must be positive and finite, got {clip_norm!r}.")
+        check_clip_norm(clip_norm)
         check_scheduler(scheduler)
         super().__init__(optimizer, optim_args)
         self.lr = checked_rate(optim_args["lr"])
@@ -227,9 +227,13 @@ class MuPOptim(PyroOptim):
         """
         if not isinstance(state_dict, dict) or not {"optimizer", "names"} <= set(state_dict):
             raise TypeError("set_state needs what MuPOptim.get_state() gave.")
-        self._waiting_state = copy.deepcopy(state_dict)
+        before, self._waiting_state = self._waiting_state, copy.deepcopy(state_dict)
         if self._optimizer is not None:
-            self._restore()
+            try:
+                self._restore()
+            except Exception:
+                self._waiting_state = before  # which would be refused at each later parameter
+                raise
 
     def load(self, filename: str, map_location: Any = None) -> None:
         """Restores state that :meth:`save` wrote.
@@ -288,7 +292,11 @@ class MuPOptim(PyroOptim):
             self._scheduler = made_scheduler(self._make_scheduler, self._optimizer)
             check_ratios(self._optimizer.param_groups, self._scheduler)
         if self._waiting_state:
-            self._restore()
+            try:
+                self._restore()
+            except Exception:
+                self._optimizer, self._scheduler, self._names = None, None, {}
+                raise  # at each try: no step is taken without the state that was given
 
     @property
     def _adamw_lr(self) -> float:
@@ -363,7 +371,7 @@ class MuPOptim(PyroOptim):
         assert self._optimizer is not None
         saved, new = self._waiting_state, self._optimizer.state_dict()
         current = [group["param_names"] for group in self._optimizer.param_groups]
-        if not _fit(current, saved["names"]):
+        if not names_fit(current, saved["names"]):
             raise ValueError(
                 f"The optimizer's state is for the parameters {saved['names']}, but the "
                 f"parameters are {current}."
@@ -379,16 +387,8 @@ class MuPOptim(PyroOptim):
             old_groups = saved["optimizer"]["param_groups"]
             for group, old in zip(new["param_groups"], old_groups, strict=True):
                 group.update({k: v for k, v in old.items() if k not in _OF_THIS_OPTIMIZER})
-            if self._scheduler is not None and "scheduler" in saved:
-                self._scheduler.load_state_dict(saved["scheduler"])
         self._optimizer.load_state_dict(new)
+        if only is None and self._scheduler is not None and "scheduler" in saved:
+            self._scheduler.load_state_dict(saved["scheduler"])
         if set(position) <= set(names):
             self._waiting_state = {}
-
-
-def _fit(current: list[list[str]], saved: list[list[str]]) -> bool:
-    """Whether saved groups are those of the optimizer, but for parameters that come later."""
-    if len(current) != len(saved) or current[:-1] != saved[:-1]:
-        return False
-    now, then = set(current[-1]), set(saved[-1])
-    return now <= then or then <= now

@@ -6,6 +6,7 @@ modules have none there, so that all of them would be saved under one key.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,13 +86,11 @@ def set_optimizer_state(
         ValueError: If the state is of another scheduler.
     """
     if isinstance(optim, MuPOptim):
+        with contextlib.suppress(RuntimeError):  # where there is nothing to train yet
+            _check_scheduler(optim, state)  # before anything changes
         optim.set_state(state["state"])
         optim.register(parameters)
-        if type(optim.scheduler).__name__ != state["scheduler"]:
-            raise ValueError(
-                f"The checkpoint is of the scheduler {state['scheduler']}, but this one is "
-                f"{type(optim.scheduler).__name__}."
-            )
+        _check_scheduler(optim, state)
         return
     rows = zip(parameters, state["state"], state["has_gradient"], strict=True)
     for parameter, one, has_gradient in rows:
@@ -100,6 +99,14 @@ def set_optimizer_state(
             optim.grad_clip[parameter] = optim._get_grad_clip(parameter)  # type: ignore[arg-type]
         _load_state_dict(optim.optim_objs[parameter], one)
         parameter.grad = torch.zeros_like(parameter) if has_gradient else None
+
+
+def _check_scheduler(optim: MuPOptim, state: Mapping[str, Any]) -> None:
+    kind = type(optim.scheduler).__name__
+    if kind != state["scheduler"]:
+        raise ValueError(
+            f"The checkpoint is of the scheduler {state['scheduler']}, but this one is {kind}."
+        )
 
 
 def _kind(optim: PyroOptim) -> str:

@@ -1,5 +1,6 @@
 """Files of a training's state: what they hold, and what is said if they do not fit."""
 
+import copy
 import random
 
 import numpy as np
@@ -213,6 +214,13 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
         ibvi.load_checkpoint(path, make_svi("adamw"))
     with pytest.raises(ValueError, match="scheduler StepLR, but this one is NoneType"):
         ibvi.load_checkpoint(path, make_svi("momentum", scheduler=None))
+    for others in (None, SCHEDULERS["milestones"]):
+        svi = stepped(make_svi("momentum", scheduler=others))
+        before = copy.deepcopy(svi.optim.get_state()["optimizer"]["state"])
+        with pytest.raises(ValueError, match="of the scheduler StepLR, but this one is"):
+            ibvi.load_checkpoint(path, svi)
+        after = svi.optim.get_state()["optimizer"]["state"]
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
     svi = make_svi("momentum")
     svi.optim = pyro.optim.SGD({"lr": 0.1})
     with pytest.raises(ValueError, match=r"MuPOptim\(SGD\), but this one is PyroOptim\(SGD\)"):

@@ -367,6 +367,8 @@ def test_bad_arguments():
         MuPOptim(torch.optim.SGD, {}, guide)
     with pytest.raises(ValueError, match="clip_norm must be positive and finite, got -1"):
         MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, clip_norm=-1)
+    with pytest.raises(ValueError, match="clip_norm must be positive and finite, got '1'"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, clip_norm="1")
     with pytest.raises(ValueError, match=r'Lion steps in proportion.*pass family="sgd"'):
         MuPOptim(Lion, {"lr": 0.1}, guide)
     with pytest.raises(ValueError, match="family must be 'sgd', 'adam' or 'muon', got 'lion'"):

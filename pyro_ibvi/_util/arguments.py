@@ -1,0 +1,156 @@
+"""What a person hears who calls an argument by another library's name, or leaves one out."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar, cast
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Names of the same thing elsewhere, by the names of this package.
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "num_epochs": ("epochs", "n_epochs", "max_epochs", "nb_epochs", "n_iter", "max_iter"),
+    "valid_loader": (
+        "val_loader",
+        "validation_loader",
+        "valid",
+        "val",
+        "validation",
+        "validation_data",
+        "val_data",
+        "eval_set",
+        "val_dataloader",
+        "val_dataloaders",
+        "test_loader",
+    ),
+    "train_loader": ("loader", "dataloader", "train_dataloader", "data_loader", "data"),
+    "patience": ("early_stopping", "early_stop", "n_iter_no_change"),
+    "progress": ("verbose", "progress_bar", "show_progress", "disable_tqdm"),
+    "callback": ("callbacks",),
+    "checkpoint": ("checkpoint_path", "ckpt_path", "ckpt", "save_path"),
+    "monitor": ("metric", "early_stopping_metric"),
+    "accumulate": ("accumulate_grad_batches", "gradient_accumulation_steps", "accumulation_steps"),
+    "autocast": ("precision", "amp", "mixed_precision"),
+    "num_samples": ("n_samples", "samples", "num_draws", "n_draws", "draws", "num_mc_samples"),
+    "seed": ("generator", "random_state", "rng", "random_seed"),
+    "generator": ("seed", "random_state", "rng", "random_seed"),
+    "random_state": ("seed", "generator", "random_seed"),
+    "batch_size": ("batchsize", "bs"),
+    "num_data": ("n_data", "dataset_size", "train_size", "n_train"),
+    "lr": ("learning_rate", "eta", "alpha"),
+    "optimizer": ("optim", "opt"),
+    "optim_args": ("optimizer_args", "optimizer_kwargs", "optim_kwargs", "optimizer_params"),
+    "scheduler": ("lr_scheduler", "schedule"),
+    "clip_norm": ("max_norm", "grad_clip", "gradient_clip_val", "clip_grad_norm"),
+    "covariance": ("guide", "posterior", "cov"),
+    "stochastic": ("random", "bayesian", "bayesian_layers", "random_layers"),
+    "draws": ("num_particles", "num_samples", "n_samples"),
+    "init_scale": ("init_std", "scale", "prior_scale"),
+    "prior": ("prior_std", "prior_scale", "sigma", "std"),
+    "likelihood": ("loss_fn", "criterion", "lik"),
+    "loss": ("objective", "elbo"),
+    "scale": ("std", "sigma", "noise", "stddev", "sd", "noise_std"),
+    "weight": ("weights", "class_weight", "class_weights"),
+    "net": ("network", "module", "base_model"),
+    "max_memory": ("memory", "memory_limit", "max_mem"),
+}
+
+
+def named_arguments(
+    *, elsewhere: Mapping[str, str] | None = None, passed_to: Callable[..., Any] | None = None
+) -> Callable[[_F], _F]:
+    """Lets a function say what the argument is called that was meant.
+
+    The function itself runs as it is; words are looked for only after a call that does not fit.
+
+    Args:
+        elsewhere: Where arguments belong that this function does not have: a line to write, by
+            the argument's name.
+        passed_to: The function to which further keyword arguments go.
+
+    Returns:
+        The decorator.
+    """
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if passed_to is not None and not kwargs.keys() <= names:
+                _refuse(function, names, args, kwargs, elsewhere or {})
+            try:
+                return function(*args, **kwargs)
+            except TypeError as error:
+                traceback = error.__traceback__
+                if traceback is None or traceback.tb_next is not None:
+                    raise  # not the call is at fault
+            _refuse(function, names, args, kwargs, elsewhere or {})
+
+        names = _names_of(function)
+        if passed_to is not None:
+            names = names | _names_of(passed_to)
+        return cast(_F, call)
+
+    return decorate
+
+
+def _names_of(function: Callable[..., Any]) -> frozenset[str]:
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return frozenset(p.name for p in parameters if p.kind not in kinds) - {"self"}
+
+
+def _refuse(
+    function: Callable[..., Any],
+    names: Iterable[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    elsewhere: Mapping[str, str],
+) -> NoReturn:
+    called = function.__qualname__.removesuffix(".__init__")
+    unknown = [name for name in kwargs if name not in names]
+    if unknown:
+        meant = _meant(unknown[0], names, elsewhere)
+        raise TypeError(f"{called} has no argument {unknown[0]!r}{meant}.")
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
+    given = args[1:] if "." in function.__qualname__ else args
+    method = function.__name__
+    own = None if method == "__init__" or not given else getattr(given[0], method, None)
+    if callable(own) and not isinstance(given[0], type):
+        raise TypeError(
+            f"{called} takes {_shown(parameters)}, and a {type(given[0]).__name__} has a method "
+            f"of its own: write .{method}(...) behind it."
+        )
+    got = _given(len(given), list(kwargs))
+    raise TypeError(f"{called} takes {_shown(parameters)}, and got {got}.")
+
+
+def _meant(unknown: str, names: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    meant = [name for name, aliases in _ALIASES.items() if unknown in (name, *aliases)]
+    for name in meant:
+        if name in names:
+            return f": it is called {name!r} here"
+    for name in (unknown, *meant):
+        if name in elsewhere:
+            return f": {elsewhere[name]}"
+    close = difflib.get_close_matches(unknown, list(names), n=1, cutoff=0.75)
+    if close:
+        return f": did you mean {close[0]!r}"
+    return f"; it has {', '.join(sorted(names))}"
+
+
+def _shown(parameters: list[inspect.Parameter]) -> str:
+    """The arguments that must be given, and the first of those that may."""
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [p.name for p in named if p.default is p.empty]
+    optional = [f"{p.name}=" for p in named if p.default is not p.empty]
+    more = ["..."] * (len(optional) > 3)
+    return f"({', '.join([*required, *optional[:3], *more])})"
+
+
+def _given(num_positional: int, names: list[str]) -> str:
+    parts = [f"{num_positional} by position"] if num_positional else []
+    parts += [f"{', '.join(names)} by name"] if names else []
+    return " and ".join(parts) or "none"
