@@ -32,11 +32,11 @@ from pyro_ibvi.training.param_groups import (
     collect_rates,
     group_factor,
     make_groups,
-    names_fit,
     trained_first,
     unique_name,
 )
 from pyro_ibvi.training.ratios import check_ratios
+from pyro_ibvi.training.saved_state import check_saved
 from pyro_ibvi.training.scheduler_maker import check_scheduler, made_scheduler
 
 _OF_THIS_OPTIMIZER = ("params", "param_names", "fused")  # what no state brings
@@ -210,7 +210,9 @@ class MuPOptim(PyroOptim):
             A dictionary of tensors, numbers and names.
         """
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        state["kind"] = self._kind_of_optimizer
         state["names"] = [group["param_names"] for group in self.optimizer.param_groups]
+        state["shapes"] = {name: list(p.shape) for p, name in self._names.items()}
         if self._scheduler is not None:
             state["scheduler"] = self._scheduler.state_dict()
         return state
@@ -299,6 +301,10 @@ class MuPOptim(PyroOptim):
                 raise  # at each try: no step is taken without the state that was given
 
     @property
+    def _kind_of_optimizer(self) -> str:
+        return getattr(self.pt_optim_constructor, "__name__", repr(self.pt_optim_constructor))
+
+    @property
     def _adamw_lr(self) -> float:
         return float(self.pt_optim_args.get("adamw", {}).get("lr", self.lr))  # type: ignore[union-attr]
 
@@ -371,11 +377,8 @@ class MuPOptim(PyroOptim):
         assert self._optimizer is not None
         saved, new = self._waiting_state, self._optimizer.state_dict()
         current = [group["param_names"] for group in self._optimizer.param_groups]
-        if not names_fit(current, saved["names"]):
-            raise ValueError(
-                f"The optimizer's state is for the parameters {saved['names']}, but the "
-                f"parameters are {current}."
-            )
+        parameters = {name: p for p, name in self._names.items()}
+        check_saved(saved, self._kind_of_optimizer, current, parameters)
         position = {name: i for i, name in enumerate(n for names in saved["names"] for n in names)}
         names = [name for group in current for name in group]
         for i, name in enumerate(names):

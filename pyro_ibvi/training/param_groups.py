@@ -251,19 +251,3 @@ def checked_rate(lr: object) -> float:
     if 0 < rate < math.inf:
         return rate
     raise ValueError(f"The learning rate must be a positive finite number, got lr={lr!r}.")
-
-
-def names_fit(current: list[list[str]], saved: list[list[str]]) -> bool:
-    """Whether saved groups are those of an optimizer, but for parameters that come later.
-
-    Args:
-        current: Names of the parameters by group.
-        saved: The same in a state.
-
-    Returns:
-        Whether they are.
-    """
-    if len(current) != len(saved) or current[:-1] != saved[:-1]:
-        return False
-    now, then = set(current[-1]), set(saved[-1])
-    return now <= then or then <= now

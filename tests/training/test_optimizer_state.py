@@ -9,6 +9,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
+import pyro_ibvi as ibvi
 from pyro_ibvi import (
     AutoMuPNormal,
     Diagonal,
@@ -293,3 +294,37 @@ def test_sparse_gradients_take_the_plain_kernels():
         optim([embedding.weight])
     assert torch.allclose(before[1] - embedding.weight[1], torch.tensor(0.2))
     assert torch.equal(before[2], embedding.weight[2])
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Muon])
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_state_of_another_width_or_optimizer_is_refused(optimizer, is_used):
+    """torch's fused kernels would read and write beyond the end of a smaller state."""
+
+    def make(width, kind=optimizer):
+        net = torch.nn.Sequential(
+            torch.nn.Linear(1, width), torch.nn.Linear(width, width), torch.nn.Linear(width, 1)
+        )
+        model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(), num_data=4)
+        guide = ibvi.AutoMuPNormal(model)
+        optim = ibvi.MuPOptim(kind, {"lr": 1e-3}, guide)
+        svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
+        return svi, optim
+
+    data = torch.ones(4, 1), torch.ones(4, 1)
+    svi, optim = make(8)
+    svi.step(*data)
+    state = optim.get_state()
+
+    def restore(width, kind=optimizer):
+        other_svi, other = make(width, kind)
+        if is_used:
+            other_svi.step(*data)
+        other.set_state(state)
+        other_svi.step(*data)
+
+    restore(8)
+    with pytest.raises(ValueError, match=r"of another network: .* had the shape \(8, 1\) and has"):
+        restore(64)
+    with pytest.raises(ValueError, match=r"state is of the optimizer .*, but this one is Adamax"):
+        restore(8, torch.optim.Adamax)
