@@ -24,6 +24,8 @@ PACKAGE = ROOT / "pyro_ibvi"
 sys.path[:0] = [str(HERE), str(ROOT)]
 # Modules that need an extra are documented without it.
 OPTIONAL_DEPENDENCIES = ("lightning", "pytorch_lightning", "botorch")
+#: What the reference has a place for.
+DOCUMENTED: list[object] = []
 
 
 def fresh_folder(name: str) -> Path:
@@ -93,9 +95,12 @@ def documented(module: str, names: list[str]) -> str:
     parts = []
     for name in names:
         thing = getattr(importlib.import_module(module), name)
+        DOCUMENTED.append(thing)
         kind = "autoclass" if isinstance(thing, type) else "autofunction"
         kind = kind if callable(thing) else "autodata"
-        options = "\n   :members:\n   :show-inheritance:" if kind == "autoclass" else ""
+        options = "\n   :members:" if kind == "autoclass" else ""
+        if getattr(thing, "__bases__", (object,)) not in ((object,), (tuple,)):
+            options += "\n   :show-inheritance:"
         if hasattr(thing, "get_metadata_routing"):  # scikit-learn adds methods to its estimators
             added = [method for method in dir(thing) if method.endswith("_request")]
             options += f"\n   :exclude-members: {', '.join(added)}"
@@ -187,8 +192,11 @@ mathjax3_config = {
 
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "both"
+# Types stand beside each argument's text; in a signature they would fill half a phone's screen.
+autodoc_typehints = "description"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
 autodoc_typehints_description_target = "documented"
 autodoc_mock_imports = [
     name for name in OPTIONAL_DEPENDENCIES if importlib.util.find_spec(name) is None
@@ -212,5 +220,23 @@ os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning:arviz,ignore:IProgress not
 os.environ["TQDM_DISABLE"] = "1"
 
 
+def known_base(base: type) -> type:
+    """A class, or what readers know of it: the first of its ancestors that is not internal."""
+    return next(
+        ancestor
+        for ancestor in getattr(base, "__mro__", (base,))
+        if ancestor in DOCUMENTED or not ancestor.__module__.startswith("pyro_ibvi")
+    )
+
+
+def show_known_bases(app, name, thing, options, bases):
+    """Name as a class's bases what the reference or another project documents."""
+    known = list(dict.fromkeys(known_base(base) for base in bases))
+    bases[:] = [
+        b for b in known if not any(b in getattr(o, "__mro__", ())[1:] for o in known)
+    ] or [object]
+
+
 def setup(app):
     app.connect("missing-reference", links.resolve)
+    app.connect("autodoc-process-bases", show_known_bases)

@@ -12,28 +12,48 @@ NUMPY = "https://numpy.org/doc/stable/reference"
 ARVIZ = "https://python.arviz.org/en/stable"
 XARRAY = "https://docs.xarray.dev/en/stable/generated"
 
-#: Pages that hold several names, by the name as docstrings and signatures write it.
+#: Pages that hold several names.
 PAGES = {
-    "torch.Tensor": f"{TORCH}/tensors.html#torch.Tensor",
-    "torch.device": f"{TORCH}/tensor_attributes.html#torch.device",
-    "torch.dtype": f"{TORCH}/tensor_attributes.html#torch.dtype",
-    "torch.Size": f"{TORCH}/size.html#torch.Size",
-    "torch.utils.data.DataLoader": f"{TORCH}/data.html#torch.utils.data.DataLoader",
-    "torch.optim.Optimizer": f"{TORCH}/optim.html#torch.optim.Optimizer",
-    "pyro.infer.SVI": f"{PYRO}/inference_algos.html#pyro.infer.svi.SVI",
-    "pyro.infer.svi.SVI": f"{PYRO}/inference_algos.html#pyro.infer.svi.SVI",
-    "pyro.infer.Trace_ELBO": f"{PYRO}/inference_algos.html#pyro.infer.trace_elbo.Trace_ELBO",
-    "pyro.infer.trace_elbo.Trace_ELBO": (
-        f"{PYRO}/inference_algos.html#pyro.infer.trace_elbo.Trace_ELBO"
+    f"{TORCH}/tensors.html": ("torch.Tensor",),
+    f"{TORCH}/tensor_attributes.html": ("torch.device", "torch.dtype"),
+    f"{TORCH}/size.html": ("torch.Size",),
+    f"{TORCH}/data.html": ("torch.utils.data.DataLoader",),
+    f"{TORCH}/optim.html": ("torch.optim.Optimizer",),
+    f"{TORCH}/distributions.html": ("torch.distributions.constraints.Constraint",),
+    f"{PYRO}/nn.html": ("pyro.nn.module.PyroModule",),
+    f"{PYRO}/optimization.html": ("pyro.optim.optim.PyroOptim",),
+    f"{PYRO}/distributions.html": ("pyro.distributions.torch_distribution.TorchDistribution",),
+    f"{PYRO}/inference_algos.html": (
+        "pyro.infer.svi.SVI",
+        "pyro.infer.elbo.ELBO",
+        "pyro.infer.trace_elbo.Trace_ELBO",
+        "pyro.infer.tracegraph_elbo.TraceGraph_ELBO",
+        "pyro.infer.traceenum_elbo.TraceEnum_ELBO",
+        "pyro.infer.trace_mean_field_elbo.TraceMeanField_ELBO",
+        "pyro.infer.predictive.Predictive",
+        "pyro.infer.discrete.infer_discrete",
     ),
-    "pyro.infer.Predictive": f"{PYRO}/inference_algos.html#pyro.infer.predictive.Predictive",
+    f"{ARVIZ}/api/inference_data.html": ("arviz.InferenceData",),
+}
+#: Anchors that are not the name.
+ANCHORS = {
     "pyro.infer.autoguide.AutoNormal": f"{PYRO}/infer.autoguide.html#autonormal",
     "pyro.infer.autoguide.AutoGuide": f"{PYRO}/infer.autoguide.html#autoguide",
-    "pyro.optim.PyroOptim": f"{PYRO}/optimization.html#pyro.optim.optim.PyroOptim",
-    "pyro.optim.optim.PyroOptim": f"{PYRO}/optimization.html#pyro.optim.optim.PyroOptim",
-    "pyro.nn.PyroModule": f"{PYRO}/nn.html#pyro.nn.module.PyroModule",
-    "pyro.nn.module.PyroModule": f"{PYRO}/nn.html#pyro.nn.module.PyroModule",
-    "arviz.InferenceData": f"{ARVIZ}/api/inference_data.html",
+}
+#: Names that signatures and docstrings write otherwise than the pages do.
+ALIASES = {
+    "torch._C.Generator": "torch.Generator",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
+    "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
+    "torch.utils.data.dataloader.DataLoader": "torch.utils.data.DataLoader",
+    "pyro.infer.SVI": "pyro.infer.svi.SVI",
+    "pyro.infer.Trace_ELBO": "pyro.infer.trace_elbo.Trace_ELBO",
+    "pyro.infer.Predictive": "pyro.infer.predictive.Predictive",
+    "pyro.infer.infer_discrete": "pyro.infer.discrete.infer_discrete",
+    "pyro.infer.elbo.ELBOModule": "pyro.infer.elbo.ELBO",
+    "pyro.infer.autoguide.guides.AutoGuide": "pyro.infer.autoguide.AutoGuide",
+    "pyro.optim.PyroOptim": "pyro.optim.optim.PyroOptim",
+    "pyro.nn.PyroModule": "pyro.nn.module.PyroModule",
 }
 #: Projects with one page for each name.
 RULES = (
@@ -45,8 +65,12 @@ RULES = (
 
 def address(name: str) -> str | None:
     """Address of the page on which another project documents a name."""
-    if name in PAGES:
-        return PAGES[name]
+    name = ALIASES.get(name, name)
+    if name in ANCHORS:
+        return ANCHORS[name]
+    for page, names in PAGES.items():
+        if name in names:
+            return f"{page}#{name}"
     for prefix, pattern in RULES:
         if name.startswith(prefix):
             return pattern.format(name=name)

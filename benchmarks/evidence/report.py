@@ -37,7 +37,7 @@ def shown(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
     """Mean ± standard error."""
     mean, error = mean_and_error([factor * value for value in values])
     text = f"{mean:.{digits}f}"
-    return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
+    return text if math.isnan(error) else f"{text}\u00a0±\u00a0{error:.{digits}f}"
 
 
 def task_names() -> list[str]:
