@@ -37,7 +37,7 @@ def test_the_table_holds_the_means_of_the_committed_runs():
     assert sorted(run["seed"] for run in runs) == [0, 1, 2, 3, 4]
     mean = sum(run["last"]["test"]["nll"] for run in runs) / 5
     (row,) = [r for r in report.image_table(task, "last").splitlines() if "MC dropout" in r]
-    assert f"| {mean:.3f} ±" in row
+    assert f"| {mean:.3f}\u00a0±" in row
 
 
 def test_the_table_of_splits_takes_the_settings_that_validation_chose(tmp_path, monkeypatch):
@@ -57,4 +57,4 @@ def test_the_table_of_splits_takes_the_settings_that_validation_chose(tmp_path, 
     text = "\n".join(json.dumps(line) for line in lines)
     (tmp_path / "results" / "uci.jsonl").write_text(text + "\n")
     monkeypatch.setattr(report, "HERE", tmp_path)
-    assert "| deterministic | -2.00 ± 0.00 |" in report.uci_table("log_likelihood")
+    assert "| deterministic | -2.00\u00a0±\u00a00.00 |" in report.uci_table("log_likelihood")
