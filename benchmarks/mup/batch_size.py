@@ -45,7 +45,7 @@ RATES = {
     ("all", "AdamW"): range(-5, 2),
     ("means", "SGD"): range(-6, 1),
     ("means", "AdamW"): range(-5, 2),
-    ("factors", "SGD"): range(-4, 4),
+    ("factors", "SGD"): range(-9, -1),
     ("factors", "AdamW"): range(-4, 4),
 }
 PARTS = ("all", "means", "factors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -28,6 +28,12 @@ _FAMILIES: dict[Family, tuple[type[Optimizer], ...]] = {
         torch.optim.SparseAdam,
     ),
     "muon": (MuonWithAdamW,),
+}
+
+#: Families of the groups that an optimizer takes.
+_TAKEN: dict[type[Optimizer], tuple[Family, ...]] = {
+    **{kind: (family,) for family, kinds in _FAMILIES.items() for kind in kinds},
+    MuonWithAdamW: ("muon", "adam"),
 }
 
 #: Optimizers that no family fits, and what to write in their place.
@@ -79,6 +85,29 @@ def find_family(optimizer: Any, family: Family | None = None) -> Family:
         f'family="sgd" if it does, family="adam" if its steps do not grow with the gradient, as '
         f"those of Lion and most variants of Adam."
     )
+
+
+def check_families(optimizer: type[Optimizer], groups: Iterable[Mapping[str, Any]]) -> None:
+    """Checks that groups with rates for a family are in an optimizer of it.
+
+    Args:
+        optimizer: Class of the optimizer; nothing is said of one that is not known.
+        groups: Its parameter groups.
+
+    Raises:
+        ValueError: If the rates are those of another family.
+    """
+    taken = _TAKEN.get(optimizer)
+    if taken is None:
+        return
+    for group in groups:
+        family = group.get("family")
+        if family is not None and family not in taken:
+            raise ValueError(
+                f"The parameter groups have the rates of the family {family!r}, and are in "
+                f"{optimizer.__name__}: write mup_param_groups(guide, lr, "
+                f"optimizer={optimizer.__name__}), with the class that takes them."
+            )
 
 
 def check_arguments(optimizer: Any, names: Iterable[str]) -> None:

@@ -47,6 +47,7 @@ class ParameterGroup(dict[str, Any]):
     def __init__(self, rate: Rate, lr: float, factor: float, decayed: Decayed) -> None:
         super().__init__(params=[], param_names=[], lr=lr * factor)
         self[FACTOR_KEY] = factor
+        self.family = rate.family
         if rate.family == "muon":
             self["family"] = "muon"
         self._epsilon = rate.epsilon
@@ -115,6 +116,7 @@ def mup_param_groups(
         >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
     """
     lr = checked_rate(lr)
+    is_known = family is None
     family = find_family(optimizer, family)
     if optimizer is getattr(torch.optim, "Muon", None):
         raise ValueError(
@@ -128,8 +130,10 @@ def mup_param_groups(
             f"guides have one rate for all parameters."
         )
     groups = [group for group in make_groups(rates, lr, decayed=decayed) if group["params"]]
-    if weight_decay is not None:
-        for group in groups:
+    for group in groups:
+        if is_known:  # by its class, by which a step is checked
+            group["family"] = group.family
+        if weight_decay is not None:
             group.setdefault("weight_decay", weight_decay)
     return list(groups)
 

@@ -11,12 +11,15 @@ step is checked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from pyro_ibvi.training.families import check_families
 
 #: Key of a parameter group under which the factor on the global learning rate stands.
 FACTOR_KEY = "rate_factor"
@@ -42,6 +45,8 @@ def watch_steps() -> None:
 
 def _check_step(optimizer: Optimizer, *_: Any) -> None:
     check_ratios(optimizer.param_groups)
+    ours = (group for group in optimizer.param_groups if FACTOR_KEY in group)
+    check_families(type(optimizer), ours)
 
 
 def check_ratios(groups: Iterable[Mapping[str, Any]], scheduler: Any = None) -> None:
@@ -52,7 +57,7 @@ def check_ratios(groups: Iterable[Mapping[str, Any]], scheduler: Any = None) -> 
         scheduler: The scheduler, for the message.
 
     Raises:
-        ValueError: If the ratios are lost.
+        ValueError: If the ratios are lost, or a rate is no number.
     """
     rates = []
     tolerance = _TOLERANCE
@@ -63,6 +68,10 @@ def check_ratios(groups: Iterable[Mapping[str, Any]], scheduler: Any = None) -> 
             if isinstance(lr, Tensor):
                 lr, tolerance = float(lr), _TOLERANCE_OF_TENSORS
             rates.append(lr / factor)
+    if not all(map(math.isfinite, rates)):
+        raise ValueError(
+            f"The global learning rate is {rates} by the parameter groups: check what computes it."
+        )
     low, high = min(rates, default=0.0), max(rates, default=0.0)
     if high - low > tolerance * abs(high):
         raise ValueError(_lost(low, high, scheduler))

@@ -191,6 +191,42 @@ def test_an_optimizer_by_hand_is_watched_whatever_became_of_it(kind, change):
     optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("made_for", "used"),
+    [
+        (torch.optim.SGD, torch.optim.AdamW),
+        (torch.optim.Adam, torch.optim.SGD),
+        (MuonWithAdamW, torch.optim.AdamW),
+        (torch.optim.SGD, MuonWithAdamW),
+    ],
+)
+def test_groups_for_another_kind_of_optimizer_are_refused(made_for, used):
+    groups = ibvi.mup_param_groups(make()[1], 0.01, optimizer=made_for)
+    optimizer = used(groups, lr=0.01)
+    message = rf"family '(sgd|adam|muon)', and are in {used.__name__}: write .*={used.__name__}\)"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_groups_of_a_family_that_the_user_names_go_anywhere():
+    class Lion(torch.optim.SGD):
+        """An optimizer of the user's, whose steps do not grow with the gradient."""
+
+    groups = ibvi.mup_param_groups(make()[1], 0.01, optimizer=Lion, family="adam")
+    Lion(groups).step()
+    torch.optim.NAdam(ibvi.mup_param_groups(make()[1], 0.01, optimizer=torch.optim.Adam)).step()
+
+
+def test_a_rate_that_is_no_number_is_refused():
+    groups = ibvi.mup_param_groups(make()[1], 0.01, optimizer=torch.optim.SGD)
+    optimizer = torch.optim.SGD(groups)
+    optimizer.param_groups[0]["lr"] = float("nan")
+    with pytest.raises(ValueError, match=r"global learning rate is \[nan, 0\.01, .* check what"):
+        optimizer.step()
+
+
 def test_a_compiled_step_is_watched():
     _, guide = make()
     schedule = lr_scheduler.StepLR
@@ -207,7 +243,9 @@ def test_other_optimizers_are_let_alone():
     make_and_watch = ibvi.mup_param_groups(make()[1], 0.01, optimizer=torch.optim.SGD)
     assert len(make_and_watch) > 1
     weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
-    groups = [{"params": [weight], "lr": lr + 1.0} for lr, weight in enumerate(weights)]
+    groups = [
+        {"params": [weight], "lr": lr + 1.0, "family": "mine"} for lr, weight in enumerate(weights)
+    ]
     optimizer = torch.optim.SGD(groups)
     for weight in weights:
         weight.grad = torch.ones(1)
