@@ -75,16 +75,14 @@ bnn.fit(images[train], labels[train], batch_size=100, num_epochs=num_epochs)
 
 # %%
 predictions = {}
-rows = ["| | images | accuracy | NLL | ECE |", "| --- | --- | ---: | ---: | ---: |"]
 for name, x in test_sets.items():
     with torch.no_grad():
         usual = ibvi.Prediction(network(x)[None], ibvi.Categorical())  # one draw of the weights
     predictions[name] = {"as usual": usual, "distribution": bnn.predict(x, seed=0)}
+    print(f"{name:<13} accuracy    NLL    ECE")
     for method, prediction in predictions[name].items():
         s = ibvi.score(prediction, labels[test])
-        percent = 100 * s["accuracy"]
-        rows.append(f"| {method} | {name} | {percent:.1f} | {s['nll']:.3f} | {s['ece']:.3f} |")
-print("\n".join(rows))
+        print(f"{method:<13} {100 * s['accuracy']:8.1f} {s['nll']:6.3f} {s['ece']:6.3f}")
 
 # %% [markdown]
 # Confidence against accuracy on the noisy images. Below the diagonal a network is surer than it

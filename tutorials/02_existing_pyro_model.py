@@ -251,9 +251,9 @@ vae_loss = ibvi.TraceExpectedLogLikelihood(keep_kl=["code"], reduction="mean")
 print(ibvi.explain(vae_loss, autoencoder.model, autoencoder.guide, batch))
 
 # %%
-svi = SVI(autoencoder.model, autoencoder.guide, pyro.optim.Adam({"lr": 2e-3}), vae_loss)
+svi = SVI(autoencoder.model, autoencoder.guide, pyro.optim.Adam({"lr": 1e-2}), vae_loss)
 vae_losses = []
-for epoch in range(1 if smoke else 30):
+for epoch in range(1 if smoke else 40):
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
     epoch_losses = [svi.step(images[rows]) for rows in order.split(100)]
     vae_losses.append(sum(epoch_losses) / len(epoch_losses))

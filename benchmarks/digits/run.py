@@ -111,12 +111,16 @@ def stock_pyro(data: Data, seed: int, init_scale: float = 0.1) -> Predictions:
     return {name: ibvi.predict(model, guide, x) for name, x in data.tests.items()}
 
 
-def implicit_bias(data: Data, seed: int, covariance: ibvi.guides.Covariance) -> Predictions:
-    """The paper's recipe."""
+def implicit_bias(data: Data, seed: int, rank: int, lr: float) -> Predictions:
+    """The paper's recipe.
+
+    The rates are those with the best likelihood of 200 of the training images, trained on the
+    others with seed 100, out of 0.03, 0.1, 0.17, 0.3 and 1.
+    """
     net = ibvi.RandomModule(make_network())
     model = ibvi.SupervisedModel(net, ibvi.Categorical(), num_data=len(data.x))
-    guide = ibvi.AutoMuPNormal(model, covariance=covariance)
-    arguments = {"lr": 0.03, "momentum": 0.9}
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(rank))
+    arguments = {"lr": lr, "momentum": 0.9}
     optim = ibvi.MuPOptim(torch.optim.SGD, arguments, guide, scheduler=cosine)
     loss = ibvi.TraceExpectedLogLikelihood(reduction="mean")
     ibvi.fit(SVI(model, guide, optim, loss), data.loader(seed), NUM_EPOCHS, progress=False)
@@ -127,8 +131,8 @@ METHODS: dict[str, Callable[[Data, int], Predictions]] = {
     "deterministic": deterministic,
     "ELBO, stock Pyro": stock_pyro,
     "ELBO, initial scale 0.01": lambda data, seed: stock_pyro(data, seed, init_scale=0.01),
-    "IBVI, rank 10": lambda data, seed: implicit_bias(data, seed, ibvi.LowRank(10)),
-    "IBVI, rank 100": lambda data, seed: implicit_bias(data, seed, ibvi.LowRank(100)),
+    "IBVI, rank 10": lambda data, seed: implicit_bias(data, seed, 10, lr=0.1),
+    "IBVI, rank 100": lambda data, seed: implicit_bias(data, seed, 100, lr=0.17),
 }
 
 
@@ -171,14 +175,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--table-only", action="store_true", help="from results that are there")
+    parser.add_argument("--only", nargs="*", default=METHODS, help="run these, keep the others")
     args = parser.parse_args()
     path = HERE / "results.json"
     if not args.table_only:
         torch.set_num_threads(1)
         data = Data()
-        runs = {}
-        for name, method in METHODS.items():
-            runs[name] = [run(method, data, seed) for seed in range(args.seeds)]
+        runs = {name: [] for name in METHODS}
+        if path.exists():
+            runs |= json.loads(path.read_text())["runs"]
+        for name in args.only:
+            runs[name] = [run(METHODS[name], data, seed) for seed in range(args.seeds)]
             print(name, {t: round(mean(runs[name], t, "nll"), 4) for t in data.tests})
         versions = {m.__name__: m.__version__ for m in (torch, pyro, np, sklearn, ibvi)}
         machine = f"{platform.machine()}, 1 thread"
