@@ -46,7 +46,7 @@ RATES = {
     ("means", "SGD"): range(-6, 1),
     ("means", "AdamW"): range(-5, 2),
     ("factors", "SGD"): range(-9, -1),
-    ("factors", "AdamW"): range(-4, 4),
+    ("factors", "AdamW"): range(-8, 0),
 }
 PARTS = ("all", "means", "factors")
 CASES = [(part, optimizer, "examples") for part in PARTS for optimizer in OPTIMIZERS]

@@ -2,9 +2,11 @@
 
     PYRO_IBVI_DATA=... python -m benchmarks.mup.real_data [--tasks fashion] [--optimizers SGD]
 
-fashion  Fashion-MNIST, a 784-h-h-10 network with ReLU
-cifar    CIFAR-10 (from JPEG files, so no number compares with published ones), two 3x3
-         convolutions of h channels with stride and pooling, mean over positions, read-out
+fashion    Fashion-MNIST, a 784-h-h-10 network with ReLU
+cifar-mlp  CIFAR-10 (from JPEG files, so no number compares with published ones), a 3072-h-h-10
+           network with ReLU
+cifar      CIFAR-10, two 3x3 convolutions of h channels with stride and pooling, mean over
+           positions, read-out
 
 First and last weights are random with a low-rank factor. One pass over a part of the training
 images (``TASKS``), then the expected loss on images held out of the training set, over
@@ -42,9 +44,9 @@ PARAMETRIZATIONS = {
 }
 
 
-def mlp(width: int) -> nn.Module:
+def mlp(width: int, num_inputs: int = 784) -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+        nn.Flatten(), nn.Linear(num_inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
         nn.Linear(width, 10),
     )  # fmt: skip
 
@@ -72,6 +74,9 @@ class Task:
 
 TASKS = {
     "fashion": Task("fashion-mnist", mlp, (64, 256, 1024), 12_800, 2_000, 128, 500),
+    "cifar-mlp": Task(
+        "cifar10-jpeg", lambda width: mlp(width, 3_072), (32, 128, 512), 12_800, 2_000, 128, 500
+    ),
     "cifar": Task("cifar10-jpeg", conv, (16, 64, 256), 4_000, 2_000, 32, 250),
 }
 #: Powers of two around the best rates of the narrowest network.
@@ -84,6 +89,12 @@ RATES = {
     ("fashion", "AdamW", "base64"): range(-12, -6),
     ("fashion", "Muon", "MaximalUpdate"): range(-7, 0),
     ("fashion", "Muon", "Standard"): range(-12, -5),
+    ("cifar-mlp", "SGD", "MaximalUpdate"): range(-6, 0),
+    ("cifar-mlp", "SGD", "Standard"): range(-11, -5),
+    ("cifar-mlp", "AdamW", "MaximalUpdate"): range(-4, 2),
+    ("cifar-mlp", "AdamW", "Standard"): range(-13, -7),
+    ("cifar-mlp", "Muon", "MaximalUpdate"): range(-7, -1),
+    ("cifar-mlp", "Muon", "Standard"): range(-13, -7),
     ("cifar", "SGD", "MaximalUpdate"): range(-6, 1),
     ("cifar", "SGD", "Standard"): range(-8, -1),
     ("cifar", "AdamW", "MaximalUpdate"): range(-6, 0),
