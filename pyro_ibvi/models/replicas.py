@@ -15,6 +15,8 @@ finds it.
 from __future__ import annotations
 
 import copy
+import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -121,21 +123,29 @@ class Replica:
         module: Any = self.network
         for part in layer.split(".") if layer else ():
             module = module._modules[part]
-        forward = module.forward
 
-        def mapped(first: Any, *args: Any, **kwargs: Any) -> Any:
+        def mapped(_: nn.Module, forward: Any, first: Any, *args: Any, **kwargs: Any) -> Any:
             return forward(function(first), *args, **kwargs)
 
         # Past torch's hooks, which take their time.
         self.set_forward(module, mapped)
 
-    def set_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Puts another forward in place of a module's; it counts as no change by the run.
+    def set_forward(self, module: nn.Module, around: Callable[..., Any]) -> None:
+        """Puts a function around a module's forward; it counts as no change by the run.
 
         Args:
             module: One of the copy's modules.
-            forward: The function.
+            around: Takes the module, its forward as it was, and the arguments.
         """
+        # A module that refers to itself would live, and its weights with it, until Python looks
+        # for such circles: hundreds of megabytes later.
+        weak, own = weakref.ref(module), module.__dict__.get("forward")
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            owner: Any = weak()
+            inner = functools.partial(type(owner).forward, owner) if own is None else own
+            return around(owner, inner, *args, **kwargs)
+
         module.__dict__["forward"] = self._before[id(module)]["forward"] = forward
 
     def watch(self, layer: str, function: Watch) -> None:

@@ -39,35 +39,27 @@ def prepare(replica: Replica) -> None:
     """
     for module in list(replica.network.modules()):
         if type(module) is nn.Linear and _differs(module._parameters["weight"]):
-            replica.set_forward(module, _linear(module))
+            replica.set_forward(module, _run_linear)
         elif isinstance(module, FUSED):
-            replica.set_forward(module, _refusing(module))
+            replica.set_forward(module, _run_fused)
 
 
-def _linear(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    forward = module.forward
-
-    def run(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight, bias = module._parameters["weight"], module._parameters["bias"]
-        is_plain = type(first) is Tensor and first.dim() > 0
-        if args or kwargs or not is_plain or _is_wrapped(first) or not _differs(weight):
-            return forward(first, *args, **kwargs)
-        output: Tensor = SharedInput.apply(first, weight, bias)
-        return output
-
-    return run
+def _run_linear(
+    module: nn.Module, forward: Callable[..., Tensor], first: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    is_plain = type(first) is Tensor and first.dim() > 0
+    if args or kwargs or not is_plain or _is_wrapped(first) or not _differs(weight):
+        return forward(first, *args, **kwargs)
+    output: Tensor = SharedInput.apply(first, weight, bias)
+    return output
 
 
-def _refusing(module: nn.Module) -> Callable[..., Any]:
-    forward = module.forward
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs, dict(module.named_parameters())))
-        if any(_differs(leaf) for leaf in leaves):
-            raise NotTogetherError(f"The kernel of {type(module).__name__} takes one draw")
-        return forward(*args, **kwargs)
-
-    return run
+def _run_fused(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs, dict(module.named_parameters())))
+    if any(_differs(leaf) for leaf in leaves):
+        raise NotTogetherError(f"The kernel of {type(module).__name__} takes one draw")
+    return forward(*args, **kwargs)
 
 
 def _differs(value: Any) -> bool:
