@@ -19,6 +19,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution, bi
 from torch.distributions.transforms import Transform
 
 from pyro_ibvi.guides import parameters
+from pyro_ibvi.guides.covariance import LowRank
 from pyro_ibvi.guides.sites import Layer, Site, is_real
 
 #: Number of prior draws from which the scale of a distribution is estimated.
@@ -26,6 +27,9 @@ _NUM_PRIOR_DRAWS = 1000
 
 #: The least such number, and the number of entries of all draws from which on it is reduced.
 _MIN_PRIOR_DRAWS, _MAX_DRAWN_ENTRIES = 30, 10**7
+
+#: Bytes of a factor from which on it is worth a word.
+_LARGE = 4 * 10**8
 
 #: A standard deviation that exceeds the median deviation's by so much says nothing.
 _HEAVY_TAIL = 2.5
@@ -45,6 +49,7 @@ def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: floa
         parameters.register(guide, "locs", site, loc)
     if layer.covariance is None:
         return
+    _warn_of_size(layer, [loc for loc, _ in moments])
     factors, layer_factor = layer.init_factors([scale * init_scale for _, scale in moments])
     for site, factor in zip(layer.sites, factors, strict=True):
         trained = not layer.covariance.is_held
@@ -52,6 +57,25 @@ def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: floa
     layer.has_factor = layer_factor is not None
     if layer_factor is not None:
         parameters.register(guide, "layer_factors", layer.sites[0], layer_factor)
+
+
+def _warn_of_size(layer: Layer, locs: list[Tensor]) -> None:
+    """Warns of a factor that fills memory, before it does."""
+    if not isinstance(layer.covariance, LowRank):
+        return
+    num_weights = sum(loc.numel() for loc in locs)
+    rank = min(layer.covariance.rank or num_weights, num_weights)
+    num_bytes = num_weights * rank * locs[0].element_size()
+    if num_bytes >= _LARGE:
+        name = layer.sites[0].name
+        warnings.warn(
+            f"The factor of {name!r} has {rank} numbers for each of {num_weights} weights, "
+            f"{num_bytes / 1e9:.1f} GB, and training takes three to four times as much: take "
+            f"fewer columns, another covariance for this layer alone ({{{name!r}: Diagonal(), "
+            f"'*': LowRank({min(rank, 10)})}}), or leave it out of stochastic=.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:

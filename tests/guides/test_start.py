@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_ibvi as ibvi
 from pyro_ibvi import AutoMuPNormal, Diagonal
 from pyro_ibvi.guides import start
 
@@ -58,3 +59,15 @@ def test_simplices_and_bounded_supports_are_estimated_per_distribution():
     scale = start_of(dist.Uniform(torch.zeros(7), torch.arange(1.0, 8.0)).to_event(1))
     # The logit of a uniform variable has the standard deviation pi / sqrt(3).
     torch.testing.assert_close(scale, torch.full((7,), math.pi / 3**0.5), rtol=0.1, atol=0.0)
+
+
+def test_a_factor_that_fills_memory_is_told_of_before_it_does(monkeypatch):
+    monkeypatch.setattr("pyro_ibvi.guides.start._LARGE", 4 * 40 * 8 * 5)
+    net = torch.nn.Sequential(torch.nn.Embedding(40, 8), torch.nn.Linear(8, 2))
+    model = ibvi.SupervisedModel(
+        ibvi.RandomModule(net, stochastic="input weights"), ibvi.Categorical()
+    )
+    with pytest.warns(UserWarning, match=r"'net\.0\.weight' has 5 numbers .* 320 weights"):
+        ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(5))
+    ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(4))
+    ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
