@@ -261,4 +261,4 @@ print(again.attrs["objective"], again.attrs["guide"], f"{path.stat().st_size / 1
 out = Path("out")
 out.mkdir(exist_ok=True)
 for number in plt.get_fignums():
-    plt.figure(number).savefig(out / f"05_arviz_{number}.png", dpi=100)
+    plt.figure(number).savefig(out / f"05_arviz_{number}.png", dpi=100, bbox_inches="tight")
