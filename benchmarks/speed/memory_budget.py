@@ -4,8 +4,7 @@
 
 Writes ``memory_budget.json`` beside this file. Each case runs in a process of its own; the peak is
 its resident memory above what it was with network, guide and data loaded, looked at every 5 ms and
-without the pages of files. The budget is for each call or batch; what the allocator does not give
-back between batches comes on top: the second case has been seen above its budget. Linux only.
+without the pages of files. The budget is for each call or batch. Linux only.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -305,8 +306,21 @@ def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Te
     if not num_rows or num_rows >= outputs.shape[1]:
         return _moments(outputs, likelihood)
     # Conditional moments of all data at once would take several times the outputs' memory.
-    parts = [_moments(part, likelihood) for part in outputs.split(num_rows, dim=1)]
-    mean, epistemic, aleatoric = (torch.cat(moments) for moments in zip(*parts, strict=True))
+    parts = (_moments(part, likelihood) for part in outputs.split(num_rows, dim=1))
+    if torch.is_grad_enabled():
+        mean, epistemic, aleatoric = (torch.cat(moments) for moments in zip(*parts, strict=True))
+        return mean, epistemic, aleatoric
+    # Small results would be cut out of the memory of large ones just freed, which then no longer
+    # suffices for the next: their places are there from the start.
+    first = next(parts)
+    size = outputs.shape[1]
+    mean, epistemic, aleatoric = (moment.new_empty(size, *moment.shape[1:]) for moment in first)
+    start = 0
+    for moments in chain([first], parts):
+        stop = start + len(moments[0])
+        for whole, moment in zip((mean, epistemic, aleatoric), moments, strict=True):
+            whole[start:stop] = moment
+        start = stop
     return mean, epistemic, aleatoric
 
 
