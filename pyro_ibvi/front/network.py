@@ -312,7 +312,9 @@ class VariationalNetwork:
 
         Raises:
             OSError: If it cannot be written.
+            ValueError: If a part was exchanged, and is not that of ``svi``.
         """
+        check_parts(self)
         choices = describe_choices(self.model, self.guide)
         choices["temperature"] = self.temperature
         write_network(path, choices, self.state())

@@ -209,3 +209,11 @@ def test_calibration_is_kept_and_scored(trained, data):
     assert again.value == pytest.approx(found.value)
     foreign = trained.evaluate(x, y, foreign=[x], seed=1)
     assert foreign["auroc"] == pytest.approx(0.5)
+
+
+def test_a_guide_that_was_exchanged_is_not_saved(tmp_path):
+    bnn = ibvi.VariationalNetwork(torch.nn.Linear(3, 2), ibvi.Categorical())
+    bnn.guide = ibvi.AutoMuPNormal(bnn.model)
+    with pytest.raises(ValueError, match="guide is not that of its svi: a part that is exchanged"):
+        bnn.save(tmp_path / "net.ibvi")
+    assert not (tmp_path / "net.ibvi").exists()
