@@ -18,7 +18,14 @@ from pyro_ibvi.diagnostics import (
     roles,
 )
 from pyro_ibvi.front import VariationalNetwork, load, rate_search
-from pyro_ibvi.guides import AutoMuPNormal, Diagonal, Kronecker, LowRank, Multiplicative
+from pyro_ibvi.guides import (
+    AutoMuPMixture,
+    AutoMuPNormal,
+    Diagonal,
+    Kronecker,
+    LowRank,
+    Multiplicative,
+)
 from pyro_ibvi.models import (
     Bernoulli,
     Categorical,
@@ -65,6 +72,7 @@ __all__ = [
     "Poisson",
     # the guide
     "AutoMuPNormal",
+    "AutoMuPMixture",
     "Diagonal",
     "LowRank",
     "Multiplicative",

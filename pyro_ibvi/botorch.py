@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.pairs import check_pair
-from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.prediction.predictive import Seed, draw_parameters, seeded_numbers
@@ -58,14 +58,14 @@ class FunctionDraws(EnsembleModel):
     def __init__(
         self,
         model: SupervisedModel,
-        guide: AutoMuPNormal,
+        guide: MuPGuide,
         *,
         num_samples: int = 64,
         num_outputs: int = 1,
         generator: Seed = None,
     ) -> None:
         super().__init__()
-        if not isinstance(model, SupervisedModel) or not isinstance(guide, AutoMuPNormal):
+        if not isinstance(model, SupervisedModel) or not isinstance(guide, MuPGuide):
             raise TypeError(
                 f"FunctionDraws needs a SupervisedModel and its AutoMuPNormal guide, got "
                 f"{type(model).__name__} and {type(guide).__name__}: for a VariationalNetwork "

@@ -108,12 +108,12 @@ def test_weights_count_in_early_stopping_and_end_with_training(diabetes):
 
 def test_class_weight_multiplies_the_sample_weight():
     X, y = load_iris(return_X_y=True)
-    options = {**CHECKED, "max_epochs": 5}
-    by_class = IBVIClassifier(**options, class_weight={0: 1, 1: 5, 2: 1}).fit(X, y)
-    by_row = IBVIClassifier(**options).fit(X, y, sample_weight=np.where(y == 1, 5.0, 1.0))
+    options = {**CHECKED, "max_epochs": 20}
+    by_class = IBVIClassifier(**options, class_weight={0: 1, 1: 20, 2: 1}).fit(X, y)
+    by_row = IBVIClassifier(**options).fit(X, y, sample_weight=np.where(y == 1, 20.0, 1.0))
     np.testing.assert_allclose(by_class.predict_proba(X), by_row.predict_proba(X))
     plain = IBVIClassifier(**options).fit(X, y)
-    assert by_row.predict_proba(X)[:, 1].mean() > plain.predict_proba(X)[:, 1].mean() + 0.05
+    assert by_row.predict_proba(X)[:, 1].mean() > plain.predict_proba(X)[:, 1].mean() + 0.03
 
 
 def test_strings_in_a_pipeline_a_grid_and_cross_validation():

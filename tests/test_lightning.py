@@ -248,20 +248,21 @@ def test_a_schedule_that_loses_the_ratios_is_refused():
             for group in trainer.optimizers[0].param_groups:
                 group["lr"] = 0.01
 
+    module = make(parametrization=ibvi.MaximalUpdate())
     with pytest.raises(ValueError, match="sets the learning rates of the parameter groups"):
-        make_trainer(callbacks=[Setter()]).fit(make(), make_loader())
+        make_trainer(callbacks=[Setter()]).fit(module, make_loader())
 
 
 def test_ratios_are_kept_after_a_checkpoint_too(tmp_path):
-    trainer = train(make(), max_epochs=1)
+    trainer = train(make(parametrization=ibvi.MaximalUpdate()), max_epochs=1)
     trainer.save_checkpoint(tmp_path / "net.ckpt")
 
     def one_rate(optimizer):
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=100)
 
     with pytest.raises(ValueError, match="OneCycleLR sets the learning rates"):
-        train(make(scheduler=one_rate))
-    module = make()
+        train(make(scheduler=one_rate, parametrization=ibvi.MaximalUpdate()))
+    module = make(parametrization=ibvi.MaximalUpdate())
     optimizer, _ = module.bnn.optim.make_torch()
     optimizer.load_state_dict(torch.load(tmp_path / "net.ckpt")["optimizer_states"][0])
     for group in optimizer.param_groups:

@@ -63,7 +63,7 @@ def free_ports(number):
 def test_two_processes_follow_one(found, wrapper):
     """With the same global batches and draws, whatever the covariance, optimizer, reduction."""
     cases = {key[1]: case for key, case in found.items() if key[0] == wrapper}
-    assert len(cases) == 7
+    assert len(cases) == 8
     for name, (distance, length, same_rates) in cases.items():
         assert distance < 1e-6, name
         assert length > 1e-2, name  # so that 1e-6 says something

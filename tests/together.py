@@ -34,13 +34,13 @@ OPTIMIZERS = {
 }
 
 
-def make(covariance, reduction="mean"):
+def make(covariance, reduction="mean", kind=ibvi.AutoMuPNormal):
     pyro.set_rng_seed(0)
     layers = nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)
     model = ibvi.SupervisedModel(
         ibvi.RandomModule(nn.Sequential(*layers)), ibvi.Categorical(), num_data=len(X)
     )
-    guide = ibvi.AutoMuPNormal(model, covariance=covariance)
+    guide = kind(model, covariance=covariance)
     return ibvi.TraceExpectedLogLikelihood(reduction=reduction)(model, guide)
 
 
@@ -84,15 +84,15 @@ def spread(loss):
     return (high - low).max().item()
 
 
-def compare(rank, wrap, covariance, optimizer_name, reduction):
+def compare(rank, wrap, covariance, optimizer_name, reduction, kind=ibvi.AutoMuPNormal):
     """Distance of two processes from one, how far one went, and whether rates are the same."""
     lr = 0.02 if reduction == "mean" else 0.02 / len(X)
-    alone = make(covariance, reduction)
+    alone = make(covariance, reduction, kind)
     start = values(alone)
     optimizer = make_optimizer(alone, optimizer_name, lr)
     alone.model.eval()  # BatchNorm would normalize parts by themselves
     train(alone, optimizer, 0, 1)
-    together = make(covariance, reduction)
+    together = make(covariance, reduction, kind)
     together.model.eval()
     wrapped = wrap(together)
     shared = make_optimizer(together, optimizer_name, lr)
@@ -168,6 +168,8 @@ def print_comparisons(rank, port):
     for wrap in (DistributedDataParallel, fully_shard):
         for name, covariance in COVARIANCES.items():
             found[wrap.__name__, name] = compare(rank, wrap, covariance, "sgd", "mean")
+        case = compare(rank, wrap, ibvi.LowRank(2), "sgd", "mean", ibvi.AutoMuPMixture)
+        found[wrap.__name__, "mixture"] = case
         for optimizer, reduction in (("adamw", "mean"), ("sgd", "sum")):
             case = compare(rank, wrap, None, optimizer, reduction)
             found[wrap.__name__, f"{optimizer}, {reduction}"] = case

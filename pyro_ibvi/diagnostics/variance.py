@@ -28,6 +28,7 @@ from pyro_ibvi.diagnostics.spread import (
     total_variance,
 )
 from pyro_ibvi.diagnostics.variance_report import LayerChange, SiteChange, VarianceReport
+from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.covariance import Covariance
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.guides.sites import DEFAULT_RANK, Layer
@@ -85,8 +86,11 @@ class VarianceMonitor:
         every: int = 1,
     ) -> None:
         if not isinstance(guide, AutoMuPNormal):
+            hint = ""
+            if isinstance(guide, MuPGuide):
+                hint = ": watch one of its components, VarianceMonitor(guide.components[0])"
             raise TypeError(
-                f"VarianceMonitor needs an AutoMuPNormal guide, got {type(guide).__name__}."
+                f"VarianceMonitor needs an AutoMuPNormal guide, got {type(guide).__name__}{hint}."
             )
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold!r}: expected a ratio above 0, at most 1.")

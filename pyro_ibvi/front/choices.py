@@ -11,7 +11,7 @@ import pyro.distributions as dist
 from torch import nn
 
 from pyro_ibvi import guides, models, mup
-from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Fans
@@ -23,7 +23,7 @@ _CLASS = "class"
 _OTHER = "other"
 
 
-def describe_choices(model: SupervisedModel, guide: AutoMuPNormal) -> dict[str, Any]:
+def describe_choices(model: SupervisedModel, guide: MuPGuide) -> dict[str, Any]:
     """The choices of which a model and its guide were made, all of them settled.
 
     Args:
@@ -43,6 +43,7 @@ def describe_choices(model: SupervisedModel, guide: AutoMuPNormal) -> dict[str, 
         "parametrization": net.parametrization,
         "roles": dict(net.roles),
         "covariance": covariances,
+        "num_components": len(guide.components),
         "prior": {name: _plain_prior(net, name) for name in net.stochastic},
         "likelihood": model.likelihood,
         "output": model.picker.choice,

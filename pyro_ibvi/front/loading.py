@@ -112,6 +112,7 @@ def _rebuilt(
         inputs=made["inputs"],
         target=made["target"],
         covariance=made["covariance"],
+        num_components=made.get("num_components", 1),
     )
     bnn.model.num_data = made["num_data"]
     bnn.temperature = made["temperature"]

@@ -22,7 +22,6 @@ from pyro_ibvi.front.files import write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
 from pyro_ibvi.front.recipe import as_random, default_optimizer
 from pyro_ibvi.front.scoring import calibrate_batches, score_batches
-from pyro_ibvi.guides import AutoMuPNormal
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
@@ -48,12 +47,16 @@ class VariationalNetwork:
     datum, which such rates expect. They are attributes for those who go on in Pyro.
 
     What is random follows the targets. For class labels (``Categorical``, ``Bernoulli``) the
-    weights of linear layers behind the first start at the network's and have noise relative to
-    them, ``Multiplicative(0.35, rate=0.0)``, with a draw for each datum in a step. For other
-    targets, where there is no such layer, and where ``stochastic`` or ``init_scale`` is given, it
-    is the paper's recipe: a low-rank factor in the first and the last layer, from the prior on.
+    weights of linear layers and convolutions behind the first start at the network's and have
+    noise relative to them, ``Multiplicative(0.35, rate=0.0)``, of convolutions 0.2, with a draw
+    for each datum in a step; the linear layers behind convolutions are a mixture of four where
+    that is cheap. SGD's rates are then those of ordinary training of this network; to tune them
+    on a smaller one pass ``parametrization=MaximalUpdate(base=small)``. For other targets, where
+    there is no such layer, and where ``stochastic`` or ``init_scale`` is given, it is the paper's
+    recipe: a low-rank factor in the first and the last layer, from the prior on.
     A ``covariance`` says which of the two it is: ``LowRank(10)`` the paper's for labels too,
-    ``Multiplicative(0.1)`` the other for numbers too. See the page *Choosing a guide*.
+    ``Multiplicative(0.1)`` the other for numbers too. See the page *Choose a guide
+    and its covariance*.
 
     Args:
         net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond
@@ -70,6 +73,8 @@ class VariationalNetwork:
         init_loc_fn: Start of the means; :func:`~pyro_ibvi.init_to_network` for a network that is
             trained already.
         init_scale: Start of the standard deviations, in units of the prior's.
+        num_components: Number of Gaussians of which the guide is a mixture, see
+            :class:`~pyro_ibvi.AutoMuPMixture`; 1 for a guide that is one Gaussian.
         optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam and AdamW have a default.
@@ -120,6 +125,7 @@ class VariationalNetwork:
         covariance: Any = None,
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
+        num_components: int | None = None,
         optimizer: type[Optimizer] | None = None,
         lr: float | None = None,
         optim_args: Mapping[str, Any] | None = None,
@@ -135,17 +141,13 @@ class VariationalNetwork:
             parametrization=parametrization,
             covariance=covariance,
             is_scaled=init_scale is not None,
+            optimizer=optimizer,
         )
         self.likelihood = likelihood
         self.model = SupervisedModel(
             self.net, likelihood, output=output, inputs=inputs, target=target
         )
-        self.guide = AutoMuPNormal(
-            self.model,
-            covariance=recipe.covariance,
-            init_loc_fn=recipe.init_loc_fn if init_loc_fn is None else init_loc_fn,
-            init_scale=1.0 if init_scale is None else init_scale,
-        )
+        self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args)
         self.optim = MuPOptim(

@@ -2,13 +2,17 @@
 
 Class labels and numbers ask for different noise. On images the standard deviations of an additive
 factor keep their size while the means grow around them, so that the noise fades beside the signal;
-noise relative to the mean grows with it (page *Choosing a guide*, with what was measured). On
+noise relative to the mean grows with it (page *Choose a guide and its covariance*). On
 tables with a learned noise scale it was the other way round.
+
+A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
+convolutions are the trunk, a mixture over the linear layers behind them costs little and is what
+an ensemble gains most by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +21,24 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 from torch.optim import Optimizer
 
-from pyro_ibvi.guides import Multiplicative
-from pyro_ibvi.models import Bernoulli, Categorical, RandomModule, init_to_network
-from pyro_ibvi.models.choices import DENSE_WEIGHTS, NothingChosenError
+from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
+from pyro_ibvi.models import (
+    Bernoulli,
+    Categorical,
+    RandomModule,
+    SupervisedModel,
+    init_to_network,
+)
+from pyro_ibvi.models.choices import INNER_WEIGHTS, NothingChosenError
 from pyro_ibvi.models.likelihoods import Likelihood
-from pyro_ibvi.mup.parametrization import Parametrization
+from pyro_ibvi.models.running import network_mode
+from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
 from pyro_ibvi.objectives.routes import NumDraws
+
+_CONV = nn.modules.conv._ConvNd
+
+#: Number of random weights of a component up to which several of them are the default.
+_MAX_OF_COMPONENT = 10**6
 
 
 @dataclass(frozen=True)
@@ -32,20 +48,80 @@ class Recipe:
     Attributes:
         stochastic: Which parameters are random, or None for the network's own choice.
         covariance: Their covariance, or None for the guide's own choice.
+        of_convolutions: The covariance of convolutions, if it is another one.
         init_loc_fn: Start of the means.
         draws: Draws of the weights in a step.
+        num_components: Number of components of the linear layers behind convolutions.
     """
 
     stochastic: str | None
     covariance: Any
+    of_convolutions: Any
     init_loc_fn: Callable[..., Any]
     draws: NumDraws
+    num_components: int = 1
+
+    def make_guide(
+        self,
+        model: SupervisedModel,
+        num_components: int | None,
+        init_loc_fn: Callable[..., Any] | None,
+        init_scale: float | None,
+    ) -> AutoMuPNormal | AutoMuPMixture:
+        """The guide of a model.
+
+        Args:
+            model: The model.
+            num_components: Number of components, if the user has chosen it.
+            init_loc_fn: Start of the means, likewise.
+            init_scale: Start of the standard deviations in units of the prior's, likewise.
+
+        Returns:
+            The guide.
+        """
+        net = model.net
+        inner = {
+            name: net.network.get_submodule(name.rpartition(".")[0]) for name in net.stochastic
+        }
+        convolutions = [net.site_name(n) for n, layer in inner.items() if isinstance(layer, _CONV)]
+        covariance = self.covariance
+        if self.of_convolutions is not None and convolutions:
+            others = {net.site_name(name): covariance for name in inner}
+            covariance = others | dict.fromkeys(convolutions, self.of_convolutions)
+        options: dict[str, Any] = {
+            "covariance": covariance,
+            "init_loc_fn": self.init_loc_fn if init_loc_fn is None else init_loc_fn,
+            "init_scale": 1.0 if init_scale is None else init_scale,
+        }
+        if num_components is None:
+            num_components = self._num_components(net, convolutions)
+        if num_components == 1:
+            return AutoMuPNormal(model, **options)
+        shared = convolutions if len(convolutions) < len(inner) else ()
+        return AutoMuPMixture(model, num_components, shared=shared, **options)
+
+    def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
+        """More than one behind convolutions, where that costs little time and memory."""
+        own = [name for name in net.stochastic if net.site_name(name) not in convolutions]
+        num_weights = sum(net.network.get_parameter(name).numel() for name in own)
+        has_trunk = any(isinstance(module, _CONV) for module in net.network.modules())
+        with network_mode(training=True):
+            runs_once = net.runner.runs_batched(own)
+        is_cheap = has_trunk and runs_once and 0 < num_weights <= _MAX_OF_COMPONENT
+        return self.num_components if is_cheap else 1
 
 
 #: Relative noise on what the layers behind the first read, a draw for each datum.
-RELATIVE = Recipe(DENSE_WEIGHTS, Multiplicative(0.35, rate=0.0), init_to_network, "datum")
+RELATIVE = Recipe(
+    INNER_WEIGHTS,
+    covariance=Multiplicative(0.35, rate=0.0),
+    of_convolutions=Multiplicative(0.2, rate=0.0),
+    init_loc_fn=init_to_network,
+    draws="datum",
+    num_components=4,
+)
 #: The paper's: a low-rank factor in the first and the last layer, one draw for a batch.
-PAPER = Recipe(None, None, init_to_sample, "batch")
+PAPER = Recipe(None, None, None, init_to_sample, "batch")
 
 
 def as_random(
@@ -56,6 +132,7 @@ def as_random(
     parametrization: Parametrization | None = None,
     covariance: Any = None,
     is_scaled: bool = False,
+    optimizer: type[Optimizer] | None = None,
 ) -> tuple[RandomModule, Recipe]:
     """The random network of a network, or the one that was given, and the recipe for the rest.
 
@@ -66,6 +143,7 @@ def as_random(
         parametrization: Its parametrization, likewise.
         covariance: Their covariance, if the user has chosen it.
         is_scaled: Whether the user has chosen how much of the prior's scale they start with.
+        optimizer: Class of the optimizer, if the user has chosen it.
 
     Returns:
         The random network, and the recipe with the covariance that was given.
@@ -84,7 +162,7 @@ def as_random(
     is_open = stochastic is None and not isinstance(net, RandomModule)
     if covariance is not None:
         kind = RELATIVE if isinstance(covariance, Multiplicative) else PAPER
-        recipe = replace(kind, covariance=covariance)
+        recipe = replace(kind, covariance=covariance, of_convolutions=None)
     elif is_open and not is_scaled and is_of_labels(likelihood):
         recipe = RELATIVE
     else:
@@ -97,8 +175,13 @@ def as_random(
             )
         return net, recipe
     if is_open and recipe.stochastic is not None:
+        own = dict(given)
+        if optimizer is None or optimizer is torch.optim.SGD:
+            # Means that start as the network does learn as it would: it is the base of its own
+            # rates. The default rate of adaptive optimizers is for those of the absolute table.
+            own = {"parametrization": MaximalUpdate(base=net), **given}
         try:
-            return RandomModule(net, stochastic=recipe.stochastic, **given), recipe
+            return RandomModule(net, stochastic=recipe.stochastic, **own), recipe
         except NothingChosenError:  # no dense layer behind another
             recipe = recipe if covariance is not None else PAPER
     return RandomModule(net, **given), recipe

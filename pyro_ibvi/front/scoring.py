@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyro_ibvi.guides import AutoMuPNormal
+from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.prediction import Prediction, Temperature, fit_temperature, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
@@ -18,7 +18,7 @@ from pyro_ibvi.prediction.scores import scored_parts, summarize
 @torch.no_grad()
 def score_batches(
     model: SupervisedModel,
-    guide: AutoMuPNormal,
+    guide: MuPGuide,
     batches: Iterable[Any],
     *,
     num_samples: int,
@@ -49,7 +49,7 @@ def score_batches(
 
 def calibrate_batches(
     model: SupervisedModel,
-    guide: AutoMuPNormal,
+    guide: MuPGuide,
     batches: Iterable[Any],
     *,
     num_samples: int,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi.guides.alignment import drop_misaligned
-from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
+from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, Parameters, PerDatum, warn_of
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.parameters import announce_parameter
@@ -41,24 +41,12 @@ _MODEL_METHODS = (
 _GUIDE_METHODS = ("forward", "rsample", "__call__")
 
 
-class Draws(Protocol):
+class Draws(Parameters, Protocol):
     """What the route asks of a guide, which is a module."""
 
     @property
     def layers(self) -> Sequence[Layer]:
         """The sites, those together that share their noise."""
-        ...
-
-    def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
-        """One draw of every site, or of those of some layers."""
-        ...
-
-    def loc(self, name: str) -> Tensor:
-        """Mean of a site."""
-        ...
-
-    def factor(self, name: str) -> Tensor:
-        """Factor of a site's covariance."""
         ...
 
     def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -147,20 +135,27 @@ class DirectRoute:
         num_data = len(batch_of(x))
         if self._per_datum is None or self._num_compared < min(num_data, 2):
             self._num_compared = num_data  # a single datum shows little
-            self._per_datum = PerDatum(guide.layers, model.net)
-            drop_misaligned(self._per_datum, model, guide, x)
+            self._per_datum = PerDatum(guide.layers, model.net, len(guide.components))
+            drop_misaligned(self._per_datum, model, guide.components[0], x)
             if draws == "datum":
                 warn_of(self._per_datum.left_out())
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
-        outputs = [self._output(self._per_datum, model, guide, part) for part in parts]
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return model.log_likelihood_of(output, x, y)
+        outputs, num_draw_dims = [], 0
+        for part in parts:
+            output, num_draw_dims = self._output(self._per_datum, model, guide, part)
+            outputs.append(output)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, num_draw_dims)
+        return model.log_likelihood_of(output, x, y, num_draw_dims)
 
-    def _output(self, per_datum: PerDatum, model: SupervisedModel, guide: Draws, x: Any) -> Tensor:
+    def _output(
+        self, per_datum: PerDatum, model: SupervisedModel, guide: Draws, x: Any
+    ) -> tuple[Tensor, int]:
+        """The network's output, and the number of dimensions of components in front of it."""
         while True:
-            values, maps = per_datum.draw(guide, len(batch_of(x)))
+            draws, maps = per_datum.draw(guide, len(batch_of(x)))
+            values = self._values(model.net, draws)
             try:
-                return model.run(self._values(model.net, values), x, maps)
+                return model.run(values, x, maps), model.net.num_draw_dims(values)
             except NoDrawPerDatumError as error:  # a batch of another form than the first
                 lost = [n for n, i in per_datum.inputs.items() if i.layer == error.layer]
                 per_datum.drop(error.layer)

@@ -11,12 +11,13 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
 from pyro_ibvi.guides import parameters
+from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.saving import CopiedModel, strip_prefix, without_model
 from pyro_ibvi.guides.sites import Layer, Site
 
 
-class LayeredGuide(AutoGuide):
+class LayeredGuide(AutoGuide, MuPGuide):
     """What a guide knows of its layers once they are made, and keeps when it is saved.
 
     Args:
@@ -59,6 +60,11 @@ class LayeredGuide(AutoGuide):
                 "load this one's state_dict into it."
             )
         return self._model[0]
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the guide has its layers and parameters."""
+        return self._layers is not None
 
     @property
     def _has_model(self) -> bool:

@@ -188,6 +188,11 @@ class AutoMuPNormal(LayeredGuide):
         layers = self._made_layers() if layers is None else layers
         return draw_sites(self, layers, self._pool, torch.Size())
 
+    @property
+    def components(self) -> tuple[AutoMuPNormal, ...]:
+        """The Gaussians of which this guide is the mixture: itself alone."""
+        return (self,)
+
     def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, Rate]]:
         """Every parameter of the guide and of the model as it is now, with its learning rate.
 

@@ -38,6 +38,26 @@ def register(
     module._parameters[last] = nn.Parameter(value.detach().contiguous(), requires_grad=trained)
 
 
+def share(guide: nn.Module, other: nn.Module, site: Site) -> None:
+    """Puts a guide's parameters of a site in the place of another guide's.
+
+    Args:
+        guide: The guide whose parameters both have from then on.
+        other: A guide of the same sites.
+        site: The site.
+    """
+    path, last = site.path
+    for kind in KINDS:
+        module: Any = guide._modules[kind]
+        twin: Any = other._modules[kind]
+        for part in path:
+            module, twin = module._modules.get(part), twin._modules.get(part)
+            if module is None:
+                break
+        if module is not None and last in module._parameters:
+            twin._parameters[last] = module._parameters[last]
+
+
 def get(guide: nn.Module, kind: str, site: Site) -> nn.Parameter:
     """A parameter of a site.
 

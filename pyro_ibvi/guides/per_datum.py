@@ -110,6 +110,11 @@ class InputNoise:
 class Parameters(Protocol):
     """What is asked of a guide."""
 
+    @property
+    def components(self) -> Sequence[Parameters]:
+        """The Gaussians of which it is the mixture, whose values stand in front of a draw's."""
+        ...
+
     def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
         """One draw of every site, or of those of some layers."""
         ...
@@ -129,9 +134,13 @@ class PerDatum:
     Args:
         layers: The guide's layers.
         net: The network whose weights they are.
+        num_components: Number of Gaussians of which the guide is a mixture. The inputs are noisy
+            alike for all of them, so of more than one the factors must be held where they start.
     """
 
-    def __init__(self, layers: Sequence[Layer], net: RandomModule) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], net: RandomModule, num_components: int = 1
+    ) -> None:
         self._layers, self._network = layers, net.network
         names = {net.site_name(name): name for name in net.stochastic}
         places = find_places(net.network)
@@ -140,7 +149,10 @@ class PerDatum:
             return  # a function that is new at each run would be compiled at each run
         for layer in layers:
             name = names[layer.name]
-            if isinstance(layer.covariance, Multiplicative) and len(places[name]) == 1:
+            covariance = layer.covariance
+            if num_components > 1 and covariance is not None and not covariance.is_held:
+                continue
+            if isinstance(covariance, Multiplicative) and len(places[name]) == 1:
                 found = _find_inputs(net.network, name)
                 if found is not None:
                     self.inputs[layer.name] = found
@@ -180,7 +192,7 @@ class PerDatum:
         factors = {}
         for name in self.inputs:
             values[name] = guide.loc(name)
-            factors[name] = guide.factor(name).reshape(-1)
+            factors[name] = guide.components[0].factor(name).reshape(-1)
         multipliers = _multipliers(factors, batch_size)
         maps = {i.layer: InputNoise(i, multipliers[name]) for name, i in self.inputs.items()}
         return values, maps
@@ -224,9 +236,9 @@ def warn_of(names: Sequence[str]) -> None:
     if names:
         warnings.warn(
             f"draws='datum': the random sites {list(names)} have one draw for a batch. A draw for "
-            f"each datum can be had where the covariance is Multiplicative and the layer reads an "
-            f"input with the data in its first dimension; draws=8 draws all sites eight times, "
-            f"for an eighth of the batch each.",
+            f"each datum can be had where the covariance is Multiplicative (with rate=0 in a "
+            f"mixture) and the layer reads an input with the data in its first dimension; draws=8 "
+            f"draws all sites eight times, for an eighth of the batch each.",
             UserWarning,
             stacklevel=2,
         )

@@ -23,10 +23,14 @@ _LAYER_CHOICES: dict[str, tuple[str, ...]] = {
     "input": ("input",),
     "last": ("output",),
 }
-#: Linear layers that read other layers: their inputs are units of the network, not data.
-DENSE_WEIGHTS = "dense weights"
-_DENSE_ROLES = ("hidden", "output")
-_CHOICES = sorted([*_LAYER_CHOICES, DENSE_WEIGHTS])
+#: Layers that read other layers: their inputs are units of the network, not data.
+INNER_WEIGHTS = "inner weights"
+_INNER_ROLES = ("hidden", "output")
+_INNER_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
+    "dense weights": (nn.Linear,),
+    INNER_WEIGHTS: (nn.Linear, nn.modules.conv._ConvNd),
+}
+_CHOICES = sorted([*_LAYER_CHOICES, *_INNER_TYPES])
 
 
 class NothingChosenError(ValueError):
@@ -126,9 +130,12 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
         )
         random -= set(frozen)
-    elif stochastic == DENSE_WEIGHTS:
-        linear = _matches(net, list(weights), nn.Linear)
-        random = {n for n in linear if weights[n].role in _DENSE_ROLES} - set(frozen)
+    elif isinstance(stochastic, str) and stochastic in _INNER_TYPES:
+        for kind in _INNER_TYPES[stochastic]:
+            random |= {
+                n for n in _matches(net, list(weights), kind) if weights[n].role in _INNER_ROLES
+            }
+        random -= set(frozen)
     elif callable(stochastic) and not isinstance(stochastic, type):
         random.update(name for name in weights if stochastic(name))
     else:

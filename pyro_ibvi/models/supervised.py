@@ -300,10 +300,11 @@ class SupervisedModel(PyroModule):
     def log_likelihood(
         self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, float, Tensor | None]:
-        """Log-likelihoods of observed targets for one draw of the weights, without Pyro.
+        """Log-likelihoods of observed targets for a draw of the weights, without Pyro.
 
         Args:
-            values: Random parameters by name.
+            values: Random parameters by name. Of several draws, which are in front, the mean of
+                the log-likelihoods is taken.
             *args: A batch, as for the model.
             **kwargs: Its parts by name.
 
@@ -314,10 +315,11 @@ class SupervisedModel(PyroModule):
         """
         x, y = self.read(*args, **kwargs)
         check_not_empty(x)
-        return self.log_likelihood_of(self.run(values, x), x, y)
+        num_draw_dims = self.net.num_draw_dims(values)
+        return self.log_likelihood_of(self.run(values, x), x, y, num_draw_dims)
 
     def log_likelihood_of(
-        self, output: Tensor, x: Any, y: Any
+        self, output: Tensor, x: Any, y: Any, num_draw_dims: int = 0
     ) -> tuple[Tensor, float, Tensor | None]:
         """Log-likelihoods of observed targets for a network's output.
 
@@ -325,13 +327,17 @@ class SupervisedModel(PyroModule):
             output: What the network made of the inputs.
             x: The inputs.
             y: Targets.
+            num_draw_dims: Number of dimensions of draws in front of the output's batch, over
+                which the mean is taken.
 
         Returns:
             As for :meth:`log_likelihood`.
         """
-        y = self._checked(x, y, output, 1)
-        law = self.likelihood(output, 1)
+        y = self._checked(x, y, output, num_draw_dims + 1)
+        law = self.likelihood(output, num_draw_dims + 1)
         log_probs: Tensor = law.log_prob(y)
+        if num_draw_dims:
+            log_probs = log_probs.mean(tuple(range(num_draw_dims)))
         num_observed = law.num_observed(y) if hasattr(law, "num_observed") else None
         return log_probs, self._num_data(len(log_probs)) / len(log_probs), num_observed
 

@@ -6,6 +6,7 @@ from typing import Any, NoReturn, cast
 
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
+from torch.distributed import is_available, is_initialized
 
 from pyro_ibvi._util.pairs import check_pair
 
@@ -73,7 +74,11 @@ class LossModule(ELBOModule):
             The loss, of shape ``()``: in nats per data set, or per datum for
             ``reduction="mean"``.
         """
-        return cast(Tensor, super().forward(*args, **kwargs))
+        loss = cast(Tensor, super().forward(*args, **kwargs))
+        touch = getattr(self.guide, "touch", None)
+        if touch is not None and is_available() and is_initialized():
+            loss = loss + touch()
+        return loss
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise TypeError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import copy_network, unwrap
 from pyro_ibvi._util.pairs import check_pair
-from pyro_ibvi.guides.normal import AutoMuPNormal
+from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_make
@@ -20,7 +20,7 @@ from pyro_ibvi.prediction.predictive import draw_parameters, seeded_numbers
 
 
 @torch.no_grad()
-def mean_network(model: SupervisedModel, guide: AutoMuPNormal) -> nn.Module:
+def mean_network(model: SupervisedModel, guide: MuPGuide) -> nn.Module:
     """The network with each weight at its mean: one forward pass, and no word of uncertainty.
 
     Its outputs are those of the network itself, logits for classes.
@@ -32,6 +32,9 @@ def mean_network(model: SupervisedModel, guide: AutoMuPNormal) -> nn.Module:
     Returns:
         A plain network in evaluation mode that shares nothing with the model.
 
+    Raises:
+        ValueError: If the guide is a mixture.
+
     Example:
         >>> from pyro_ibvi import Normal, RandomModule
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -41,14 +44,20 @@ def mean_network(model: SupervisedModel, guide: AutoMuPNormal) -> nn.Module:
         ('Sequential', torch.Size([5, 1]))
     """
     _check(model, guide)
-    medians = {name: value.unsqueeze(0) for name, value in guide.median().items()}
+    if len(guide.components) > 1:
+        raise ValueError(
+            f"A mixture of {len(guide.components)} components has no network at its mean, which "
+            f"lies between them: take frozen_draws(...), or the mean of one component, "
+            f"mean_network(model, guide.components[0])."
+        )
+    medians = {n: value.unsqueeze(0) for n, value in guide.components[0].median().items()}
     return _with_weights(model, _nth(model, model.net.with_draws(medians), 0))
 
 
 @torch.no_grad()
 def frozen_draws(
     model: SupervisedModel,
-    guide: AutoMuPNormal,
+    guide: MuPGuide,
     *,
     num_samples: int = 16,
     generator: torch.Generator | int | None = None,
@@ -132,7 +141,7 @@ class FrozenDraws(nn.Module):
 
 
 def _check(model: Any, guide: Any) -> None:
-    if not isinstance(model, SupervisedModel) or not isinstance(guide, AutoMuPNormal):
+    if not isinstance(model, SupervisedModel) or not isinstance(guide, MuPGuide):
         raise TypeError(
             f"Networks are exported from a SupervisedModel and its AutoMuPNormal guide, got "
             f"{type(model).__name__} and {type(guide).__name__}."

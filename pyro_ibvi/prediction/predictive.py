@@ -20,7 +20,7 @@ from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.pairs import check_pair, check_unwrapped
 from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
-from pyro_ibvi.guides.normal import AutoMuPNormal
+from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.budget import Memory, cut_to_budget, read_memory
@@ -294,7 +294,7 @@ def draw_parameters(
     Returns:
         Parameters by name; the random ones with the draws in front.
     """
-    if isinstance(guide, AutoMuPNormal):
+    if isinstance(guide, MuPGuide):
         draws = guide.draw(num_samples)
         if type(model).sample_parameters is SupervisedModel.sample_parameters:
             return model.net.with_draws(draws)
@@ -318,7 +318,7 @@ def _evaluation(guide: Any) -> Iterator[None]:
     """Runs networks in evaluation mode, in this thread alone as far as they are this package's."""
     with ExitStack() as stack:
         stack.enter_context(network_mode(training=False))
-        if not isinstance(guide, AutoMuPNormal):  # which acts the same in both modes
+        if not isinstance(guide, MuPGuide):  # which acts the same in both modes
             stack.enter_context(module_mode(guide, training=False))
         yield
 
@@ -340,7 +340,7 @@ def seeded_numbers(generator: Seed, guide: Any) -> Iterator[None]:
     if seed is None:
         yield
         return
-    numbers = thread_random_numbers if isinstance(guide, AutoMuPNormal) else own_random_numbers
+    numbers = thread_random_numbers if isinstance(guide, MuPGuide) else own_random_numbers
     with numbers(seed):
         yield
 

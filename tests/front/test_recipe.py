@@ -29,12 +29,56 @@ def make_convnet() -> nn.Sequential:
 def test_labels_get_relative_noise_behind_the_first_layer() -> None:
     net = make_convnet()
     bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
-    assert bnn.net.stochastic == ["5.weight", "7.weight"]
-    for name in bnn.net.stochastic:
-        weight = net.get_parameter(name)
-        torch.testing.assert_close(bnn.guide.loc(f"net.{name}"), weight, rtol=0, atol=0)
-        torch.testing.assert_close(bnn.guide.scale(f"net.{name}"), 0.35 * weight.abs())
+    assert bnn.net.stochastic == ["2.weight", "5.weight", "7.weight"]
+    first, *others = bnn.guide.components
+    assert len(others) == 3
+    for name, std in (("2.weight", 0.2), ("5.weight", 0.35), ("7.weight", 0.35)):
+        weight, site = net.get_parameter(name), f"net.{name}"
+        torch.testing.assert_close(first.loc(site), weight, rtol=0, atol=0)
+        for component in bnn.guide.components:
+            torch.testing.assert_close(component.scale(site), std * component.loc(site).abs())
+        # What is behind the convolutions differs between components.
+        is_same = [torch.equal(component.loc(site), weight) for component in others]
+        assert is_same == [name == "2.weight"] * 3
     assert bnn.loss.draws == "datum"
+    assert {rate.factor for _, _, rate in bnn.guide.named_rates("sgd")} == {1.0}
+
+
+def test_rates_follow_the_base_that_is_given() -> None:
+    small, wide = (
+        nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3)) for width in (8, 32)
+    )
+    parametrization = ibvi.MaximalUpdate(base=small)
+    bnn = ibvi.VariationalNetwork(wide, ibvi.Categorical(), parametrization=parametrization)
+    rates = {name: rate.factor for name, _, rate in bnn.guide.named_rates("sgd")}
+    assert rates["net.0.weight"] == 4.0
+    assert rates["AutoMuPNormal.locs.net.2.weight"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)),  # would run whole for each
+        nn.Sequential(
+            nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 3)
+        ),
+        nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(2000, 1000), nn.Linear(1000, 3)),
+    ],
+)
+def test_one_gaussian_where_several_would_cost_much(net: nn.Module) -> None:
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
+    assert isinstance(bnn.guide, ibvi.AutoMuPNormal)
+    assert bnn.loss.draws == "datum"
+
+
+def test_number_of_components_can_be_chosen() -> None:
+    one = ibvi.VariationalNetwork(make_convnet(), ibvi.Categorical(), num_components=1)
+    assert isinstance(one.guide, ibvi.AutoMuPNormal)
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+    two = ibvi.VariationalNetwork(net, ibvi.Normal(0.1), num_components=2)
+    assert len(two.guide.components) == 2
+    with pytest.raises(ValueError, match="num_components must be a positive"):
+        ibvi.VariationalNetwork(net, ibvi.Normal(0.1), num_components=0)
 
 
 def test_step_is_that_of_gaussian_dropout_by_hand() -> None:
@@ -117,7 +161,8 @@ def test_relative_noise_for_numbers_by_its_covariance() -> None:
 def test_each_choice_can_be_exchanged_alone() -> None:
     bnn = ibvi.VariationalNetwork(make_convnet(), ibvi.Categorical(), draws=4)
     assert bnn.loss.draws == 4
-    assert bnn.net.stochastic == ["5.weight", "7.weight"]
+    assert bnn.net.stochastic == ["2.weight", "5.weight", "7.weight"]
+    assert len(bnn.guide.components) == 4
 
 
 @pytest.mark.parametrize("learn_scale", [False, True])

@@ -1,0 +1,53 @@
+"""What this package's guides have in common, whatever their law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_ibvi.guides.sites import Layer
+from pyro_ibvi.mup.parametrization import Family, Rate
+
+
+class MuPGuide(nn.Module):
+    """A guide with learning rates, which draws the weights of networks without Pyro as well.
+
+    It acts the same in training and in evaluation mode, and any number of threads may draw.
+    """
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The sites, those together that share their noise, each with its covariance."""
+        raise NotImplementedError
+
+    @property
+    def components(self) -> tuple[MuPGuide, ...]:
+        """The Gaussians of which the guide is the mixture, or itself alone."""
+        raise NotImplementedError
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Median of every site by name, of a guide that is one Gaussian."""
+        raise NotImplementedError
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws every global site many times, the draws' dimension in front."""
+        raise NotImplementedError
+
+    def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
+        """Draws every global site once, or those of some layers, differentiably."""
+        raise NotImplementedError
+
+    def named_rates(self, family: Family) -> Iterator[tuple[str, nn.Parameter, Rate]]:
+        """Every parameter of the guide and of its model, with its learning rate."""
+        raise NotImplementedError
+
+    def direct_route(self, model: Any) -> Any:
+        """The way to evaluate a model's likelihood without Pyro's traces, if there is one."""
+        raise NotImplementedError
