@@ -300,6 +300,7 @@ def implicit_bias(task: Task, settings: Settings, seed: int) -> Epochs:
         settings,
         torch.optim.SGD,
         task.cosine,
+        base=task.build() if settings.get("rates") == "ordinary" else None,
         momentum=0.9,
     )
     return train_svi(task, svi, optim.step_scheduler, seed)

@@ -11,6 +11,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.front.recipe import Recipe
 
 COVARIANCES: dict[str, Callable[[Mapping[str, Any]], ibvi.guides.Covariance]] = {
     "low rank": lambda settings: ibvi.LowRank(settings["rank"]),
@@ -38,7 +39,8 @@ def make_svi(
         likelihood: The likelihood.
         num_data: Number of training data.
         settings: ``covariance`` with its numbers and ``lr``, and if they are not the usual ones
-            ``stochastic``, ``start`` (by default the network for relative noise) and ``draws``.
+            ``stochastic``, ``start`` (by default the network for relative noise), ``draws``,
+            ``scale of convolutions`` and ``components`` of the linear layers behind these.
         optimizer: Class of the torch optimizer.
         schedule: Makes its scheduler.
         base: The base of muP; at the network itself its rates are those of ordinary training.
@@ -54,11 +56,17 @@ def make_svi(
     )
     model = ibvi.SupervisedModel(random_net, likelihood, num_data=num_data)
     kind = settings["covariance"]
-    start = settings.get("start", "network" if kind == "relative" else "prior")
-    guide = ibvi.AutoMuPNormal(
-        model, covariance=COVARIANCES[kind](settings), init_loc_fn=STARTS[start]
+    of_convolutions = settings.get("scale of convolutions")
+    recipe = Recipe(
+        None,
+        covariance=COVARIANCES[kind](settings),
+        of_convolutions=of_convolutions and ibvi.Multiplicative(of_convolutions, rate=0.0),
+        init_loc_fn=STARTS[settings.get("start", "network" if kind == "relative" else "prior")],
+        draws=settings.get("draws", "batch"),
+        num_components=settings.get("components", 1),
     )
+    guide = recipe.make_guide(model, None, None, None)
     arguments = {"lr": settings["lr"], **optim_args}
     optim = ibvi.MuPOptim(optimizer, arguments, guide, scheduler=schedule)
-    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws=settings.get("draws", "batch"))
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws=recipe.draws)
     return SVI(model, guide, optim, loss), optim

@@ -57,7 +57,7 @@ def chosen_runs(task: str, protocol: Protocol) -> dict[str, list[Record]]:
     Runs on the test seeds exist for the settings of either protocol. Where these differ, those of
     the other protocol are told apart by the validation losses of the grid.
     """
-    grid: dict[str, dict[str, float]] = defaultdict(dict)
+    grid: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     tests: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in read(HERE / "results" / f"{task}.jsonl"):
         settings = json.dumps(record["settings"], sort_keys=True)
@@ -65,10 +65,12 @@ def chosen_runs(task: str, protocol: Protocol) -> dict[str, list[Record]]:
             tests[record["contender"]][settings].append(record)
         else:
             course = [v if math.isfinite(v) else math.inf for v in record["valid_nll"]]
-            grid[record["contender"]][settings] = course[-1] if protocol == "last" else min(course)
+            loss = course[-1] if protocol == "last" else min(course)
+            grid[record["contender"]][settings].append(loss)
     result = {}
     for contender, runs in tests.items():
-        scored = {s: grid[contender].get(s, math.inf) for s in runs}
+        of_grid = grid[contender]
+        scored = {s: statistics.fmean(of_grid[s]) if s in of_grid else math.inf for s in runs}
         result[contender] = runs[min(scored, key=scored.__getitem__)]
     return result
 

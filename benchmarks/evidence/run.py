@@ -167,20 +167,26 @@ class Runs:
         return record
 
 
-def choose(runs: Runs, name: str, kind: str, options: dict[str, Any]) -> dict[str, Settings]:
-    """The settings of least validation loss for each protocol."""
+def choose(
+    runs: Runs, name: str, kind: str, options: dict[str, Any], seeds: list[int]
+) -> dict[str, Settings]:
+    """The settings of least validation loss, on average over some seeds, for each protocol."""
     settings = list(grid(options))
     if len(settings) == 1:
         return dict.fromkeys(PROTOCOLS, settings[0])
-    courses = [runs.get(name, kind, s, GRID_SEED, test=False)["valid_nll"] for s in settings]
 
     def loss(course: list[float], protocol: str) -> float:
         finite = [v if np.isfinite(v) else float("inf") for v in course]
         return finite[-1] if protocol == "last" else min(finite)
 
-    return {
-        p: settings[int(np.argmin([loss(course, p) for course in courses]))] for p in PROTOCOLS
+    courses = [
+        [runs.get(name, kind, s, seed, test=False)["valid_nll"] for seed in seeds]
+        for s in settings
+    ]
+    means = {
+        p: [np.mean([loss(c, p) for c in of_seeds]) for of_seeds in courses] for p in PROTOCOLS
     }
+    return {p: settings[int(np.argmin(means[p]))] for p in PROTOCOLS}
 
 
 def main() -> None:
@@ -199,6 +205,7 @@ def main() -> None:
     folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
     runs = Runs(task, folder / f"{args.task}.jsonl", config["num_draws"])
     chosen: dict[str, dict[str, Settings]] = {}
+    seeds = config.get("grid_seeds", [GRID_SEED])
     for name, options in config["contenders"].items():
         options = copy.deepcopy(options)
         kind, source = options.pop("kind"), options.pop("like", None)
@@ -206,10 +213,10 @@ def main() -> None:
             continue
         if source is not None:  # the rate of another contender, in which this one consists
             like = config["contenders"][source]
-            picked = choose(runs, source, like["kind"], like)
+            picked = choose(runs, source, like["kind"], like, seeds)
             chosen[name] = {p: {**picked[p], **options} for p in PROTOCOLS}
         else:
-            chosen[name] = choose(runs, name, kind, options)
+            chosen[name] = choose(runs, name, kind, options, seeds)
         if args.grid_only:
             continue
         for settings in {json.dumps(s, sort_keys=True) for s in chosen[name].values()}:

@@ -37,6 +37,7 @@ RESULTS = Path(__file__).parent / "per_datum.json"
 DEVICE = torch.device("cpu")
 STD = 0.4
 WITHOUT, PER_BATCH = "SVI without noise", "noise learned, a draw per batch"
+DEFAULT = "default for class labels"
 #: Networks by name with the rounds of their steps, and those whose memory is measured.
 ROUNDS = {"MLP 256": 200, "MLP 1024": 40, "MLP 2048": 15}
 ROUNDS |= {"LeNet-5": 60, "conv6 with GroupNorm": 12, "ResNet-18": 5}
@@ -107,6 +108,17 @@ def ours(
     return make
 
 
+def default(network: Network, x: Tensor, y: Tensor) -> Trainer:
+    """What :class:`~pyro_ibvi.VariationalNetwork` takes for class labels."""
+    bnn = ibvi.VariationalNetwork(network.build(), ibvi.Categorical(), lr=1e-3)
+    bnn.model.num_data = NUM_DATA
+
+    def parameters() -> list[Tensor]:
+        return [p for group in bnn.optim.optimizer.param_groups for p in group["params"]]
+
+    return Trainer(lambda: float(bnn.svi.step(x, y)), parameters)
+
+
 CONTENDERS = {
     DETERMINISTIC: deterministic,
     "MC dropout": with_module(lambda layer: nn.Dropout(0.2)),
@@ -115,6 +127,7 @@ CONTENDERS = {
     "noise held, a draw per datum": ours(ibvi.Multiplicative(STD, rate=0), "datum"),
     "noise learned, a draw per datum": ours(ibvi.Multiplicative(STD), "datum"),
     PER_BATCH: ours(ibvi.Multiplicative(STD), "batch"),
+    DEFAULT: default,
 }
 
 
