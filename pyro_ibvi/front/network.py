@@ -19,7 +19,7 @@ from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK
 from pyro_ibvi.front.files import write_network
-from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
+from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, what_is_meant
 from pyro_ibvi.front.recipe import as_random, default_optimizer
 from pyro_ibvi.front.scoring import calibrate_batches, score_batches
 from pyro_ibvi.models import SupervisedModel
@@ -379,6 +379,9 @@ class VariationalNetwork:
     def dtype(self) -> torch.dtype:
         """The floating point type of the weights."""
         return next(self.guide.parameters()).dtype
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"A VariationalNetwork has no {name!r}{what_is_meant(name)}.")
 
     def __repr__(self) -> str:
         return (

@@ -1,5 +1,7 @@
 """The one object: it does what its parts do, with whatever holds the data."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -217,3 +219,21 @@ def test_a_guide_that_was_exchanged_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="guide is not that of its svi: a part that is exchanged"):
         bnn.save(tmp_path / "net.ibvi")
     assert not (tmp_path / "net.ibvi").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("parameters", r"bnn\.guide"),
+        ("eval", r"bnn\.predict"),
+        ("cuda", r"bnn\.to"),
+        ("spam", "'spam'."),
+    ],
+)
+def test_what_modules_have_is_elsewhere(name: str, hint: str) -> None:
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.1))
+    with pytest.raises(
+        AttributeError, match=f"has no '{name}'.*{hint}" if hint[0] != "'" else hint
+    ):
+        getattr(bnn, name)
+    assert not hasattr(copy.deepcopy(bnn), name)
