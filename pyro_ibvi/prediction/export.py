@@ -36,7 +36,7 @@ def mean_network(model: SupervisedModel, guide: MuPGuide) -> nn.Module:
         ValueError: If the guide is a mixture.
 
     Example:
-        >>> from pyro_ibvi import Normal, RandomModule
+        >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         >>> model = SupervisedModel(RandomModule(net), Normal(0.1))
         >>> plain = mean_network(model, AutoMuPNormal(model))
@@ -80,7 +80,7 @@ def frozen_draws(
         ValueError: If the number is not positive.
 
     Example:
-        >>> from pyro_ibvi import Normal, RandomModule
+        >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
         >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1))
         >>> guide, x = AutoMuPNormal(model), torch.ones(5, 3)
         >>> served = frozen_draws(model, guide, num_samples=4)

@@ -83,7 +83,7 @@ def predict(
             fit or hold NaN, or they cannot be cut into batches.
 
     Example:
-        >>> from pyro_ibvi import Normal, RandomModule
+        >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
         >>> from torch import nn
         >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
         >>> pred = predict(model, AutoMuPNormal(model), torch.zeros(5, 3), num_samples=20)
@@ -160,7 +160,7 @@ def predict_batches(
         DataError: If there is no batch.
 
     Example:
-        >>> from pyro_ibvi import Normal, RandomModule
+        >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
         >>> from torch import nn
         >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
         >>> parts = predict_batches(model, AutoMuPNormal(model), torch.zeros(9, 3), batch_size=4)
