@@ -2,8 +2,8 @@
 
 Class labels and numbers ask for different noise. On images the standard deviations of an additive
 factor keep their size while the means grow around them, so that the noise fades beside the signal;
-noise relative to the mean grows with it (page *Choose a guide and its covariance*). On
-tables with a learned noise scale it was the other way round.
+noise relative to the mean grows with it (page *Choose a guide and its covariance*). On tables with
+a learned noise scale it was the other way round.
 
 A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
 convolutions are the trunk, a mixture over the linear layers behind them costs little and is what

@@ -87,7 +87,7 @@ class AutoMuPMixture(PyroModule, MuPGuide):
             AutoMuPNormal(model, init_loc_fn=init_loc_fn, **options) for _ in range(num_components)
         ]
         self._parts: Any = PyroModule[nn.ModuleList](guides)  # type: ignore[arg-type]
-        self._share = shared
+        self._share = (shared,) if isinstance(shared, str) else tuple(shared)
         self._shared: set[str] | None = None
         self._route: DirectRoute | None = None
         if guides[0].is_initialized:

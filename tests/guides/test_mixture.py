@@ -270,7 +270,7 @@ def test_mistakes() -> None:
         with pytest.raises((TypeError, ValueError), match="num_components must be a positive"):
             ibvi.AutoMuPMixture(model, number)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shared names \['net.9'\], but the latent sites are"):
-        ibvi.AutoMuPMixture(model, 2, shared=["net.9"])
+        ibvi.AutoMuPMixture(model, 2, shared="net.9")
     with pytest.raises(ValueError, match="no network at its mean"):
         mean_network(model, guide)
     assert isinstance(mean_network(model, guide.components[0]), nn.Sequential)
