@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from pyro_ibvi._util.names import assigned, chosen, layer_of
 from pyro_ibvi.mup.roles import WeightRole
@@ -135,7 +136,9 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             random |= {
                 n for n in _matches(net, list(weights), kind) if weights[n].role in _INNER_ROLES
             }
-        random -= set(frozen)
+        # Attention uses the weight of its output's projection past the layer that holds it.
+        fused = _matches(net, list(weights), NonDynamicallyQuantizableLinear)
+        random -= {*frozen, *fused}
     elif callable(stochastic) and not isinstance(stochastic, type):
         random.update(name for name in weights if stochastic(name))
     else:

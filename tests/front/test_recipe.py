@@ -71,6 +71,16 @@ def test_one_gaussian_where_several_would_cost_much(net: nn.Module) -> None:
     assert bnn.loss.draws == "datum"
 
 
+def test_attention_has_a_draw_for_each_datum_where_it_can() -> None:
+    """Warnings are errors here: no site is left with one draw for a batch."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    net = nn.Sequential(nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 3))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
+    assert bnn.net.stochastic == ["1.linear1.weight", "1.linear2.weight", "3.weight"]
+    x, y = torch.randn(12, 3, 4), torch.randint(0, 3, (12,))
+    bnn.fit(x, y, num_epochs=2, batch_size=6, progress=False)
+
+
 def test_number_of_components_can_be_chosen() -> None:
     one = ibvi.VariationalNetwork(make_convnet(), ibvi.Categorical(), num_components=1)
     assert isinstance(one.guide, ibvi.AutoMuPNormal)
