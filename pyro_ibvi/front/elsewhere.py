@@ -1,4 +1,4 @@
-"""Where arguments belong that a person passes to the wrong door: a line to write, by name."""
+"""Where arguments and attributes are that a person looks for at the wrong door, by name."""
 
 from __future__ import annotations
 
@@ -31,3 +31,34 @@ OF_FIT: Mapping[str, str] = {
     "shuffle": "tensors and data sets are shuffled, and a DataLoader says it itself",
     "seed": "write torch.manual_seed(0) before the network is made",
 }
+
+#: What a module or an estimator has and the network does not, with what is meant by it here.
+OF_MODULES: Mapping[str, str] = {
+    "parameters": "bnn.guide.parameters() and bnn.model.parameters() hold them",
+    "named_parameters": "bnn.guide and bnn.model have theirs",
+    "state_dict": "write bnn.save(path), or take those of bnn.guide and bnn.model",
+    "load_state_dict": "write ibvi.load(path, net), or load into bnn.guide and bnn.model",
+    "train": "bnn.fit(...) trains, and modes are chosen by what is done",
+    "eval": "bnn.predict(x) runs in evaluation mode by itself",
+    "forward": "write bnn.predict(x)",
+    "sample": "bnn.predict(x).outputs are the network's outputs for draws of its weights",
+    "predict_proba": "bnn.predict(x).mean are the probabilities of classes",
+    "score": "write bnn.evaluate(x, y)",
+    "cuda": 'write bnn.to("cuda")',
+    "cpu": 'write bnn.to("cpu")',
+    "double": "write VariationalNetwork(net.double(), ...)",
+    "step": "write bnn.svi.step(x, y)",
+    "zero_grad": "bnn.svi.step(x, y) does it",
+}
+
+
+def what_is_meant(name: str) -> str:
+    """What an attribute that the network does not have is here.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The end of a sentence, empty if nothing is known of that name.
+    """
+    return f": {OF_MODULES[name]}" if name in OF_MODULES else ""

@@ -17,9 +17,9 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, count_rows
 from pyro_ibvi.front.choices import describe_choices
-from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK
+from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import write_network
-from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, what_is_meant
+from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
 from pyro_ibvi.front.recipe import as_random, default_optimizer
 from pyro_ibvi.front.scoring import calibrate_batches, score_batches
 from pyro_ibvi.models import SupervisedModel
