@@ -24,21 +24,17 @@ from pathlib import Path
 
 import torch
 from pyro.infer import SVI
-from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import pyro_ibvi as ibvi
 from benchmarks.evidence.data import raw_images
+from benchmarks.mup.real_data import NUM_DRAWS, OPTIMIZERS, RANK, mlp
 
 FOLDER = Path(__file__).with_suffix("")
-WIDTH, RANK = 128, 10
+WIDTH = 128
 NUM_EXAMPLES, NUM_STEPS, NUM_VALID = 12_800, 200, 2_000
-NUM_DRAWS = 8
 SIZES = (16, 64, 256)
-OPTIMIZERS = {
-    "SGD": (torch.optim.SGD, {"momentum": 0.9}),
-    "AdamW": (torch.optim.AdamW, {"weight_decay": 0.0}),
-}
+NAMES = ("SGD", "AdamW")
 #: Powers of two around the best rates.
 RATES = {
     ("all", "SGD"): range(-6, 1),
@@ -49,8 +45,8 @@ RATES = {
     ("factors", "AdamW"): range(-8, 0),
 }
 PARTS = ("all", "means", "factors")
-CASES = [(part, optimizer, "examples") for part in PARTS for optimizer in OPTIMIZERS]
-CASES += [("all", optimizer, "steps") for optimizer in OPTIMIZERS]
+CASES = [(part, optimizer, "examples") for part in PARTS for optimizer in NAMES]
+CASES += [("all", optimizer, "steps") for optimizer in NAMES]
 
 
 @cache
@@ -64,11 +60,7 @@ def load_data() -> tuple[Dataset, Dataset]:
 
 
 def make() -> tuple[ibvi.SupervisedModel, ibvi.AutoMuPNormal]:
-    net = nn.Sequential(
-        nn.Flatten(), nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(),
-        nn.Linear(WIDTH, 10),
-    )  # fmt: skip
-    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Categorical(), NUM_EXAMPLES)
+    model = ibvi.SupervisedModel(ibvi.RandomModule(mlp(WIDTH)), ibvi.Categorical(), NUM_EXAMPLES)
     return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(RANK))
 
 
