@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
-from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, Parameters, PerDatum
+from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, PerDatum
 from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.replicas import Replica, find_places
 from pyro_ibvi.models.supervised import SupervisedModel
@@ -27,9 +28,7 @@ _TOLERANCE_IN_EPS = 16
 
 
 @torch.no_grad()
-def drop_misaligned(
-    per_datum: PerDatum, model: SupervisedModel, guide: Parameters, x: Any
-) -> None:
+def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any) -> None:
     """Takes out the layers in which noise on the inputs is not a draw of the weights.
 
     The network runs with norm layers' running statistics, and leaves no trace.
@@ -53,7 +52,7 @@ def drop_misaligned(
 
 
 def _is_aligned(
-    per_datum: PerDatum, model: SupervisedModel, guide: Parameters, x: Any, names: list[str]
+    per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any, names: list[str]
 ) -> bool:
     """Whether the last datum's output is that of the weights which its noise stands for."""
     values, maps = per_datum.draw(guide, len(batch_of(x)))

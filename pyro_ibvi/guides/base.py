@@ -32,6 +32,18 @@ class MuPGuide(nn.Module):
         """The Gaussians of which the guide is the mixture, or itself alone."""
         raise NotImplementedError
 
+    def loc(self, name: str) -> Tensor:
+        """Mean of a site in unconstrained space, those of several components in front."""
+        raise NotImplementedError
+
+    def factor(self, name: str) -> Tensor:
+        """Factor of a site's covariance, those of several components in front."""
+        raise NotImplementedError
+
+    def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters in the order in which the guide reads them."""
+        raise NotImplementedError
+
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Median of every site by name, of a guide that is one Gaussian."""
         raise NotImplementedError

@@ -9,8 +9,8 @@ the same loss and the same gradients.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi.guides.alignment import drop_misaligned
-from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, Parameters, PerDatum, warn_of
-from pyro_ibvi.guides.sites import Layer
+from pyro_ibvi.guides.base import MuPGuide
+from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
 from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.parameters import announce_parameter
 from pyro_ibvi.models.random_module import RandomModule
@@ -41,19 +41,6 @@ _MODEL_METHODS = (
 _GUIDE_METHODS = ("forward", "rsample", "__call__")
 
 
-class Draws(Parameters, Protocol):
-    """What the route asks of a guide, which is a module."""
-
-    @property
-    def layers(self) -> Sequence[Layer]:
-        """The sites, those together that share their noise."""
-        ...
-
-    def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters in the order in which the guide reads them."""
-        ...
-
-
 class DirectRoute:
     """The way from data to the likelihood of one pair of model and guide.
 
@@ -65,7 +52,7 @@ class DirectRoute:
         model: The guide's model.
     """
 
-    def __init__(self, guide: Draws, own: type[nn.Module], model: SupervisedModel) -> None:
+    def __init__(self, guide: MuPGuide, own: type[nn.Module], model: SupervisedModel) -> None:
         self.guide = weakref.ref(guide)
         self.model = weakref.ref(model)
         self._own = own
@@ -129,7 +116,7 @@ class DirectRoute:
         return model.log_likelihood(self._values(net, guide.rsample()), *args, **kwargs)
 
     def _many_draws(
-        self, model: SupervisedModel, guide: Draws, draws: NumDraws, *args: Any, **kwargs: Any
+        self, model: SupervisedModel, guide: MuPGuide, draws: NumDraws, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, float, Tensor | None]:
         x, y = model.read(*args, **kwargs)
         num_data = len(batch_of(x))
@@ -148,7 +135,7 @@ class DirectRoute:
         return model.log_likelihood_of(output, x, y, num_draw_dims)
 
     def _output(
-        self, per_datum: PerDatum, model: SupervisedModel, guide: Draws, x: Any
+        self, per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any
     ) -> tuple[Tensor, int]:
         """The network's output, and the number of dimensions of components in front of it."""
         while True:
@@ -165,7 +152,7 @@ class DirectRoute:
         return {name: draws[net.site_name(name)] for name in net.stochastic}
 
 
-def find_route(guide: Draws, own: type[nn.Module], model: Any) -> DirectRoute | None:
+def find_route(guide: MuPGuide, own: type[nn.Module], model: Any) -> DirectRoute | None:
     """The direct route of a guide that draws all weights of a supervised model.
 
     Args:

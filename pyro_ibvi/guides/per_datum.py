@@ -11,12 +11,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ibvi._util.network_copies import is_compiled
+from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.noise import normal_rows
 from pyro_ibvi.guides.sites import Layer
@@ -107,27 +108,6 @@ class InputNoise:
         return x * multiplier
 
 
-class Parameters(Protocol):
-    """What is asked of a guide."""
-
-    @property
-    def components(self) -> Sequence[Parameters]:
-        """The Gaussians of which it is the mixture, whose values stand in front of a draw's."""
-        ...
-
-    def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
-        """One draw of every site, or of those of some layers."""
-        ...
-
-    def loc(self, name: str) -> Tensor:
-        """Mean of a site."""
-        ...
-
-    def factor(self, name: str) -> Tensor:
-        """Factor of a site's covariance."""
-        ...
-
-
 class PerDatum:
     """Which sites of a guide can have a draw for each datum, and the functions that do it.
 
@@ -176,7 +156,7 @@ class PerDatum:
         self.inputs = {name: i for name, i in self.inputs.items() if i.layer != layer}
 
     def draw(
-        self, guide: Parameters, batch_size: int
+        self, guide: MuPGuide, batch_size: int
     ) -> tuple[dict[str, Tensor], dict[str, InputNoise]]:
         """Draws all sites for one run.
 
