@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from pyro_ibvi._util.plots import axes_or_new
 from pyro_ibvi.diagnostics.probe import Key
 from pyro_ibvi.diagnostics.slopes import log_log_slope
 
@@ -156,10 +157,7 @@ class CoordinateCheck:
         Returns:
             The axes.
         """
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots()[1]
+        ax = axes_or_new(ax)
         step = max(key[1] for key in self.rms) if step is None else step
         for layer in dict.fromkeys(k[2] for k in self.rms if k[:2] == (quantity, step)):
             label = f"{layer} ({self.slope(quantity, step, layer):+.2f})"

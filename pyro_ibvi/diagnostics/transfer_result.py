@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from pyro_ibvi._util.plots import axes_or_new
 from pyro_ibvi.diagnostics.book import json_number
 from pyro_ibvi.diagnostics.slopes import log_log_slope
 
@@ -96,10 +97,7 @@ class RateTransfer:
         Returns:
             The axes.
         """
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots()[1]
+        ax = axes_or_new(ax)
         for size in self.sizes:
             losses = [v if math.isfinite(v) else math.nan for v in self.mean(size)]
             (line,) = ax.plot(self.rates, losses, "o-", markersize=3, label=str(size))

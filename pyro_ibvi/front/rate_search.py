@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.plots import axes_or_new
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
@@ -53,10 +54,7 @@ class RateSearch:
         Returns:
             The axes.
         """
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots()[1]
+        ax = axes_or_new(ax)
         pairs = list(zip(self.rates, self.nlls, strict=True))
         ended = [(rate, nll) for rate, nll in pairs if math.isfinite(nll)]
         ax.plot(*zip(*ended, strict=True), marker="o", color="C0")
