@@ -10,6 +10,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.names import chosen, chosen_by_any
 from pyro_ibvi._util.random_state import thread_generator
@@ -72,6 +73,7 @@ class AutoMuPMixture(PyroModule, MuPGuide):
         (torch.Size([6, 3, 16]), torch.Size([2, 3, 16]))
     """
 
+    @named_arguments(passed_to=AutoMuPNormal, elsewhere={"rank": "write covariance=LowRank(10)"})
     def __init__(
         self,
         model: Callable[..., Any],

@@ -12,6 +12,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.direct import DirectRoute, find_route
@@ -88,6 +89,7 @@ class AutoMuPNormal(LayeredGuide):
         torch.Size([3, 16, 10])
     """
 
+    @named_arguments(elsewhere={"rank": "write covariance=LowRank(10)"})
     def __init__(
         self,
         model: Callable[..., Any],

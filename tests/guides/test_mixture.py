@@ -271,6 +271,11 @@ def test_mistakes() -> None:
             ibvi.AutoMuPMixture(model, number)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shared names \['net.9'\], but the latent sites are"):
         ibvi.AutoMuPMixture(model, 2, shared="net.9")
+    for kind in (ibvi.AutoMuPMixture, ibvi.AutoMuPNormal):
+        with pytest.raises(
+            TypeError, match=r"AutoMuP\w+ has no argument 'rank': write covariance="
+        ):
+            kind(model, rank=3)
     with pytest.raises(ValueError, match="no network at its mean"):
         mean_network(model, guide)
     assert isinstance(mean_network(model, guide.components[0]), nn.Sequential)
