@@ -287,8 +287,14 @@ def elbo(task: Task, settings: Settings, seed: int) -> Epochs:
     guide = AutoNormal(model, init_loc_fn=init_to_sample, init_scale=settings["init_scale"])
     weight = settings["kl_weight"]
     loss = Trace_ELBO() if weight == 1 else ibvi.TraceExpectedLogLikelihood(kl_weight=weight)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": settings["lr"]}), loss)
-    return train_svi(task, svi, None, seed)
+    optimizer = pyro.optim.CosineAnnealingLR(
+        {
+            "optimizer": torch.optim.Adam,
+            "optim_args": {"lr": settings["lr"]},
+            "T_max": task.epochs,
+        }
+    )
+    return train_svi(task, SVI(model, guide, optimizer, loss), optimizer.step, seed)
 
 
 def implicit_bias(task: Task, settings: Settings, seed: int) -> Epochs:

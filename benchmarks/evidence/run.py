@@ -205,10 +205,10 @@ def main() -> None:
     folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
     runs = Runs(task, folder / f"{args.task}.jsonl", config["num_draws"])
     chosen: dict[str, dict[str, Settings]] = {}
-    seeds = config.get("grid_seeds", [GRID_SEED])
     for name, options in config["contenders"].items():
         options = copy.deepcopy(options)
         kind, source = options.pop("kind"), options.pop("like", None)
+        seeds = options.pop("grid_seeds", config.get("grid_seeds", [GRID_SEED]))
         if args.contenders and name not in args.contenders:
             continue
         if source is not None:  # the rate of another contender, in which this one consists
