@@ -106,12 +106,18 @@ def raw_images(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     )
 
 
-def strangers(name: str, num: int) -> np.ndarray:
-    """Images of another kind, in [0, 1]."""
+def strangers(name: str, num: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Images of another kind in [0, 1], brought to the shape ``(channels, height, width)``."""
     if name == "kmnist":
-        images = np.load(data_folder() / "kmnist-test" / "kmnist-test-imgs.npz")
-        return images[images.files[0]][:num, None] / np.float32(255)
-    return raw_images(name)[2][:num]
+        archive = np.load(data_folder() / "kmnist-test" / "kmnist-test-imgs.npz")
+        images = archive[archive.files[0]][:num, None] / np.float32(255)
+    else:
+        images = raw_images(name)[2][:num]
+    margins = [
+        (wanted - found) // 2 for wanted, found in zip(shape, images.shape[1:], strict=True)
+    ]
+    images = np.pad(images, [(0, 0), (0, 0), *((m, m) for m in margins[1:])])
+    return np.broadcast_to(images, (len(images), *shape))
 
 
 def corrupt(images: np.ndarray, kind: str, severity: int) -> np.ndarray:
@@ -155,7 +161,7 @@ def load_images(
             for severity in SEVERITIES
         },
         torch.from_numpy(y_test[:num_shifted]),
-        standardized(strangers(ood, 2000)),
+        standardized(strangers(ood, 2000, x.shape[1:])),
     )
 
 

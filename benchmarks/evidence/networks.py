@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
+
+from torch import Tensor, nn
 
 from benchmarks.speed.networks import make_lenet5
 
 
-def conv6() -> nn.Sequential:
-    """Six convolutions with GroupNorm, for color images of 32 x 32."""
+def conv6(width: int = 32) -> nn.Sequential:
+    """Six convolutions with GroupNorm, the first of a width, for color images of 32 x 32."""
     layers: list[nn.Module] = []
     channels = 3
-    for width in (32, 64, 128):
+    for num_out in (width, 2 * width, 4 * width):
         for _ in range(2):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
-            channels = width
+            conv = nn.Conv2d(channels, num_out, 3, padding=1)
+            layers += [conv, nn.GroupNorm(8, num_out), nn.ReLU()]
+            channels = num_out
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(128 * 16, 128), nn.ReLU(), nn.Linear(128, 10)
+        *layers, nn.Flatten(), nn.Linear(16 * channels, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with GroupNorm and a shortcut."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False)
+        self.first_norm = nn.GroupNorm(8, num_out)
+        self.dropout: nn.Module = nn.Identity()
+        self.second = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
+        self.second_norm = nn.GroupNorm(8, num_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or num_in != num_out:
+            self.shortcut = nn.Conv2d(num_in, num_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.first_norm(self.first(x)).relu())
+        return (self.second_norm(self.second(hidden)) + self.shortcut(x)).relu()
+
+
+def resnet8() -> nn.Sequential:
+    """A ResNet of three blocks with GroupNorm, for color images of 32 x 32."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
+        nn.GroupNorm(8, 32),
+        nn.ReLU(),
+        Block(32, 32, 1),
+        Block(32, 64, 2),
+        Block(64, 128, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, 10),
     )
 
 
@@ -40,16 +77,27 @@ def mlp_50(num_features: int) -> nn.Sequential:
     )
 
 
-NETWORKS = {"lenet5": make_lenet5, "conv6": conv6, "mlp_784": mlp_784}
+NETWORKS = {
+    "lenet5": make_lenet5,
+    "conv6_16": partial(conv6, 16),
+    "resnet8": resnet8,
+    "mlp_784": mlp_784,
+}
 
 
 def with_dropout(net: nn.Sequential, p: float) -> nn.Sequential:
-    """The same network with dropout in front of each linear layer but one that reads the data."""
+    """The same network with dropout where it is usual.
+
+    That is in front of each linear layer but one that reads the data, and between the
+    convolutions of a residual block.
+    """
     layers: list[nn.Module] = []
     seen = False
     for layer in net:
         if isinstance(layer, nn.Linear) and seen:
             layers.append(nn.Dropout(p))
+        if isinstance(layer, Block):
+            layer.dropout = nn.Dropout(p)
         seen |= isinstance(layer, (nn.Linear, nn.Conv2d))
         layers.append(layer)
     return nn.Sequential(*layers)
