@@ -39,6 +39,7 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(num_in, num_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The rectified sum of both ways."""
         hidden = self.dropout(self.first_norm(self.first(x)).relu())
         return (self.second_norm(self.second(hidden)) + self.shortcut(x)).relu()
 

@@ -75,7 +75,7 @@ class Task:
 TASKS = {
     "fashion": Task("fashion-mnist", mlp, (64, 256, 1024), 12_800, 2_000, 128, 500),
     "cifar-mlp": Task(
-        "cifar10-jpeg", lambda width: mlp(width, 3_072), (32, 128, 512), 12_800, 2_000, 128, 500
+        "cifar10-jpeg", lambda width: mlp(width, 3_072), (64, 256, 1024), 12_800, 2_000, 128, 500
     ),
     "cifar": Task("cifar10-jpeg", conv, (16, 64, 256), 4_000, 2_000, 32, 250),
 }
