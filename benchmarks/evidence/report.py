@@ -113,6 +113,52 @@ def shift_table(task: str, protocol: Protocol) -> str:
     return table(header, rows)
 
 
+#: What is compared over tasks: heading, path in a record, digits and factor.
+DIFFERENCES = (
+    ("error %", ("test", "error"), 2, 100.0),
+    ("NLL", ("test", "nll"), 3, 1.0),
+    ("NLL, tempered", ("test_tempered", "nll"), 3, 1.0),
+    ("ECE %", ("test", "ece"), 1, 100.0),
+    ("NLL, corrupted", ("corrupted", "nll"), 2, 1.0),
+    ("AUROC, entropy", ("ood_entropy", "auroc"), 3, 1.0),
+)
+
+
+def differences_table(
+    contender: str, others: Sequence[str], protocol: Protocol, num_seeds: int = 3
+) -> str:
+    """A contender less others on each image task, over the seeds that both were trained on.
+
+    Args:
+        contender: The one.
+        others: The others, those that a task has.
+        protocol: The epoch that is scored.
+        num_seeds: Number of common seeds from which on a comparison is worth a row.
+
+    Returns:
+        The table, a row for each task and other contender.
+    """
+    rows = []
+    for task in task_names():
+        by_seed = {
+            name: {run["seed"]: run[protocol] for run in runs}
+            for name, runs in chosen_runs(task, protocol).items()
+        }
+        for other in others:
+            seeds = sorted(by_seed.get(contender, {}).keys() & by_seed.get(other, {}).keys())
+            if len(seeds) < num_seeds:
+                continue
+            cells = [f"{title(task)}: {other}"]
+            for _, (group, score), digits, factor in DIFFERENCES:
+                values = [
+                    by_seed[contender][seed][group][score] - by_seed[other][seed][group][score]
+                    for seed in seeds
+                ]
+                cells.append(shown(values, digits, factor))
+            rows.append(cells)
+    return table(["", *(heading for heading, *_ in DIFFERENCES)], rows)
+
+
 def settings_table(task: str, protocol: Protocol) -> str:
     """What validation chose."""
     rows = []

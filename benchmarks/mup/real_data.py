@@ -2,11 +2,13 @@
 
     PYRO_IBVI_DATA=... python -m benchmarks.mup.real_data [--tasks fashion] [--optimizers SGD]
 
-fashion    Fashion-MNIST, a 784-h-h-10 network with ReLU
-cifar-mlp  CIFAR-10 (from JPEG files, so no number compares with published ones), a 3072-h-h-10
-           network with ReLU
-cifar      CIFAR-10, two 3x3 convolutions of h channels with stride and pooling, mean over
-           positions, read-out
+fashion       Fashion-MNIST, a 784-h-h-10 network with ReLU
+fashion-wide  the same, so wide that the standard parametrization's curvature is that of its inner
+              layers (``layer_curvature``)
+cifar-mlp     CIFAR-10 (from JPEG files, so no number compares with published ones), a 3072-h-h-10
+              network with ReLU
+cifar         CIFAR-10, two 3x3 convolutions of h channels with stride and pooling, mean over
+              positions, read-out
 
 First and last weights are random with a low-rank factor. One pass over a part of the training
 images (``TASKS``), then the expected loss on images held out of the training set, over
@@ -74,6 +76,7 @@ class Task:
 
 TASKS = {
     "fashion": Task("fashion-mnist", mlp, (64, 256, 1024), 12_800, 2_000, 128, 500),
+    "fashion-wide": Task("fashion-mnist", mlp, (4096,), 12_800, 2_000, 128, 500),
     "cifar-mlp": Task(
         "cifar10-jpeg", lambda width: mlp(width, 3_072), (64, 256, 1024), 12_800, 2_000, 128, 500
     ),
@@ -89,6 +92,8 @@ RATES = {
     ("fashion", "AdamW", "base64"): range(-12, -6),
     ("fashion", "Muon", "MaximalUpdate"): range(-7, 0),
     ("fashion", "Muon", "Standard"): range(-12, -5),
+    ("fashion-wide", "SGD", "MaximalUpdate"): range(-5, -1),
+    ("fashion-wide", "SGD", "Standard"): range(-10, -5),
     ("cifar-mlp", "SGD", "MaximalUpdate"): range(-6, 0),
     ("cifar-mlp", "SGD", "Standard"): range(-11, -5),
     ("cifar-mlp", "AdamW", "MaximalUpdate"): range(-4, 2),
