@@ -40,7 +40,8 @@ def make_svi(
         num_data: Number of training data.
         settings: ``covariance`` with its numbers and ``lr``, and if they are not the usual ones
             ``stochastic``, ``start`` (by default the network for relative noise), ``draws``,
-            ``scale of convolutions`` and ``components`` of the linear layers behind these.
+            ``scale of convolutions``, ``components`` of the linear layers behind these, and
+            ``penalty``, the weight of an explicit 2-Wasserstein distance from the prior.
         optimizer: Class of the torch optimizer.
         schedule: Makes its scheduler.
         base: The base of muP; at the network itself its rates are those of ordinary training.
@@ -68,5 +69,9 @@ def make_svi(
     guide = recipe.make_guide(model, None, None, None)
     arguments = {"lr": settings["lr"], **optim_args}
     optim = ibvi.MuPOptim(optimizer, arguments, guide, scheduler=schedule)
-    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws=recipe.draws)
+    loss: ibvi.TraceExpectedLogLikelihood
+    if "penalty" in settings:
+        loss = ibvi.TraceGeneralizedVI(weight=settings["penalty"], reduction="mean")
+    else:
+        loss = ibvi.TraceExpectedLogLikelihood(reduction="mean", draws=recipe.draws)
     return SVI(model, guide, optim, loss), optim
