@@ -82,9 +82,8 @@ def named_arguments(
                 _refuse(function, names, args, kwargs, elsewhere or {})
             try:
                 return function(*args, **kwargs)
-            except TypeError as error:
-                traceback = error.__traceback__
-                if traceback is None or traceback.tb_next is not None:
+            except TypeError:
+                if _fits(function, args, kwargs):
                     raise  # not the call is at fault
             _refuse(function, names, args, kwargs, elsewhere or {})
 
@@ -94,6 +93,31 @@ def named_arguments(
         return cast(_F, call)
 
     return decorate
+
+
+def takes(function: Callable[..., Any], num_arguments: int) -> bool:
+    """Whether a function can be called with a number of arguments, as far as it tells.
+
+    Args:
+        function: The function.
+        num_arguments: The number, by position.
+
+    Returns:
+        Whether it can; True for one that does not tell.
+    """
+    return _fits(function, (None,) * num_arguments, {})
+
+
+def _fits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of C's do not tell
+        return True
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _names_of(function: Callable[..., Any]) -> frozenset[str]:

@@ -144,12 +144,23 @@ def as_tensors(data: Any, dtype: torch.dtype, device: torch.device | None = None
     is_list = isinstance(data, list) and _holds_numbers(data)
     if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence) and not is_list:
         return _rebuilt(data, [as_tensors(part, dtype, device) for part in data])
-    is_array = hasattr(data, "to_numpy") or hasattr(data, "__array__") or is_list
-    if isinstance(data, Tensor) or not is_array:
+    if isinstance(data, Tensor) or not (is_array(data) or is_list):
         return data
     array = _as_numbers(data)
     tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]), device=device)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def is_array(data: Any) -> bool:
+    """Whether something is a tensor, an array or a data frame, rather than batches of them.
+
+    Args:
+        data: Anything.
+
+    Returns:
+        Whether it is.
+    """
+    return isinstance(data, Tensor) or hasattr(data, "to_numpy") or hasattr(data, "__array__")
 
 
 def _holds_numbers(data: list[Any]) -> bool:

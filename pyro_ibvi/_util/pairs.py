@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from pyro.infer import SVI
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,6 +49,35 @@ def check_pair(model: Any, guide: Any) -> None:
     )
 
 
+def holds_svi(thing: Any) -> bool:
+    """Whether something is no part of a training but a whole, such as a ``VariationalNetwork``.
+
+    Args:
+        thing: Anything.
+
+    Returns:
+        Whether it has an ``SVI`` of its own.
+    """
+    return isinstance(getattr(thing, "svi", None), SVI)
+
+
+def check_part(name: str, part: Any) -> None:
+    """Checks that a model or a guide is one, and not the whole that holds both.
+
+    Args:
+        name: What it is meant to be.
+        part: The model or the guide.
+
+    Raises:
+        TypeError: If it is such a whole.
+    """
+    if holds_svi(part):
+        raise TypeError(
+            f"The {name} is a {type(part).__name__}, which holds a model and a guide: pass its "
+            f".model and .guide, or call its own .fit(...), .predict(x) and .evaluate(x, y)."
+        )
+
+
 def check_unwrapped(**parts: Any) -> None:
     """Checks that no wrapper for several devices hides a model or a guide, or stands in one.
 
@@ -59,9 +89,10 @@ def check_unwrapped(**parts: Any) -> None:
         **parts: Model and guide, by what they are.
 
     Raises:
-        TypeError: If there is one.
+        TypeError: If there is one, or the part is a whole that holds both.
     """
     for name, part in parts.items():
+        check_part(name, part)
         # DataParallel inside of a model that somebody wrote works in one process, and is theirs.
         kinds = [
             module

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.inputs import as_tensors, first_tensor, map_tensors, tensors_of
+from pyro_ibvi._util.inputs import as_tensors, first_tensor, is_array, map_tensors, tensors_of
 
 
 class TensorBatches:
@@ -100,7 +99,7 @@ def as_batches(
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
-    if _is_rows(data) or not isinstance(data, Iterable):
+    if is_array(data) or not isinstance(data, Iterable):
         raise TypeError(
             f"Targets are missing: got inputs alone ({type(data).__name__}). Pass x and y, a data "
             f"set, or a DataLoader of both."
@@ -132,12 +131,8 @@ def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:
     return tensor[rows.to(tensor.device)]
 
 
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "to_numpy")
-
-
 def _is_pair(data: Any) -> bool:
     """Whether these are inputs and targets rather than two batches."""
-    if len(data) != 2 or not _is_rows(data[1]):
+    if len(data) != 2 or not is_array(data[1]):
         return False
-    return _is_rows(data[0]) or (isinstance(data, tuple) and isinstance(data[0], (tuple, dict)))
+    return is_array(data[0]) or (isinstance(data, tuple) and isinstance(data[0], (tuple, dict)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from pyro.infer import SVI
@@ -379,6 +379,13 @@ class VariationalNetwork:
     def dtype(self) -> torch.dtype:
         """The floating point type of the weights."""
         return next(self.guide.parameters()).dtype
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to be called as a module, since a prediction is no tensor."""
+        raise TypeError(
+            "A VariationalNetwork is not called as a network is, whose output is one tensor: "
+            "write bnn.predict(x), and .mean, .variance or .outputs behind it."
+        )
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"A VariationalNetwork has no {name!r}{what_is_meant(name)}.")

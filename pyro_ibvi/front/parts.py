@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from pyro_ibvi.objectives import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.routes import NumDraws
 from pyro_ibvi.training import default_rate
+from pyro_ibvi.training.checks import check_loss
 
 #: Arguments with which a default learning rate goes; torch's decay is meant for smaller rates.
 _DEFAULT_ARGS: Mapping[type[Optimizer], Mapping[str, Any]] = {
@@ -33,8 +34,11 @@ def as_objective(loss: Any, draws: NumDraws | None, default: NumDraws) -> Any:
         The objective.
 
     Raises:
+        TypeError: If the objective is none.
         ValueError: If both are given.
     """
+    if loss is not None:
+        check_loss(loss)
     if loss is None:
         draws = default if draws is None else draws
         return TraceExpectedLogLikelihood(reduction="mean", draws=draws)

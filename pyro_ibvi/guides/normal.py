@@ -32,7 +32,8 @@ from pyro_ibvi.guides.rates import guide_rates, model_rates
 from pyro_ibvi.guides.rows import Batch, Plates
 from pyro_ibvi.guides.sites import CovarianceChoice, Layer, check_covariance, group_layers
 from pyro_ibvi.guides.start import make_parameters
-from pyro_ibvi.mup.parametrization import Family, MaximalUpdate, Parametrization, Rate
+from pyro_ibvi.models.admission import admit_parametrization
+from pyro_ibvi.mup.parametrization import Family, Parametrization, Rate
 from pyro_ibvi.mup.roles import WeightRole
 
 
@@ -112,7 +113,7 @@ class AutoMuPNormal(LayeredGuide):
         check_covariance(covariance)
         super().__init__(model, create_plates=create_plates)
         self._covariance_choice = covariance
-        self._parametrization = MaximalUpdate() if parametrization is None else parametrization
+        self._parametrization = admit_parametrization(parametrization)
         self._init_loc_fn = init_loc_fn
         self._init_scale = float(init_scale)
         self._roles = checked_roles(roles)

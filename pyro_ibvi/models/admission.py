@@ -1,4 +1,4 @@
-"""What may become random: a network as it comes, checked, unwrapped and copied."""
+"""What a model is made of, as it comes: a network is checked, unwrapped and copied."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.nn.parameter import is_lazy
 from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.network_copies import copy_network, is_parallel
+from pyro_ibvi._util.torch_losses import likelihood_for
+from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
 
 
@@ -74,6 +76,31 @@ def _on_one_device(net: nn.Module) -> nn.Module:
             stacklevel=4,
         )
     return root[0]
+
+
+def check_likelihood(likelihood: Any) -> None:
+    """Checks that a likelihood is one, and not a loss, a distribution, a class or a name.
+
+    Args:
+        likelihood: What the user gave.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(likelihood, Likelihood):
+        return
+    kind = likelihood if isinstance(likelihood, type) else type(likelihood)
+    name = getattr(likelihood, "__name__", kind.__name__)
+    meant = likelihood_for(likelihood)
+    if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
+        what, hint = f"the {name} class", f": write {name}(), with parentheses"
+    else:
+        what = repr(likelihood) if isinstance(likelihood, str) else f"the {name}"
+        what += f" of {kind.__module__}" * hasattr(kind, "log_prob")  # as pyro.distributions have
+        hint = "" if meant is None else f": write {meant}, of pyro_ibvi"
+    raise TypeError(
+        f"SupervisedModel needs a likelihood such as Categorical() or Normal(), got {what}{hint}."
+    )
 
 
 def admit_parametrization(parametrization: Any) -> Parametrization:

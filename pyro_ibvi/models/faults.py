@@ -47,11 +47,12 @@ def explain_fault(
 
 def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
     args, kwargs = as_call(x)
-    foreign = next((a for a in (*args, *kwargs.values()) if not isinstance(a, Tensor)), None)
-    if "must be Tensor, not" in str(error) and next(tensors_of(x), None) is None:
+    foreign = [a for a in (*args, *kwargs.values()) if not isinstance(a, Tensor)]
+    if "must be Tensor, not" in str(error) and foreign:
         raise TypeError(
-            f"The network got a {type(foreign).__name__}, where its first layer takes a tensor: "
-            f"pass inputs as a tensor, an array or a data frame of numbers."
+            f"The network got a {type(foreign[0]).__name__}, where its first layer takes a "
+            f"tensor: pass inputs as a tensor, an array or a data frame of numbers; for batches "
+            f"there are DataLoader and predict_batches."
         ) from error
     if "argument" not in str(error):
         return
@@ -93,6 +94,11 @@ def _explain_dtype(error: Exception, x: Any, values: Mapping[str, Tensor]) -> No
             raise TypeError(
                 f"The input has dtype {value.dtype} and the network's weights {dtype}: pass "
                 f"x.to({dtype}), or build the model from net.to({value.dtype})."
+            ) from error
+        if value.is_complex() and is_of_type(error):
+            raise TypeError(
+                f"The input has dtype {value.dtype} and the network's weights {dtype}: pass real "
+                f"and imaginary parts as features, torch.view_as_real(x).flatten(1)."
             ) from error
         is_number = not value.is_floating_point() and not value.is_complex()
         if is_number and is_of_type(error):

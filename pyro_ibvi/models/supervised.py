@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
 from pyro_ibvi._util.pairs import check_unwrapped
+from pyro_ibvi.models.admission import check_likelihood
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
 from pyro_ibvi.models.data_checks import check_finite, check_not_empty, warn_of_probabilities
 from pyro_ibvi.models.faults import explain_fault
@@ -90,12 +91,7 @@ class SupervisedModel(PyroModule):
             what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
             hint = f": write RandomModule({what}(...))" * isinstance(net, nn.Module)
             raise TypeError(f"SupervisedModel needs a RandomModule, got {what}{hint}.")
-        if not isinstance(likelihood, Likelihood):
-            hint = " class; write Normal(), with parentheses" * isinstance(likelihood, type)
-            raise TypeError(
-                f"SupervisedModel needs a likelihood such as Categorical() or Normal(), got the "
-                f"{getattr(likelihood, '__name__', type(likelihood).__name__)}{hint}."
-            )
+        check_likelihood(likelihood)
         if num_data is not None and (
             isinstance(num_data, bool) or not isinstance(num_data, Integral) or num_data < 1
         ):

@@ -66,5 +66,6 @@ def reject_empty_objective(
     if not any(model_weights.values()) and not any(guide_weights.values()):
         raise ValueError(
             "The model observed nothing, so no term of the objective is left. Pass the targets to "
-            f"the step; the model's sites are {sorted(model_weights)}."
+            f"the step, svi.step(x, y), or let the loader yield (x, y); the model's "
+            f"sites are {sorted(model_weights)}."
         )

@@ -41,8 +41,8 @@ def evaluate(
     Args:
         model: The model.
         guide: Its guide.
-        data: A loader of batches with targets, as for training.
-        foreign: A loader of data unlike those of training, with or without targets, to see
+        data: A loader of batches with targets, as for training, or a data set.
+        foreign: A loader or a data set unlike those of training, with or without targets, to see
             whether the model tells them by its uncertainty: the entropy of labels, the predictive
             standard deviation of numbers.
         num_samples: Number of draws of the weights, the same for all batches.

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.handlers import HANDLERS
-from pyro_ibvi._util.inputs import as_call, to_device
+from pyro_ibvi._util.inputs import as_call, is_array, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.pairs import check_pair, check_unwrapped
 from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
@@ -25,6 +25,7 @@ from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.budget import Memory, cut_to_budget, read_memory
 from pyro_ibvi.prediction.chunking import draws_to_make
+from pyro_ibvi.prediction.loaders import as_loader, check_batches, unshuffled
 from pyro_ibvi.prediction.mixture import Prediction
 from pyro_ibvi.prediction.outputs import Outputs
 from pyro_ibvi.prediction.rows import Rows
@@ -57,7 +58,8 @@ def predict(
         model: The model.
         guide: Its guide, of any kind that draws the model's sites.
         x: Inputs, as for the model; arrays and data frames are converted, labels in a mapping are
-            left out. Or a ``DataLoader`` that does not shuffle, whose targets are left out.
+            left out. Or a data set, or a ``DataLoader`` that does not shuffle, whose targets are
+            left out.
         num_samples: Number of draws of the weights.
         chunk_size: Number of draws that run at once; bounds the memory for weights and
             activations. By default as many as a few million numbers allow.
@@ -101,13 +103,15 @@ def predict(
     if temperature != 1.0:
         likelihood = likelihood.at_temperature(temperature)
     with torch.set_grad_enabled(differentiable):
+        if isinstance(x, Dataset):
+            x = as_loader(x, batch_size)
         if isinstance(x, DataLoader):
             parts = [
                 part.outputs
                 for part, _ in predict_batches(
                     model,
                     guide,
-                    _unshuffled(x),
+                    unshuffled(x),
                     num_samples=num_samples,
                     chunk_size=chunk_size,
                     batch_size=batch_size,
@@ -142,8 +146,8 @@ def predict_batches(
     Args:
         model: The model.
         guide: Its guide.
-        loader: Batches, as for training; or inputs, of which ``batch_size`` rows are predicted
-            at once.
+        loader: Batches, as for training; or inputs or a data set, of which ``batch_size`` rows
+            are predicted at once.
         num_samples: Number of draws of the weights.
         chunk_size: As for :func:`predict`.
         batch_size: As for :func:`predict`.
@@ -173,8 +177,10 @@ def predict_batches(
         likelihood = likelihood.at_temperature(temperature)
     seed = seed_of(generator)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-    is_data = isinstance(loader, (Tensor, Mapping)) or hasattr(loader, "to_numpy")
-    if is_data or hasattr(loader, "__array__"):
+    if isinstance(loader, Dataset):
+        loader = as_loader(loader, batch_size)
+    check_batches(loader)
+    if is_array(loader) or isinstance(loader, Mapping):
         whole = prepare_rows(model, loader)
         batches = ((part, None) for part in whole.batches(batch_size))
     else:
@@ -194,6 +200,11 @@ def predict_batches(
 
 def _check(model: Any, guide: Any, num_samples: int) -> None:
     check_unwrapped(model=model, guide=guide)
+    if isinstance(model, MuPGuide):
+        raise TypeError(
+            f"The model comes first, got the guide {type(model).__name__} in its place: write "
+            f"predict(model, guide, x)."
+        )
     if not isinstance(model, SupervisedModel):
         raise TypeError(
             f"predict needs a SupervisedModel, got {type(model).__name__}; for other models "
@@ -269,15 +280,6 @@ def run_draws(
 def _read(model: SupervisedModel, batch: Any) -> tuple[Any, Any]:
     args, kwargs = as_call(batch)
     return model.read(*args, **kwargs)
-
-
-def _unshuffled(loader: DataLoader[Any]) -> DataLoader[Any]:
-    if isinstance(loader.sampler, RandomSampler):
-        raise ValueError(
-            "The loader shuffles, so nobody could tell which prediction is whose: make it with "
-            "shuffle=False."
-        )
-    return loader
 
 
 def draw_parameters(

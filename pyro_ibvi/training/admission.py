@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.pairs import check_part
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.training.families import check_arguments
 from pyro_ibvi.training.param_groups import HasRates
@@ -65,6 +66,7 @@ def check_guide(guide: Any) -> None:
     """
     if isinstance(guide, type) or not callable(guide):
         raise TypeError(f"The guide must be an object that SVI can call, got {guide!r}.")
+    check_part("guide", guide)
     is_model = callable(getattr(guide, "sample_parameters", None))
     is_network = isinstance(guide, nn.Module) and not isinstance(guide, PyroModule)
     if not isinstance(guide, HasRates) and (is_model or is_network):

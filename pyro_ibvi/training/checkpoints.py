@@ -21,6 +21,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_ibvi._util.files import checked_path, readable_path
+from pyro_ibvi._util.pairs import holds_svi
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
 from pyro_ibvi.training.contents import read_content, write_content
 from pyro_ibvi.training.optimizer_state import (
@@ -146,7 +147,7 @@ def _check_svi(svi: object) -> None:
         raise TypeError(
             f"A checkpoint is of a whole training, a pyro.infer.SVI, but got "
             f"{type(svi).__name__}: write save_checkpoint(path, svi), or save a module by its "
-            f"state_dict()."
+            f"state_dict(){' and this network by its own .save(path)' * holds_svi(svi)}."
         )
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.inputs import is_array
 from pyro_ibvi._util.modes import owner_module
-from pyro_ibvi._util.pairs import check_optimizer_of, check_pair
+from pyro_ibvi._util.pairs import check_optimizer_of, check_pair, holds_svi
+from pyro_ibvi._util.torch_losses import is_torch_loss, likelihood_for
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.processes import check_whole
@@ -33,22 +36,17 @@ def check_svi(svi: Any) -> None:
         TypeError: If it, or its objective, is of the wrong kind.
         ValueError: If its parts belong to different pairs, or are on different devices.
     """
+    if holds_svi(svi):
+        raise TypeError(
+            f"Training needs a pyro.infer.SVI, got a {_name(svi)}, which trains itself: write "
+            f".fit(...) behind it, or pass its .svi."
+        )
     if not isinstance(svi, SVI):
         raise TypeError(
             f"Training needs a pyro.infer.SVI, got {_name(svi)}: write "
             f"fit(SVI(model, guide, optim, TraceExpectedLogLikelihood()), loader, num_epochs)."
         )
-    loss = svi.loss
-    if isinstance(loss, type):
-        raise TypeError(
-            f"The loss of SVI must be an object, got the class {loss.__name__}: write "
-            f"{loss.__name__}(), with parentheses."
-        )
-    if isinstance(loss, nn.Module) or not callable(loss):
-        raise TypeError(
-            f"The loss of SVI must be an objective such as TraceExpectedLogLikelihood(), got "
-            f"{_name(loss)}: what it says of outputs and targets, the model's likelihood says."
-        )
+    check_loss(svi.loss)
     check_pair(svi.model, svi.guide)
     check_optimizer_of(svi.optim, svi.guide)
     devices = {
@@ -59,6 +57,30 @@ def check_svi(svi: Any) -> None:
         raise ValueError(
             f"Model and guide are on different devices ({places}): move both, "
             f"model.to(device) and guide.to(device), before training."
+        )
+
+
+def check_loss(loss: Any) -> None:
+    """Checks that the loss of a training is an objective.
+
+    Args:
+        loss: The loss.
+
+    Raises:
+        TypeError: If it is a loss of outputs and targets, a class, or nothing that can be called.
+    """
+    if is_torch_loss(loss) or not callable(loss):
+        likelihood = likelihood_for(loss)
+        hint = f", {likelihood}" if likelihood is not None else ""
+        raise TypeError(
+            f"The loss of SVI must be an objective such as TraceExpectedLogLikelihood(), got "
+            f"{getattr(loss, '__name__', None) or _name(loss)}: what it says of outputs and "
+            f"targets, the model's likelihood says{hint}."
+        )
+    if isinstance(loss, type):
+        raise TypeError(
+            f"The loss of SVI must be an object, got the class {loss.__name__}: write "
+            f"{loss.__name__}(), with parentheses."
         )
 
 
@@ -91,8 +113,8 @@ def check_loader(name: str, loader: Any) -> None:
             f"{name} is a data set, which gives single data: write "
             f"DataLoader(data, batch_size=128, shuffle=True)."
         )
-    is_pair = isinstance(loader, tuple) and any(isinstance(part, Tensor) for part in loader)
-    if is_pair or isinstance(loader, (str, Tensor)) or hasattr(loader, "to_numpy"):
+    is_pair = isinstance(loader, tuple) and any(map(is_array, loader))
+    if is_pair or isinstance(loader, str) or is_array(loader):
         raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
     if isinstance(loader, Mapping):
         raise TypeError(
@@ -148,6 +170,11 @@ def check_metrics(metrics: Any) -> None:
             f"metrics must be a function of model, guide and loader that returns numbers by name, "
             f"got {metrics!r}."
         )
+    if metrics is not None and not takes(metrics, 3):
+        raise TypeError(
+            f"metrics is called with model, guide and loader, and {_name_of(metrics)} takes "
+            f"{inspect.signature(metrics)}: write def metrics(model, guide, loader)."
+        )
 
 
 def check_callback(callback: Any) -> None:
@@ -163,6 +190,11 @@ def check_callback(callback: Any) -> None:
         raise TypeError(
             f"The callback must be a function of the epoch and the history that returns True to "
             f"stop, got {callback!r}."
+        )
+    if callback is not None and not takes(callback, 2):
+        raise TypeError(
+            f"The callback is called with the epoch and the history, and {_name_of(callback)} "
+            f"takes {inspect.signature(callback)}: write def callback(epoch, history)."
         )
 
 
@@ -258,6 +290,10 @@ def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
             f"the loader give the model's arguments, as a tuple (x, y) or as a mapping of its "
             f"names; several inputs go into one: ((x1, x2), y)."
         ) from None
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _name(thing: Any) -> str:

@@ -48,7 +48,7 @@ def read_content(path: Path) -> dict[str, Any]:
         try:
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything in the reader
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0]
             raise ValueError(
                 f"{path} cannot be read: it is damaged or no checkpoint ({type(error).__name__}: "
                 f"{reason}). Delete it to start anew, or read a network that was saved by "

@@ -36,7 +36,7 @@ from pyro_ibvi.training.param_groups import (
     unique_name,
 )
 from pyro_ibvi.training.ratios import check_ratios
-from pyro_ibvi.training.saved_state import check_saved
+from pyro_ibvi.training.saved_state import check_complete, check_saved, entries
 from pyro_ibvi.training.scheduler_maker import check_scheduler, made_scheduler
 
 _OF_THIS_OPTIMIZER = ("params", "param_names", "fused")  # what no state brings
@@ -213,6 +213,7 @@ class MuPOptim(PyroOptim):
         state["kind"] = self._kind_of_optimizer
         state["names"] = [group["param_names"] for group in self.optimizer.param_groups]
         state["shapes"] = {name: list(p.shape) for p, name in self._names.items()}
+        state["entries"] = entries(state["optimizer"], state["names"])
         if self._scheduler is not None:
             state["scheduler"] = self._scheduler.state_dict()
         return state
@@ -225,10 +226,11 @@ class MuPOptim(PyroOptim):
 
         Raises:
             TypeError: If it is not what :meth:`get_state` gives.
-            ValueError: If the state is for other parameters.
+            ValueError: If the state is for other parameters, or is incomplete.
         """
         if not isinstance(state_dict, dict) or not {"optimizer", "names"} <= set(state_dict):
             raise TypeError("set_state needs what MuPOptim.get_state() gave.")
+        check_complete(state_dict)
         before, self._waiting_state = self._waiting_state, copy.deepcopy(state_dict)
         if self._optimizer is not None:
             try:

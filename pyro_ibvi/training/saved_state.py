@@ -8,6 +8,40 @@ from typing import Any
 from torch import Tensor
 
 
+def entries(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """What a torch optimizer remembers of each parameter, by the parameter's name.
+
+    Args:
+        state: The ``state_dict`` of the optimizer.
+        names: Names of its parameters, by group.
+
+    Returns:
+        The names of what is remembered; nothing of a parameter that had no gradient so far.
+    """
+    flat = [name for group in names for name in group]
+    return {flat[i]: sorted(entry) for i, entry in state["state"].items() if i < len(flat)}
+
+
+def check_complete(saved: Mapping[str, Any]) -> None:
+    """Checks that a state holds all that it held when it was taken.
+
+    Args:
+        saved: What :meth:`~pyro_ibvi.MuPOptim.get_state` gave.
+
+    Raises:
+        ValueError: If something of a parameter is missing.
+    """
+    found = entries(saved["optimizer"], saved["names"])
+    expected = saved.get("entries", found)  # earlier states do not say what they hold
+    lacking = [n for n in expected if found.get(n) != sorted(expected[n])]
+    if lacking:
+        raise ValueError(
+            f"The optimizer's state is incomplete: of {lacking[0]} it holds "
+            f"{found.get(lacking[0], [])} and should hold {expected[lacking[0]]}. Take it whole, "
+            f"as get_state() or a checkpoint gave it."
+        )
+
+
 def check_saved(
     saved: Mapping[str, Any],
     kind: str,

@@ -49,11 +49,19 @@ def validate(
         if metrics is not None:
             with own_random_numbers(_SEED):
                 values = metrics(svi.model, svi.guide, loader)
-            if not isinstance(values, Mapping):
+            if not isinstance(values, Mapping) or not all(map(_is_number, values.values())):
                 raise TypeError(
                     f"metrics must return numbers by name, such as {{'nll': 0.3}}, got {values!r}."
                 )
             history.add_metrics(values)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return not isinstance(value, str)
 
 
 class Best:

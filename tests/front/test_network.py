@@ -195,6 +195,20 @@ def test_bad_input(trained, data):
             call()
 
 
+def test_it_is_neither_a_network_nor_a_part(trained, data):
+    for loss in (nn.MSELoss(), nn.MSELoss, "mse", nn.functional.mse_loss):
+        with pytest.raises(TypeError, match=r"must be an objective .*likelihood says, Normal\(0"):
+            ibvi.VariationalNetwork(make_net(), ibvi.Normal(), loss=loss)
+    with pytest.raises(TypeError, match=r"is not called as a network is.*write bnn\.predict\(x\)"):
+        trained(data[0])
+    with pytest.raises(TypeError, match=r"guide is a VariationalNetwork, which holds a model and"):
+        ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.1}, trained)
+    with pytest.raises(TypeError, match=r"model is a VariationalNetwork, which holds a model and"):
+        ibvi.AutoMuPNormal(trained)
+    with pytest.raises(TypeError, match=r"its state_dict\(\) and this network by its own \.save"):
+        ibvi.save_checkpoint("run.pt", trained)
+
+
 def test_calibration_is_kept_and_scored(trained, data):
     """It changes the density and leaves the mean, and starts from the likelihood each time."""
     x, y = data

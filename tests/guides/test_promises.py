@@ -250,6 +250,7 @@ def test_a_bad_covariance(covariance, error, message):
         ({"init_scale": float("nan")}, ValueError, "init_scale must be positive and finite"),
         ({"init_scale": "1"}, ValueError, "init_scale must be positive and finite"),
         ({"init_loc_fn": 0.0}, TypeError, "init_loc_fn must be a function of a site"),
+        ({"parametrization": "mup"}, TypeError, r"such as MaximalUpdate\(\), got 'mup'"),
         ({"roles": {"net.0.weight": "input"}}, TypeError, "must say its fans: WeightRole.of"),
         (
             {"roles": {"w": WeightRole.of("input", fan_in=1, fan_out=1)}},

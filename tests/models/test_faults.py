@@ -37,7 +37,9 @@ class Two(nn.Linear):
 FAULTS = [
     (mlp, torch.zeros(6, 5), ValueError, r"\(6, 5\), but the layer '0' \(Linear\) expects 3 feat"),
     (mlp, torch.zeros(6, 3).double(), TypeError, r"weights torch\.float32: pass x\.to"),
+    (mlp, torch.zeros(6, 3).cfloat(), TypeError, r"pass real and .*view_as_real\(x\)\.flatten"),
     (mlp, "rows", TypeError, "got a str, where its first layer takes a tensor"),
+    (mlp, [(torch.zeros(6, 3),)], TypeError, "got a tuple, where .*DataLoader and predict_bat"),
     (convolutional, torch.zeros(6, 64), ValueError, r"expects \(batch, 1, height, width\)"),
     (convolutional, torch.zeros(6, 1, 9, 9), ValueError, r"A layer's input .*expects 72 features"),
     (

@@ -181,12 +181,33 @@ def test_wrong_pieces():
         SupervisedModel(linear, Normal())
     with pytest.raises(TypeError, match="needs a RandomModule, got function"):
         SupervisedModel(lambda x: x, Normal())
-    with pytest.raises(TypeError, match=r"got the Normal class; write Normal\(\), with parenthes"):
+    with pytest.raises(TypeError, match=r"got the Normal class: write Normal\(\), with parenthes"):
         SupervisedModel(net(), Normal)
-    with pytest.raises(TypeError, match=r"a likelihood such as Categorical\(\).*got the Normal"):
-        SupervisedModel(net(), dist.Normal(0.0, 1.0))
     with pytest.raises(TypeError, match=r"needs a RandomModule, got the class RandomModule"):
         SupervisedModel(RandomModule, Normal())
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "message"),
+    [
+        (nn.CrossEntropyLoss(), r"got the CrossEntropyLoss: write Categorical\(\), of pyro_ibvi"),
+        (nn.CrossEntropyLoss, r"got the CrossEntropyLoss: write Categorical\(\)"),
+        (nn.functional.cross_entropy, r"got the cross_entropy: write Categorical\(\)"),
+        ("cross_entropy", r"got 'cross_entropy': write Categorical\(\)"),
+        ("Bernoulli", r"got 'Bernoulli': write Bernoulli\(\)"),
+        (nn.BCEWithLogitsLoss(), r"got the .*: write Bernoulli\(\)"),
+        (nn.MSELoss(), r"got the .*: write Normal\(0\.1\)"),
+        (nn.GaussianNLLLoss(), r"got the .*: write HeteroscedasticNormal\(\)"),
+        (nn.PoissonNLLLoss(), r"got the .*: write Poisson\(\)"),
+        (nn.HuberLoss(), r"got the HuberLoss\.$"),
+        (dist.Normal(0.0, 1.0), r"got the Normal of pyro\.distributions.*: write Normal\(0\.1\)"),
+        (dist.Categorical, r"got the Categorical of pyro\.distr.*: write Categorical\(\)"),
+        (None, r"got the NoneType\.$"),
+    ],
+)
+def test_what_is_no_likelihood_hears_of_the_one_that_is_meant(likelihood, message):
+    with pytest.raises(TypeError, match=r"such as Categorical\(\) or Normal\(\), " + message):
+        SupervisedModel(net(), likelihood)
 
 
 def test_an_output_without_a_batch():

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.prediction import predict_batches
@@ -145,6 +145,51 @@ def test_loaders_predict_as_the_whole_does():
         outputs(model, guide, DataLoader(TensorDataset(X[:0], y[:0])))
 
 
+class Rows(Dataset):
+    """Data one by one, in one of the forms that a data set may give them."""
+
+    def __init__(self, form):
+        self.form, self.y = form, torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        x, y = X[i], self.y[i]
+        return {"pair": (x, y), "mapping": {"input": x, "labels": y}, "inputs": x}[self.form]
+
+
+@pytest.mark.parametrize("form", ["pair", "mapping", "inputs"])
+def test_data_sets_predict_as_the_whole_does(form):
+    model, guide = make()
+    data = Rows(form)
+    expected = outputs(model, guide, X)
+    torch.testing.assert_close(outputs(model, guide, data), expected)
+    torch.testing.assert_close(outputs(model, guide, data, batch_size=4), expected)
+    options = {"num_samples": 5, "generator": 1}
+    parts = list(predict_batches(model, guide, data, batch_size=4, **options))
+    assert [len(part.mean) for part, _ in parts] == [4, 4, 2]
+    if form != "inputs":
+        whole = ibvi.evaluate(model, guide, [(X, data.y)], foreign=[-X], **options)
+        foreign = TensorDataset(-X)
+        assert ibvi.evaluate(model, guide, data, foreign=foreign, **options) == pytest.approx(
+            whole
+        )
+
+
+def test_what_gives_no_batches_is_told():
+    model, guide = make()
+    y = torch.randn(10, 2)
+    for pair in ((X, y), (X.numpy(), y.numpy())):
+        with pytest.raises(TypeError, match=r"got a tuple of 2 tensors .*: write \[\(x, y\)\]"):
+            ibvi.evaluate(model, guide, pair)
+    for nothing in ("rows", 3):
+        with pytest.raises(TypeError, match=f"Batches are expected, got {nothing!r}"):
+            list(predict_batches(model, guide, nothing))
+    with pytest.raises(TypeError, match=r"evaluate takes \(model, guide, data, .* got 4 by posit"):
+        ibvi.evaluate(model, guide, X, y)
+
+
 def test_a_prediction_does_not_move_with_training():
     model, guide = make(likelihood=ibvi.Normal(0.5, learn_scale=True))
     optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.05}, guide)
@@ -222,6 +267,12 @@ def test_pairs_that_do_not_belong_together():
         ibvi.predict(model, model, X)
     with pytest.raises(TypeError, match=r"got Tensor: write predict\(model, guide, x\)"):
         ibvi.predict(model, X, guide)
+    with pytest.raises(TypeError, match=r"model comes first, got the guide AutoMuPNormal"):
+        ibvi.predict(guide, model, X)
+    bnn = ibvi.VariationalNetwork(nn.Linear(3, 2), ibvi.Normal())
+    for pair, which in (((bnn, bnn.guide), "model"), ((bnn.model, bnn), "guide")):
+        with pytest.raises(TypeError, match=f"The {which} is a VariationalNetwork, which holds"):
+            ibvi.predict(*pair, X)
 
 
 def test_low_precision_counts_in_float32():

@@ -296,6 +296,28 @@ def test_sparse_gradients_take_the_plain_kernels():
     assert torch.equal(before[2], embedding.weight[2])
 
 
+@pytest.mark.parametrize("is_used", [True, False])
+@pytest.mark.parametrize("lacks", ["all of it", "exp_avg_sq"])
+def test_a_state_that_lacks_a_part_is_refused_and_changes_nothing(is_used, lacks):
+    """Adam would begin anew for one parameter, or fail in the middle of a step."""
+    run = Run(*OPTIMIZERS[1])
+    run.steps(2, seed=1)
+    state = run.optim.get_state()
+    if lacks == "exp_avg_sq":
+        del state["optimizer"]["state"][1][lacks]
+    else:
+        del state["optimizer"]["state"][1]
+    other, twin = Run(*OPTIMIZERS[1]), Run(*OPTIMIZERS[1])
+    if is_used:
+        other.steps(2, seed=3)
+        twin.steps(2, seed=3)
+    with pytest.raises(
+        ValueError, match=r"state is incomplete: of .* it holds \[.*, as get_state"
+    ):
+        other.optim.set_state(state)
+    assert other.steps(3, seed=4) == twin.steps(3, seed=4)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Muon])
 @pytest.mark.parametrize("is_used", [True, False])
 def test_a_state_of_another_width_or_optimizer_is_refused(optimizer, is_used):

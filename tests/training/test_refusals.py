@@ -105,6 +105,14 @@ def mistakes():
     yield (svi.model, loader, 1), {}, TypeError, "needs a pyro.infer.SVI, got SupervisedModel"
     yield (SVI(*parts, loss), loader, 1), {}, TypeError, r"class .*: write .*LogLikelihood\(\)"
     yield (SVI(*parts, nn.CrossEntropyLoss()), loader, 1), {}, TypeError, "got CrossEntropyLoss"
+    yield (SVI(*parts, nn.MSELoss), loader, 1), {}, TypeError, r"got MSELoss.* Normal\(0\.1\)\."
+    function = nn.functional.cross_entropy
+    yield (SVI(*parts, function), loader, 1), {}, TypeError, r"got cross_entropy.* Categorical\(\)"
+    bnn = ibvi.VariationalNetwork(nn.Linear(1, 1), ibvi.Normal(0.1))
+    yield (bnn, loader, 1), {}, TypeError, r"got a VariationalNetwork.*: write \.fit\(\.\.\.\)"
+    pair = X.numpy(), Y.numpy()
+    yield (svi, pair, 1), {}, TypeError, "train_loader must give batches, got tuple"
+    yield (svi, X.numpy(), 1), {}, TypeError, "train_loader must give batches, got ndarray"
     yield (svi, X, Y), {}, TypeError, "third argument is the number of epochs, got Tensor"
     yield (svi, (X, Y), 1), {}, TypeError, r"must give batches, got tuple.*DataLoader\(Tensor"
     yield (svi, X, 1), {}, TypeError, "train_loader must give batches, got Tensor"
@@ -127,7 +135,12 @@ def mistakes():
     }
     for name, (value, error, match) in options.items():
         yield (svi, loader, 1), {name: value}, error, match
-    for metrics, match in (("nll", "metrics must be a function"), (len_of, "numbers by name")):
+    for metrics, match in (
+        ("nll", "metrics must be a function"),
+        (len_of, "numbers by name"),
+        (lambda model, guide, loader: {"nll": "low"}, "numbers by name.* got {'nll': 'low'}"),
+        (lambda model: {}, r"called with model, guide and loader, and <lambda> takes \(model\)"),
+    ):
         yield (svi, loader, 1), {"valid_loader": loader, "metrics": metrics}, TypeError, match
     yield (svi, {"x": X, "y": Y}, 1), {}, TypeError, r"a mapping with the keys \['x', 'y'\]"
     sampler = DistributedSampler(TensorDataset(X, Y), num_replicas=2, rank=0)
@@ -159,6 +172,28 @@ def test_a_mistake_gets_a_sentence(number):
     args, kwargs, error, match = list(mistakes())[number]
     with pytest.raises(error, match=match):
         ibvi.fit(*args, progress=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("callback", "takes"),
+    [
+        (lambda: None, r"\(\)"),
+        (lambda epoch: None, r"\(epoch\)"),
+        (lambda epoch, history, more: None, r"\(epoch, history, more\)"),
+        ([].append, r"\(object, /\)"),
+    ],
+)
+def test_a_callback_of_other_arguments_is_refused_before_a_step(callback, takes):
+    svi = make_svi()
+    before = everything(svi)
+    with pytest.raises(TypeError, match=f"with the epoch and the history, and .* takes {takes}"):
+        ibvi.fit(svi, make_loader(), 1, callback=callback, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in everything(svi).items())
+
+
+@pytest.mark.parametrize("callback", [lambda *args: None, lambda epoch, history, more=1: None])
+def test_a_callback_may_take_more(callback):
+    assert ibvi.fit(make_svi(), make_loader(), 1, callback=callback, progress=False).num_epochs
 
 
 CHANGES = {
