@@ -15,7 +15,7 @@ from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_make
-from pyro_ibvi.prediction.mixture import mixture_moments
+from pyro_ibvi.prediction.mixture import whole_moments
 from pyro_ibvi.prediction.predictive import draw_parameters, seeded_numbers
 
 
@@ -136,7 +136,7 @@ class FrozenDraws(nn.Module):
             The mean and the variance, as in :class:`~pyro_ibvi.Prediction`.
         """
         outputs = torch.stack([self.pick(network(*args, **kwargs)) for network in self.networks])
-        mean, epistemic, aleatoric = mixture_moments(outputs, self.likelihood)
+        mean, epistemic, aleatoric = whole_moments(outputs, self.likelihood)
         return mean, epistemic + aleatoric
 
 

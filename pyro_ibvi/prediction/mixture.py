@@ -142,7 +142,7 @@ class Prediction:
         Raises:
             TypeError: If the target is no number, or its distribution function is not known.
         """
-        y = torch.as_tensor(y, device=self.outputs.device)
+        y = torch.as_tensor(as_tensors(y, self.outputs.dtype), device=self.outputs.device)
         kind = self._kind("cdf")
         if kind == "normal":
             return marginals.normal_cdf(*self.components(), y)
@@ -292,21 +292,21 @@ class Prediction:
 
 
 def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of the mixture, by the law of total variance.
+    """Moments of the mixture as :func:`whole_moments` gives them, some data at once.
 
     Args:
         outputs: The network's outputs, draws in front.
         likelihood: The likelihood.
 
     Returns:
-        The mean, the variance of the components' means, and the mean of their variances.
+        The moments.
     """
     num_numbers = max(1, outputs.numel())
     num_rows = max(1, MAX_NUMBERS * outputs.shape[1] // num_numbers) if outputs.dim() > 1 else 0
     if not num_rows or num_rows >= outputs.shape[1]:
-        return _moments(outputs, likelihood)
+        return whole_moments(outputs, likelihood)
     # Conditional moments of all data at once would take several times the outputs' memory.
-    parts = (_moments(part, likelihood) for part in outputs.split(num_rows, dim=1))
+    parts = (whole_moments(part, likelihood) for part in outputs.split(num_rows, dim=1))
     if torch.is_grad_enabled():
         mean, epistemic, aleatoric = (torch.cat(moments) for moments in zip(*parts, strict=True))
         return mean, epistemic, aleatoric
@@ -324,7 +324,18 @@ def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Te
     return mean, epistemic, aleatoric
 
 
-def _moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor, Tensor]:
+def whole_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments of the mixture, by the law of total variance.
+
+    Nothing in it depends on the number of data, as exporters need it.
+
+    Args:
+        outputs: The network's outputs, draws in front.
+        likelihood: The likelihood.
+
+    Returns:
+        The mean, the variance of the components' means, and the mean of their variances.
+    """
     means, variances = likelihood.moments(outputs, 2)
     return means.mean(0), means.var(0, correction=0), variances.mean(0)
 

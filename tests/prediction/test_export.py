@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.prediction import frozen_draws, mean_network
+from pyro_ibvi.prediction import frozen_draws, mean_network, mixture
 
 
 def seeded(seed=0):
@@ -125,6 +125,27 @@ def test_the_exported_program_and_the_trace_give_the_same(kind):
         torch.jit.save(traced, file)
         again = torch.jit.load(io.BytesIO(file.getvalue()))
     torch.testing.assert_close(again(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "learned noise", "counts", "binary"])
+def test_an_export_serves_any_number_of_rows(kind, monkeypatch):
+    monkeypatch.setattr(mixture, "MAX_NUMBERS", 20)  # predictions cut their rows into parts
+    model, guide, x = make(kind)
+    served = frozen_draws(model, guide, num_samples=3, generator=seeded())
+    many = torch.randn(40, *x.shape[1:])
+    expected = ibvi.predict(model, guide, many, num_samples=3, generator=seeded())
+    rows = {0: torch.export.Dim("rows")}
+    program = torch.export.export(served, (x,), dynamic_shapes={"args": (rows,)}).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traces = [torch.jit.trace(served, (part,)) for part in (x, many)]
+    for run in (program, *traces):
+        for num_rows in (40, 2):
+            mean, variance = run(many[:num_rows])
+            torch.testing.assert_close(mean, expected.mean[:num_rows], rtol=1e-6, atol=1e-6)
+            wanted = expected.variance[:num_rows]
+            torch.testing.assert_close(variance, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
