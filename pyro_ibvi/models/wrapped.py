@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import AffineTransform
 
+from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.models.likelihoods import Likelihood, as_event
 
 
@@ -111,7 +112,8 @@ class Standardized(Likelihood):
             )
         self.likelihood = likelihood
         self._has_temperature = likelihood._has_temperature
-        loc, scale = (torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (loc, scale))
+        dtype = torch.get_default_dtype()
+        loc, scale = (torch.as_tensor(as_tensors(v, dtype), dtype=dtype) for v in (loc, scale))
         if not (loc.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
             raise ValueError(
                 f"Standardized needs finite means and positive standard deviations, got loc "
@@ -121,18 +123,20 @@ class Standardized(Likelihood):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def of(cls, likelihood: Likelihood, targets: Tensor) -> Standardized:
+    def of(cls, likelihood: Likelihood, targets: Any) -> Standardized:
         """A likelihood with the mean and the standard deviation of targets.
 
         Args:
             likelihood: The likelihood of standardized targets.
-            targets: Targets of the training set, the data in front.
+            targets: Targets of the training set, the data in front: a tensor, an array, a data
+                frame or a list. Those that are NaN are missing, and count in neither.
 
         Returns:
             The likelihood.
         """
-        targets = torch.as_tensor(targets)
-        return cls(likelihood, targets.mean(0), targets.std(0, correction=0))
+        targets = torch.as_tensor(as_tensors(targets, torch.float64)).to(torch.float64)
+        loc = targets.nanmean(0)
+        return cls(likelihood, loc, (targets - loc).square().nanmean(0).sqrt())
 
     def arguments(self) -> dict[str, Any]:
         """The likelihood, and means and standard deviations as numbers."""

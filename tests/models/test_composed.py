@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -88,6 +90,25 @@ def test_targets_in_their_own_units():
     # Missing numbers in units of their own.
     missing = Masked(Standardized(ibvi.Normal(0.1), mean, std))
     assert missing(torch.zeros(1, 1)).log_prob(torch.tensor([[NAN]])) == 0.0
+
+
+def test_moments_of_targets_that_are_no_tensor_or_not_all_there():
+    y = np.array([[100, 1], [300, 2], [500, 4], [100, 1]])
+    frame = pd.DataFrame(y, columns=["a", "b"])
+    missing = frame.astype("float64")
+    missing.iloc[1, 0] = NAN
+    there = y[[0, 2, 3], 0]
+    for targets in (y, frame, y.tolist(), torch.tensor(y), missing):
+        likelihood = Standardized.of(ibvi.Normal(0.1), targets)
+        first = there if targets is missing else y[:, 0]
+        expected = [[first.mean(), y[:, 1].mean()], [first.std(), y[:, 1].std()]]
+        found = torch.stack([likelihood.loc, likelihood.scale])
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+    series = Standardized(ibvi.Normal(0.1), frame.mean(), frame.std(ddof=0))
+    whole = Standardized.of(ibvi.Normal(0.1), y)
+    assert series.arguments() == {**whole.arguments(), "likelihood": series.likelihood}
+    prediction = ibvi.Prediction(torch.zeros(3, 4, 2), whole)
+    assert torch.equal(prediction.cdf(frame), prediction.cdf(torch.tensor(y)))
 
 
 class TwoHeads(nn.Module):
