@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from pyro_ibvi._util.names import assigned, chosen, layer_of
+from pyro_ibvi._util.names import assigned, chosen
+from pyro_ibvi.mup.layers import layer_names, owner_of
 from pyro_ibvi.mup.roles import WeightRole
 
 Stochastic = str | Iterable[str | type[nn.Module]] | type[nn.Module] | Callable[[str], bool]
@@ -191,9 +193,9 @@ def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
 def _matches(net: nn.Module, names: list[str], choice: str | type[nn.Module]) -> set[str]:
     """Names of the parameters that are of a type of layer, or chosen by name or pattern."""
     if isinstance(choice, type):
-        layers = {name: net.get_submodule(name.rpartition(".")[0]) for name in names}
+        layers = {name: net.get_submodule(owner_of(net, name)[0]) for name in names}
         return {name for name, layer in layers.items() if isinstance(layer, choice)}
-    return set(assigned([choice], names, layer_of))
+    return set(assigned([choice], names, partial(layer_names, net)))
 
 
 def match_priors(

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_ibvi._util.network_copies import copy_network, unwrap
 from pyro_ibvi.mup.forward_pass import LOOKUPS, Step, record_steps, trace_steps
-from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, is_known
+from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, is_known, owner_of
 
 
 @dataclass
@@ -56,12 +57,13 @@ def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
     Raises:
         ValueError: If a parameter has no shape yet, or the network fails on the input.
     """
-    _check_not_lazy(net)
+    check_not_lazy(net)
     net, prefix = unwrap(net)
     layers = {
         name: module
         for name, module in net.named_modules()
-        if is_known(module) and any(True for _ in module.parameters(recurse=False))
+        if is_known(module)
+        and (is_parametrized(module) or any(True for _ in module.parameters(recurse=False)))
     }
     weights = [name for name, module in layers.items() if not isinstance(module, NORM_LAYERS)]
     flow = Flow(layers, set(weights[:1]), set(weights[-1:]))
@@ -182,7 +184,7 @@ class _Walk:
             _note_tied(self._flow, self._net, parameters)
         nothing: frozenset[str] = frozenset()
         reached = nothing.union(*(self._reached.get(key, nothing) for key in step.inputs))
-        for layer in _layers_of(step, reads, self._weights):
+        for layer in _layers_of(self._net, step, reads, self._weights):
             self._fed |= {layer} if reached - {layer} else set()
             self._feeding |= reached - {layer}
             self._called.add(layer)
@@ -191,18 +193,28 @@ class _Walk:
             self._reached[key] = reached
 
 
-def _layers_of(step: Step, reads: Iterable[str], weights: Collection[str]) -> Iterable[str]:
+def _layers_of(
+    net: nn.Module, step: Step, reads: Iterable[str], weights: Collection[str]
+) -> Iterable[str]:
     """Weight layers that a step runs: itself, those inside it, or those whose weights it reads."""
     if step.is_module:
         return [w for w in weights if w == step.target or w.startswith(f"{step.target}.")]
-    read = (name.rpartition(".")[0] for name in reads)
+    read = (owner_of(net, name)[0] for name in reads)
     return [name for name in dict.fromkeys(read) if name in weights]
 
 
-def _check_not_lazy(net: nn.Module) -> None:
+def check_not_lazy(net: nn.Module) -> None:
+    """Refuses a network with parameters that get their shapes from the first batch.
+
+    Args:
+        net: The network.
+
+    Raises:
+        ValueError: If there are any.
+    """
     lazy = [name for name, parameter in net.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ValueError(
-            f"The parameters {lazy} have no shape yet: run the network once, net(x), before it "
-            f"becomes random."
+            f"The parameters {lazy} have no shape yet: run the network once on a batch, net(x), "
+            f"or pass the batch as example_input= where the network becomes random."
         )

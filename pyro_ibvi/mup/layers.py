@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pyro_ibvi.mup.parametrization import Fans
@@ -63,6 +65,44 @@ def is_known(module: nn.Module) -> bool:
     return isinstance(module, (*_MATRICES, *TABLES, *NORM_LAYERS))
 
 
+def owner_of(net: nn.Module, name: str) -> tuple[str, str]:
+    """The layer that a parameter belongs to, and what the parameter is called in it.
+
+    What torch's own ``weight_norm`` and ``spectral_norm`` make a tensor of stands for it: the
+    tensor before it is scaled, and the lengths of its rows, which ``torch.nn.utils.weight_norm``
+    calls ``weight_g``. Other parametrizations are layers of their own, of which nothing is known.
+
+    Args:
+        net: The network.
+        name: Name of the parameter.
+
+    Returns:
+        Name of the layer, and of the parameter in it.
+    """
+    layer, _, own_name = name.rpartition(".")
+    made_by = net.get_submodule(layer)
+    if isinstance(made_by, ParametrizationList) and len(made_by) == 1:
+        path, _, tensor = layer.rpartition(".")
+        is_length = isinstance(made_by[0], _WeightNorm) and own_name == "original0"
+        if is_length or isinstance(made_by[0], (_WeightNorm, _SpectralNorm)):
+            return path.rpartition(".")[0], f"{tensor}_g" if is_length else tensor
+    return layer, own_name
+
+
+def layer_names(net: nn.Module, name: str) -> tuple[str, ...]:
+    """The name of a parameter's layer, as an alias of the parameter's.
+
+    Args:
+        net: The network.
+        name: Name of the parameter.
+
+    Returns:
+        The layer's name, none for a parameter of the network itself.
+    """
+    layer, _ = owner_of(net, name)
+    return (layer,) if layer else ()
+
+
 def parameter_path(layer: str, name: str) -> str:
     """Name in the network of a layer's parameter."""
     return f"{layer}.{name}" if layer else name
@@ -100,10 +140,31 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
     return Part("matrix", fans, (inputs, shape[0]), groups=getattr(module, "groups", 1))
 
 
+def tensor_widths(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Sizes of a tensor that widths grow with: those of its inputs and of its outputs.
+
+    Args:
+        module: The layer, of a known kind or not.
+        name: Name of the parameter in the layer.
+        shape: Its shape.
+
+    Returns:
+        Both sizes.
+    """
+    if is_known(module):
+        return describe_parameter(module, name, shape).widths
+    # Torch's own order, (out, in, *kernel).
+    return (shape[1], shape[0]) if len(shape) > 1 else (1, math.prod(shape))
+
+
 def _lengths(module: nn.Module) -> list[str]:
-    """Parameters that are the lengths of a weight's rows, by ``torch.nn.utils.weight_norm``."""
+    """Parameters that are the lengths of a weight's rows, by either ``weight_norm`` of torch."""
     hooks = module._forward_pre_hooks.values()
-    return [f"{hook.name}_g" for hook in hooks if isinstance(hook, WeightNorm)]
+    names = [hook.name for hook in hooks if isinstance(hook, WeightNorm)]
+    if is_parametrized(module):
+        made = module.parametrizations.items()  # type: ignore[operator, union-attr]
+        names += [name for name, parts in made if isinstance(parts[0], _WeightNorm)]
+    return [f"{name}_g" for name in names]
 
 
 def _layer_sizes(module: Any) -> tuple[int, int, int]:

@@ -8,18 +8,26 @@ it. An unknown kind of layer is an error that shows what to write.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast, get_args
 
 from torch import nn
 
-from pyro_ibvi._util.names import assigned, layer_of
+from pyro_ibvi._util.names import assigned
 from pyro_ibvi.mup.depth import complete_shapes, find_blocks
 from pyro_ibvi.mup.flow import Flow, find_flow
-from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, Part, describe_parameter, is_known
+from pyro_ibvi.mup.layers import (
+    NORM_LAYERS,
+    TABLES,
+    Part,
+    describe_parameter,
+    layer_names,
+    owner_of,
+    tensor_widths,
+)
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
@@ -196,11 +204,12 @@ def find_roles(
     flow = find_flow(net, example_input) if flow is None else flow
     flow = _without_guesses(flow, overrides)
     unused = set(overrides)
-    keys = assigned(overrides, [name for name, _ in net.named_parameters()], layer_of)
+    names = [name for name, _ in net.named_parameters()]
+    keys = assigned(overrides, names, partial(layer_names, net))
     roles: dict[str, WeightRole] = {}
     unknown: dict[str, tuple[int, ...]] = {}
     for name, parameter in net.named_parameters():
-        layer, _, own_name = name.rpartition(".")
+        layer, own_name = owner_of(net, name)
         key = keys.get(name)
         unused -= {key}
         given = None if key is None else overrides[key]
@@ -217,7 +226,7 @@ def find_roles(
         role = _role_in_layer(part, layer, flow, given)
         roles[name] = replace(role, tied=table is not None)
     if unknown:
-        raise ValueError(_unknown_layers(net, unknown))
+        raise ValueError(_unknown_layers(net, unknown, {n: keys[n] for n in unknown if n in keys}))
     if unused:
         raise ValueError(
             f"roles names {sorted(unused)}, which match no parameter; the parameters are "
@@ -286,7 +295,9 @@ def _check_role(role: object) -> None:
         raise ValueError(f"Expected a role among {get_args(Role)}, got {role!r}.")
 
 
-def _unknown_layers(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _unknown_layers(
+    net: nn.Module, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, str]
+) -> str:
     name, *others = shapes
     kind = type(net.get_submodule(name.rpartition(".")[0])).__name__
     message = (
@@ -294,6 +305,8 @@ def _unknown_layers(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> st
         f"layer whose role is not known. Say what it is: "
         f'roles={{"{name}": WeightRole.of("hidden", fan_in=..., fan_out=...)}}.'
     )
+    if name in named:
+        message += " A role's name alone, as roles has it there, does not say how wide it is."
     if others:
         message += f" The same goes for {', '.join(f'{n!r} {shapes[n]}' for n in others)}."
     return message
@@ -353,7 +366,7 @@ def _base_widths(name: str, weight: WeightRole, net: nn.Module, base: int) -> tu
     """Widths at the base where every width of the network is ``base``."""
     fans = weight.fans
     ends_here = weight.layer_role == "output" and weight.role in ("bias", "input", "output")
-    groups = getattr(net.get_submodule(name.rpartition(".")[0]), "groups", 1)
+    groups = getattr(net.get_submodule(owner_of(net, name)[0]), "groups", 1)
     width_in = fans.width_in if weight.role in ("input", "gain") else max(base // groups, 1)
     width_out = fans.width_out if ends_here else base
     # A size of one is no width: a gain for all channels, a filter for each of them.
@@ -371,20 +384,13 @@ def _scaled_widths(
     base_shape = tuple(base_shape)
     if len(shape) != len(base_shape) or any(size < 1 for size in base_shape):
         raise ValueError(f"The base shape {base_shape} of {name!r} does not fit {shape}.")
-    layer, _, own_name = name.rpartition(".")
+    layer, own_name = owner_of(net, name)
     # A tied weight goes by its first layer's name, which need not be the table's.
     module = net.get_submodule(weight.layer if weight.tied else layer)
-    width_in, width_out = _tensor_widths(module, own_name, shape)
-    base_in, base_out = _tensor_widths(module, own_name, base_shape)
+    width_in, width_out = tensor_widths(module, own_name, shape)
+    base_in, base_out = tensor_widths(module, own_name, base_shape)
     fans = weight.fans
     return (
         max(fans.width_in * base_in // width_in, 1),
         max(fans.width_out * base_out // width_out, 1),
     )
-
-
-def _tensor_widths(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    if is_known(module):
-        return describe_parameter(module, name, shape).widths
-    # Torch's own order, (out, in, *kernel).
-    return (shape[1], shape[0]) if len(shape) > 1 else (1, math.prod(shape))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi.models.random_module import RandomModule
+from pyro_ibvi.mup.layers import owner_of
 
 #: Number of weights among the draws that are made at once.
 _MAX_WEIGHTS = 3 * 10**6
@@ -90,7 +91,7 @@ def output_sizes(net: RandomModule, one_row: Any) -> tuple[list[int], list[int]]
         The sizes in front of the first random layer, and those from it on; none where the network
         refuses a single datum.
     """
-    random_layers = {name.rpartition(".")[0] for name in net.stochastic}
+    random_layers = {owner_of(net.network, name)[0] for name in net.stochastic}
     in_front: list[int] = []
     found: list[int] = []
 

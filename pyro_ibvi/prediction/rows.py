@@ -11,6 +11,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, map_tensors
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.prediction.chunking import draws_to_run
 
 
@@ -124,7 +125,7 @@ def _check_has_batch(model: SupervisedModel, x: Any) -> None:
     if not isinstance(x, Tensor) or x.dim() > 1:
         return
     for name, role in model.net.roles.items():
-        layer = model.net.network.get_submodule(name.rpartition(".")[0])
+        layer = model.net.network.get_submodule(owner_of(model.net.network, name)[0])
         if role.layer_role != "input" or not isinstance(layer, nn.Linear):
             continue
         if layer.in_features > 1 and x.shape == (layer.in_features,):

@@ -1,5 +1,7 @@
 """Roles of weights in the networks that people have."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -272,6 +274,42 @@ class Unknown(nn.Module):
         return x @ self.matrix
 
 
+def test_a_parametrized_weight_has_the_role_of_the_weight():
+    """Torch has two forms of each; what is known of a layer holds for both."""
+    new, old = (
+        nn.Sequential(
+            weight_norm(nn.Linear(3, 8)),
+            nn.Tanh(),
+            weight_norm(nn.Linear(8, 8, bias=False)),
+            nn.Tanh(),
+            spectral_norm(nn.Linear(8, 2)),
+        )
+        for weight_norm, spectral_norm in (
+            (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm),
+            (quietly(nn.utils.weight_norm), quietly(nn.utils.spectral_norm)),
+        )
+    )
+    made = {".weight_g": "0", ".weight_v": "1", ".weight_orig": ""}
+    for options in ({}, {"base": 4}, {"example_input": torch.zeros(2, 3)}):
+        found = find_roles(new, **options)
+        for name, weight in find_roles(old, **options).items():
+            for ending, number in made.items():
+                name = name.replace(ending, f".parametrizations.weight.original{number}")
+            assert found.pop(name) == weight
+        assert not found
+    random = RandomModule(new, roles={"2": "output"}, stochastic=nn.Linear)
+    assert random.roles["2.parametrizations.weight.original1"].role == "output"
+    assert len(random.stochastic) == 7
+
+
+def quietly(function):
+    def call(layer):
+        with warnings.catch_warnings(action="ignore"):  # the older forms are deprecated
+            return function(layer)
+
+    return call
+
+
 def test_an_unknown_layer_is_an_error_that_shows_what_to_write():
     message = (
         r"'0\.matrix' of shape \(3, 4\) belongs to a Unknown, a kind of layer whose role is not "
@@ -280,6 +318,8 @@ def test_an_unknown_layer_is_an_error_that_shows_what_to_write():
     net = nn.Sequential(Unknown(), nn.Linear(4, 1))
     with pytest.raises(ValueError, match=message):
         RandomModule(net, stochastic="all")
+    with pytest.raises(ValueError, match=r"A role's name alone, .* does not say how wide it is"):
+        RandomModule(net, stochastic="all", roles={"0.*": "input"})
     roles = {"0.matrix": WeightRole.of("input", fan_in=3, fan_out=4)}
     assert RandomModule(net, stochastic="all", roles=roles)(torch.ones(2, 3)).shape == (2, 1)
 
