@@ -11,7 +11,6 @@ OF_NETWORK: Mapping[str, str] = {
     "weight_decay": "it is the optimizer's, optim_args={'weight_decay': 0.01}",
     "betas": "they are the optimizer's, optim_args={'betas': (0.9, 0.99)}",
     "prior": "write VariationalNetwork(RandomModule(net, prior=1.0), likelihood)",
-    "roles": "write VariationalNetwork(RandomModule(net, roles={...}), likelihood)",
     "kl_weight": "write loss=TraceExpectedLogLikelihood(reduction='mean', kl_weight=1.0)",
     "num_data": "fit counts them, or takes num_data=",
     "num_epochs": "it is an argument of fit",

@@ -20,6 +20,7 @@ from pyro_ibvi.front.network import VariationalNetwork
 from pyro_ibvi.models import RandomModule
 from pyro_ibvi.models.choices import Prior
 from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.mup.flow import check_not_lazy
 
 
 @named_arguments()
@@ -52,7 +53,8 @@ def load(
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If the network is none, or something must be given that no file holds.
-        ValueError: If the file is damaged, none of this kind, or of another network.
+        ValueError: If the file is damaged, none of this kind, or of another network, or the
+            network has no shapes yet.
 
     Example:
         >>> import tempfile, pyro_ibvi as ibvi
@@ -69,6 +71,7 @@ def load(
             f"Loading needs the plain network, a torch.nn.Module of the architecture that was "
             f"saved; got {'the class ' + net.__name__ if isinstance(net, type) else net!r}."
         )
+    check_not_lazy(net)
     path = readable_path(path, "saved network")
     header, tensors = read_network(path)
     _check_parameters(path, tensors, net)

@@ -25,6 +25,7 @@ from pyro_ibvi.front.scoring import calibrate_batches, score_batches
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
+from pyro_ibvi.mup.roles import RoleOverrides
 from pyro_ibvi.prediction import (
     FrozenDraws,
     Prediction,
@@ -69,6 +70,8 @@ class VariationalNetwork:
         stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`; by default
             as above, and so are covariance, start and draws.
         parametrization: How scales and rates follow the widths, see there.
+        roles: Roles of parameters that no known layer describes, see there.
+        example_input: A batch of inputs, for networks that cannot be read without, see there.
         covariance: Structure of the weights' covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
         init_loc_fn: Start of the means; :func:`~pyro_ibvi.init_to_network` for a network that is
             trained already.
@@ -122,6 +125,8 @@ class VariationalNetwork:
         target: Any = None,
         stochastic: Any = None,
         parametrization: Parametrization | None = None,
+        roles: RoleOverrides | None = None,
+        example_input: Any = None,
         covariance: Any = None,
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
@@ -139,6 +144,8 @@ class VariationalNetwork:
             likelihood,
             stochastic=stochastic,
             parametrization=parametrization,
+            roles=roles,
+            example_input=example_input,
             covariance=covariance,
             is_scaled=init_scale is not None,
             optimizer=optimizer,

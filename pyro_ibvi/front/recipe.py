@@ -29,10 +29,12 @@ from pyro_ibvi.models import (
     SupervisedModel,
     init_to_network,
 )
+from pyro_ibvi.models.admission import admit_network
 from pyro_ibvi.models.choices import INNER_WEIGHTS, NothingChosenError
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
-from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
+from pyro_ibvi.mup.layers import owner_of
+from pyro_ibvi.mup.parametrization import MaximalUpdate
 from pyro_ibvi.objectives.routes import NumDraws
 
 _CONV = nn.modules.conv._ConvNd
@@ -81,7 +83,8 @@ class Recipe:
         """
         net = model.net
         inner = {
-            name: net.network.get_submodule(name.rpartition(".")[0]) for name in net.stochastic
+            name: net.network.get_submodule(owner_of(net.network, name)[0])
+            for name in net.stochastic
         }
         convolutions = [net.site_name(n) for n, layer in inner.items() if isinstance(layer, _CONV)]
         covariance = self.covariance
@@ -129,10 +132,10 @@ def as_random(
     likelihood: Likelihood,
     *,
     stochastic: Any = None,
-    parametrization: Parametrization | None = None,
     covariance: Any = None,
     is_scaled: bool = False,
     optimizer: type[Optimizer] | None = None,
+    **choices: Any,
 ) -> tuple[RandomModule, Recipe]:
     """The random network of a network, or the one that was given, and the recipe for the rest.
 
@@ -140,10 +143,10 @@ def as_random(
         net: The network.
         likelihood: The likelihood.
         stochastic: Which parameters are random, for a network that is not random yet.
-        parametrization: Its parametrization, likewise.
         covariance: Their covariance, if the user has chosen it.
         is_scaled: Whether the user has chosen how much of the prior's scale they start with.
         optimizer: Class of the optimizer, if the user has chosen it.
+        **choices: Further arguments of ``RandomModule``, None where the user has not chosen.
 
     Returns:
         The random network, and the recipe with the covariance that was given.
@@ -157,7 +160,7 @@ def as_random(
             f"The network comes first, got the likelihood {type(net).__name__} in its place: "
             f"write VariationalNetwork(net, likelihood)."
         )
-    choices = {"stochastic": stochastic, "parametrization": parametrization}
+    choices = {"stochastic": stochastic, **choices}
     given = {name: value for name, value in choices.items() if value is not None}
     is_open = stochastic is None and not isinstance(net, RandomModule)
     if covariance is not None:
@@ -179,7 +182,9 @@ def as_random(
         if optimizer is None or optimizer is torch.optim.SGD:
             # Means that start as the network does learn as it would: it is the base of its own
             # rates. The default rate of adaptive optimizers is for those of the absolute table.
-            own = {"parametrization": MaximalUpdate(base=net), **given}
+            example = choices.get("example_input")  # may give it its shapes
+            base = net if example is None else admit_network(net, example)
+            own = {"parametrization": MaximalUpdate(base=base), **given}
         try:
             return RandomModule(net, stochastic=recipe.stochastic, **own), recipe
         except NothingChosenError:  # no dense layer behind another

@@ -196,6 +196,8 @@ def test_a_wrong_file_gets_a_sentence(make, trained, tmp_path):
 def test_another_network_gets_a_sentence(trained, tmp_path):
     path = tmp_path / "net.ibvi"
     trained.save(path)
+    with pytest.raises(ValueError, match=r"\['0.weight', '0.bias'\] have no shape yet: run"):
+        ibvi.load(path, nn.Sequential(nn.LazyLinear(16), nn.Linear(16, 1)))
     for net, message in (
         (make_net(17), r"0\.weight is float32 of shape \(16, 2\) there and .*\(17, 2\) here"),
         (make_net().double(), r"0\.weight is float32 .* there and float64"),

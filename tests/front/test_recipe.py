@@ -81,6 +81,38 @@ def test_attention_has_a_draw_for_each_datum_where_it_can() -> None:
     bnn.fit(x, y, num_epochs=2, batch_size=6, progress=False)
 
 
+class Positions(nn.Module):
+    """A parameter of no known layer, and code that no symbolic trace follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        self.position = nn.Parameter(torch.randn(4, 8))
+        self.read = nn.Linear(5, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.read(x) + self.position[: len(x[0])])
+        return self.head(h.mean(1))
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+def test_what_a_network_is_leaves_the_recipe_as_it_is(optimizer: Any) -> None:
+    x, y = torch.randn(20, 4, 5), torch.arange(20) % 3
+    role = ibvi.WeightRole.of("bias", fan_in=1, fan_out=8)
+    likelihood, options = ibvi.Categorical(), {"roles": {"position": role}, "example_input": x[:2]}
+    bnn = ibvi.VariationalNetwork(Positions(), likelihood, optimizer=optimizer, **options)
+    assert bnn.net.stochastic == ["head.weight"]
+    assert bnn.guide.layers[0].covariance == RELATIVE.covariance
+    assert bnn.net.roles["position"].role == "bias"
+    bnn.fit(x, y, num_epochs=1, progress=False)
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+    bnn = ibvi.VariationalNetwork(lazy, likelihood, optimizer=optimizer, example_input=x[:2])
+    assert bnn.net.stochastic == ["3.weight"]
+    random = ibvi.RandomModule(bnn.net.network)
+    with pytest.raises(ValueError, match="choices of its own: pass roles to RandomModule"):
+        ibvi.VariationalNetwork(random, likelihood, roles={"1": "hidden"})
+
+
 def test_number_of_components_can_be_chosen() -> None:
     one = ibvi.VariationalNetwork(make_convnet(), ibvi.Categorical(), num_components=1)
     assert isinstance(one.guide, ibvi.AutoMuPNormal)
