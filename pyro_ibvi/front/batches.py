@@ -127,6 +127,31 @@ def count_rows(batches: Iterable[Any]) -> int | None:
     return None
 
 
+def settled_num_data(num_data: int | None, batches: Iterable[Any]) -> int:
+    """The number of training data, by a user's word or as counted.
+
+    Args:
+        num_data: The user's word, if any.
+        batches: A data loader, or a list of batches.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it cannot be found, or is not positive.
+    """
+    if num_data is not None:
+        check_positive_int("num_data", num_data)
+        return num_data
+    found = count_rows(batches)
+    if found is None:
+        raise ValueError(
+            f"The number of training data cannot be found from a {type(batches).__name__}: "
+            f"pass num_data=."
+        )
+    return found
+
+
 def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:
     return tensor[rows.to(tensor.device)]
 

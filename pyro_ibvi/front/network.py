@@ -13,9 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pyro_ibvi._util.arguments import named_arguments
-from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
-from pyro_ibvi.front.batches import as_batches, count_rows
+from pyro_ibvi.front.batches import as_batches, settled_num_data
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import write_network
@@ -203,15 +202,7 @@ class VariationalNetwork:
         if valid_loader is not None:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             options.setdefault("metrics", partial(score_batches, num_samples=_NUM_VALID_SAMPLES))
-        if num_data is not None:
-            check_positive_int("num_data", num_data)
-        num_data = count_rows(batches) if num_data is None else num_data
-        if num_data is None:
-            raise ValueError(
-                f"The number of training data cannot be found from a {type(batches).__name__}: "
-                f"pass num_data=."
-            )
-        self.model.num_data = num_data
+        self.model.num_data = settled_num_data(num_data, batches)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
