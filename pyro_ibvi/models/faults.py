@@ -155,9 +155,10 @@ def _explain_layer(
     what = f"The input x has shape {shape}" if is_first else f"A layer's input has shape {shape}"
     where = f"the layer {name}" + f" ({type(layer).__name__})" * (name[0] == "'")
     if isinstance(layer, nn.Linear) and shape[-1:] != (layer.in_features,):
+        hint = ": pass x.unsqueeze(-1)" * (layer.in_features == len(shape) == 1 and is_first)
         raise DataError(
             f"{what}, but {where} expects {layer.in_features} features in the last dimension, "
-            f"got {shape[-1] if shape else 'none'}."
+            f"got {shape[-1] if shape else 'none'}{hint}."
         ) from error
     for kind, text in _CONVOLUTIONS.items():
         if isinstance(layer, kind):

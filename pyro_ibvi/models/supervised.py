@@ -16,6 +16,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
 from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi.models.admission import check_likelihood
+from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
 from pyro_ibvi.models.data_checks import check_finite, check_not_empty, warn_of_probabilities
 from pyro_ibvi.models.faults import explain_fault
@@ -103,6 +104,7 @@ class SupervisedModel(PyroModule):
         self.picker = OutputPicker(output, likelihood)
         self._is_checked = False
         self._whole_numbers = WholeNumbers()
+        self._batch_dimension = BatchDimension(net.network)
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the weights alone; a guide finds its sites here, without any data.
@@ -229,6 +231,7 @@ class SupervisedModel(PyroModule):
             IndexError: As :meth:`run`.
             ValueError: As :meth:`run`.
         """
+        self.check_has_batch(x)
         args, kwargs = self.arguments_of(x)
         try:
             output = function(*args, **kwargs)
@@ -237,6 +240,7 @@ class SupervisedModel(PyroModule):
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             if self._whole_numbers.learn(error, x):
                 return self.call(function, values, x)
+            self._batch_dimension.explain(error, x, self._run_plain)
             explain_fault(error, self.net.network, x, values)
             raise
         self._whole_numbers.is_settled = True
@@ -263,6 +267,18 @@ class SupervisedModel(PyroModule):
             return
         with contextlib.suppress(Exception):  # what is wrong shows when it runs on all data
             self.call(lambda *args, **kwargs: self.net.runner.run({}, args, kwargs), {}, x)
+
+    def check_has_batch(self, x: Any) -> None:
+        """Refuses one datum that a layer of the network would take for a batch.
+
+        Args:
+            x: Inputs.
+        """
+        self._batch_dimension.check(x, self._run_plain)
+
+    def _run_plain(self, x: Any) -> Any:
+        """Runs the network with its own parameters."""
+        return self.net.runner.run({}, *self.arguments_of(x))
 
     def forward(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> Tensor:
         """The model: samples weights and targets, or observes the targets.

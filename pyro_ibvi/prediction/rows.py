@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, map_tensors
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
-from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.prediction.chunking import draws_to_run
 
 
@@ -35,7 +34,7 @@ class Rows:
                 "There is nothing to predict: the inputs have a first dimension of size 0."
             )
         check_finite("input", x)
-        _check_has_batch(model, x)
+        model.check_has_batch(x)
         self._is_checked = False
 
     def batches(self, batch_size: int | None) -> Iterator[Any]:
@@ -118,18 +117,3 @@ class Rows:
             return leaf[rows] if leaf.dim() > 0 and len(leaf) == self.num_rows else leaf
 
         return map_tensors(part, self.x)
-
-
-def _check_has_batch(model: SupervisedModel, x: Any) -> None:
-    """Refuses one row of features for a network that begins with a linear layer."""
-    if not isinstance(x, Tensor) or x.dim() > 1:
-        return
-    for name, role in model.net.roles.items():
-        layer = model.net.network.get_submodule(owner_of(model.net.network, name)[0])
-        if role.layer_role != "input" or not isinstance(layer, nn.Linear):
-            continue
-        if layer.in_features > 1 and x.shape == (layer.in_features,):
-            raise DataError(
-                f"The input has shape {tuple(x.shape)}, one row without its batch dimension: pass "
-                f"x.unsqueeze(0)."
-            )

@@ -249,7 +249,7 @@ def test_what_cannot_be_predicted_is_told():
     with pytest.raises(ValueError, match=r"nothing to predict.*first dimension of size 0"):
         ibvi.predict(model, guide, X[:0])
     with pytest.raises(
-        ValueError, match=r"one row without its batch dimension: pass x\.unsqueeze"
+        ValueError, match=r"one datum without its batch dimension: pass x\.unsqueeze"
     ):
         ibvi.predict(model, guide, X[0])
     with pytest.raises(

@@ -1,0 +1,102 @@
+"""Whether inputs have their batch dimension, which one datum by itself lacks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_ibvi._util.errors import DataError
+from pyro_ibvi.models.running import network_mode
+
+Run = Callable[[Tensor], Any]
+
+#: Number of dimensions of one datum in layers that also take it without a batch.
+_DIMS_OF_ONE: dict[type[nn.Module], int] = {
+    nn.Linear: 1,
+    nn.Conv1d: 2,
+    nn.Conv2d: 3,
+    nn.Conv3d: 4,
+}
+
+
+class BatchDimension:
+    """Tells one datum from a batch, by what a network's layers get and by whether it runs at all.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._of_one = set(_shapes_of_one(network))
+
+    def check(self, x: Any, run: Run) -> None:
+        """Refuses one datum that the network would take for a batch.
+
+        Args:
+            x: Inputs.
+            run: Runs the network on them.
+
+        Raises:
+            DataError: If a layer gets it as it is, and takes its features for the batch.
+        """
+        if not isinstance(x, Tensor) or x.dim() == 0 or (x.dim(), len(x)) not in self._of_one:
+            return
+        if _is_taken_whole(x, run):
+            raise DataError(
+                f"The input has shape {tuple(x.shape)}, one datum without its batch dimension: "
+                f"pass x.unsqueeze(0)."
+            )
+
+    def explain(self, error: Exception, x: Any, run: Run) -> None:
+        """Says so where a network failed on one datum that it takes in a batch.
+
+        Args:
+            error: What the network raised.
+            x: Its inputs.
+            run: Runs the network on them.
+
+        Raises:
+            DataError: If it runs with a batch dimension, and by no means without.
+        """
+        if isinstance(x, Tensor) and not _runs(x, run) and _runs(x.unsqueeze(0), run):
+            raise DataError(
+                f"The network does not run on an input of shape {tuple(x.shape)}, and runs on "
+                f"{(1, *x.shape)}: for one datum without its batch dimension pass x.unsqueeze(0)."
+            ) from error
+
+
+def _is_taken_whole(x: Tensor, run: Run) -> bool:
+    """Whether a layer gets the inputs as they are, without a dimension for the batch."""
+    thread, found = threading.get_ident(), False
+
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal found
+        is_one = _DIMS_OF_ONE.get(type(layer)) == x.dim() and threading.get_ident() == thread
+        if is_one and args and isinstance(args[0], Tensor) and args[0].shape == x.shape:
+            found = True
+
+    with register_module_forward_pre_hook(look):
+        _runs(x, run)
+    return found
+
+
+def _runs(x: Tensor, run: Run) -> bool:
+    try:
+        with torch.no_grad(), network_mode(training=False):  # statistics stay as they are
+            run(x)
+    except Exception:
+        return False
+    return True
+
+
+def _shapes_of_one(network: nn.Module) -> Iterator[tuple[int, int]]:
+    """Number of dimensions and first size of a datum that a layer would take by itself."""
+    for layer in network.modules():
+        if type(layer) in _DIMS_OF_ONE:
+            size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            yield _DIMS_OF_ONE[type(layer)], int(size)  # type: ignore[arg-type]
