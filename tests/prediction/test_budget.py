@@ -1,5 +1,6 @@
 """Predictions within a memory budget: the numbers stay, and so does the peak."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_the_peak_stays_within():
     found = memory_budget.measure(**case, num_rows=10_000, num_samples=750)
     # The draws alone are 30 MB; memory that was free before does not count.
     assert 0 < found["peak_mb"] <= 60
+
+
+def test_a_thousand_draws_of_a_hundred_thousand_rows_stayed_within():
+    """As the benchmark measured it, and the page on large data says."""
+    cases = json.loads(memory_budget.HERE.joinpath("memory_budget.json").read_text())["cases"]
+    page = Path(__file__).parents[2].joinpath("docs", "howto", "large_data.md").read_text()
+    for case in cases:
+        assert (case["rows"], case["draws"]) == (100_000, 1_000)
+        assert case["peak_mb"] <= case["budget_mb"]
+        assert f"{case['budget_mb']:.0f} MB" in page
+        assert f"{case['peak_mb']:.0f} MB" in page
 
 
 def test_what_does_not_fit_says_how_to_go_on():

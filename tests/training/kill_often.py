@@ -1,8 +1,8 @@
 """Kills a training at random moments, again and again, and compares its end with one in peace.
 
-Run by hand with the number of kills, ``python -m tests.training.kill_often 20``; the tests run it
-with a few. A kill may come anywhere: in a step, while a batch is loaded, while the checkpoint is
-written. Each time the same script goes on from what the file holds.
+The tests kill 20 times; by hand, ``python -m tests.training.kill_often 100``. A kill may come
+anywhere: in a step, while a batch is loaded, while the checkpoint is written. Each time the same
+script goes on from what the file holds.
 """
 
 import os
@@ -55,7 +55,7 @@ def kill_often(num_kills, folder, seed=0):
     while not result.exists():
         process = started(checkpoint, result)
         if hits < num_kills:
-            time.sleep(moments.uniform(0.2, 2.0) * whole / num_kills)
+            time.sleep(moments.uniform(0.1, 1.3) * whole / num_kills)
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
         hits += os.WIFSIGNALED(status)

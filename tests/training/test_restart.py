@@ -58,9 +58,9 @@ def test_a_killed_process_is_continued_by_another(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_kills_at_random_moments(tmp_path):
-    hits, differing = kill_often(3, tmp_path)
+    hits, differing = kill_often(20, tmp_path)
     assert differing == []
-    assert hits >= 1  # a training may end before it is hit
+    assert hits >= 10  # a training that goes faster than the one in peace ends earlier
 
 
 def interrupted(path, make, killed_after, make_loaders=lambda: {}, **kwargs):
