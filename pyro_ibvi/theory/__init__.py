@@ -49,7 +49,12 @@ from pyro_ibvi.theory.multiplicative import (
     multiplicative_limit,
     multiplicative_wasserstein2_squared,
 )
-from pyro_ibvi.theory.stability import max_stable_rate, rank_rate_factor, spread_floor
+from pyro_ibvi.theory.stability import (
+    max_stable_multiplicative_rate,
+    max_stable_rate,
+    rank_rate_factor,
+    spread_floor,
+)
 
 __all__ = [
     "ClassificationLimit",
@@ -72,6 +77,7 @@ __all__ = [
     "kronecker_wasserstein2_squared",
     "linear_spread",
     "max_margin_direction",
+    "max_stable_multiplicative_rate",
     "max_stable_rate",
     "mean_field_limit",
     "multiplicative_limit",

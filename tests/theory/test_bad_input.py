@@ -7,6 +7,7 @@ import torch
 from pyro_ibvi.theory import (
     classification_limit,
     max_margin_direction,
+    max_stable_multiplicative_rate,
     max_stable_rate,
     mean_field_limit,
     null_space_projection,
@@ -70,3 +71,9 @@ def test_other_sentences():
         max_stable_rate(0.0, 3)
     with pytest.raises(ValueError, match=r"loc_rate_ratio=-1\.0, and a finite"):
         max_stable_rate(1.0, 3, loc_rate_ratio=-1.0)
+    with pytest.raises(ValueError, match=r"s \(2,\), and \(N, P\) and \(P,\) were expected"):
+        max_stable_multiplicative_rate(torch.ones(4, 3), torch.ones(2))
+    with pytest.raises(ValueError, match="draws must be 'batch' or 'datum', got 2"):
+        max_stable_multiplicative_rate(torch.ones(4, 3), torch.ones(3), draws=2)
+    with pytest.raises(ValueError, match="no entry other than 0"):
+        max_stable_multiplicative_rate(torch.zeros(4, 3), torch.ones(3))
