@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.pairs import check_pair
+from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.running import network_mode
@@ -72,6 +73,7 @@ class FunctionDraws(EnsembleModel):
                 f"write FunctionDraws(bnn.model, bnn.guide)."
             )
         check_pair(model, guide)
+        warn_of_one_left_behind(model, guide)
         check_positive_int("num_samples", num_samples)
         check_positive_int("num_outputs", num_outputs)
         with torch.no_grad(), seeded_numbers(generator, guide):

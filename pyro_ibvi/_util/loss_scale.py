@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi._util.past import note_learning
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,16 @@ class LossScale:
 _scales: WeakKeyDictionary[nn.Module, LossScale] = WeakKeyDictionary()
 
 
-def note_scale(guide: Any, objective: str, num_terms: float | None) -> None:
-    """Notes what the gradients are of that were last added to a guide's parameters.
+def note_gradients(model: Any, guide: Any, objective: str, num_terms: float | None) -> None:
+    """Notes that a model and a guide learn, and what the gradients are of that were added last.
 
     Args:
+        model: The model.
         guide: The guide; nothing is noted of a function.
         objective: Name of the objective's class.
         num_terms: Number of observations that it adds up, None if it is not known.
     """
+    note_learning(model, guide)
     owner = owner_module(guide)
     if owner is None:
         return

@@ -36,7 +36,7 @@ def check_pair(model: Any, guide: Any) -> None:
         )
     if guide is model:
         raise TypeError("The model itself was passed as its guide: write AutoMuPNormal(model).")
-    mine, own = owner_module(model), owner_module(_model_of(guide))
+    mine, own = owner_module(model), owner_module(model_of(guide))
     if mine is None or own is None or own is mine:
         return
     if any(module is own for module in mine.modules()) or any(
@@ -140,8 +140,15 @@ def _owners(part: Any) -> list[nn.Module]:
     return [module for thing in inner for module in _owners(thing)]
 
 
-def _model_of(guide: Any) -> Any:
-    """The model that a guide was made for; a pickled guide has lost it."""
+def model_of(guide: Any) -> Any:
+    """The model that a guide was made for; a pickled guide has lost it.
+
+    Args:
+        guide: The guide.
+
+    Returns:
+        The model, or None.
+    """
     if not isinstance(guide, nn.Module) or getattr(guide, "_model", None) is None:
         return None
     return getattr(guide, "model", None)

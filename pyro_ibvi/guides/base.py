@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi._util.pairs import model_of
+from pyro_ibvi._util.past import Past, few_values, read_past, write_past
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.mup.parametrization import Family, Rate
 
@@ -16,6 +19,18 @@ class MuPGuide(nn.Module):
 
     It acts the same in training and in evaluation mode, and any number of threads may draw.
     """
+
+    def _begin_past(self) -> None:
+        """Notes the parameters that the guide was made with, before any state is loaded."""
+        self._past = Past(start=few_values(self))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        write_past(self, destination, prefix, owner_module(model_of(self)))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+        read_past(self, metadata)
 
     @property
     def model(self) -> Callable[..., Any]:

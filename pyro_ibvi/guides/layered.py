@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
@@ -184,14 +184,12 @@ class LayeredGuide(AutoGuide, MuPGuide):
             raise
         self._pending_state = None
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
         """Keeps parameters that come before :meth:`initialize` until it is called."""
         if self._layers is None:
-            self._pending_state = strip_prefix(state_dict, prefix)
+            self._pending_state = strip_prefix(state, prefix)
         else:
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            super()._load_from_state_dict(state, prefix, metadata, *args)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and lets go of the memory that training steps use again."""

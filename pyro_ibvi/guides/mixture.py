@@ -272,6 +272,7 @@ class AutoMuPMixture(PyroModule, MuPGuide):
                 elif torch.equal(loc, first.loc(name)):
                     draws = draws or component.rsample()
                     loc.copy_(site.unconstrain(draws[name]))
+        self._begin_past()
 
     def _any(self) -> int:
         generator = thread_generator(torch.device("cpu"))

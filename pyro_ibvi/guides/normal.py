@@ -266,5 +266,6 @@ class AutoMuPNormal(LayeredGuide):
         self._plates = Plates(sites.values(), self._init_loc_fn)
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}
         self._read_from = networks_and_parameters(trace)
+        self._begin_past()
         if self._pending_state is not None:
             self._load_pending()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
 from pyro_ibvi._util.pairs import check_unwrapped
+from pyro_ibvi._util.past import Past, read_past, write_past
 from pyro_ibvi.models.admission import check_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
@@ -104,7 +105,16 @@ class SupervisedModel(PyroModule):
         self.picker = OutputPicker(output, likelihood)
         self._is_checked = False
         self._whole_numbers = WholeNumbers()
+        self._past = Past()
         self._batch_dimension = BatchDimension(net.network)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        write_past(self, destination, prefix)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+        read_past(self, metadata)
 
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the weights alone; a guide finds its sites here, without any data.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import is_available, is_initialized
 
 from pyro_ibvi._util.pairs import check_pair
+from pyro_ibvi._util.past import note_learning
 
 
 class LossModule(ELBOModule):
@@ -75,6 +76,8 @@ class LossModule(ELBOModule):
             ``reduction="mean"``.
         """
         loss = cast(Tensor, super().forward(*args, **kwargs))
+        if loss.requires_grad:
+            note_learning(self.model, self.guide)
         touch = getattr(self.guide, "touch", None)
         if touch is not None and is_available() and is_initialized():
             loss = loss + touch()

@@ -15,7 +15,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor, nn
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.loss_scale import note_scale
+from pyro_ibvi._util.loss_scale import note_gradients
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import (
     KeepKL,
@@ -210,7 +210,7 @@ class ExpectedLogLikelihood:
         with alone_at_handlers(), known.undo.if_refused():
             loss = self._loss_and_grads(model, guide, args, kwargs)
         is_mean = self.reduction == "mean"
-        note_scale(guide, type(self).__name__, 1.0 if is_mean else known.num_observed)
+        note_gradients(model, guide, type(self).__name__, 1.0 if is_mean else known.num_observed)
         return loss
 
     def _loss_and_grads(

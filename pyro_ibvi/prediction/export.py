@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import copy_network, unwrap
 from pyro_ibvi._util.pairs import check_pair
+from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.supervised import SupervisedModel
@@ -147,6 +148,7 @@ def _check(model: Any, guide: Any) -> None:
             f"{type(model).__name__} and {type(guide).__name__}."
         )
     check_pair(model, guide)
+    warn_of_one_left_behind(model, guide)
 
 
 def _nth(model: SupervisedModel, values: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, is_array, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.pairs import check_pair, check_unwrapped
+from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.running import network_mode
@@ -216,6 +217,7 @@ def _check(model: Any, guide: Any, num_samples: int) -> None:
             f"predict(model, guide, x)."
         )
     check_pair(model, guide)
+    warn_of_one_left_behind(model, guide)
 
 
 def prepare_rows(model: SupervisedModel, x: Any) -> Rows:
