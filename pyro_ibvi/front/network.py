@@ -38,6 +38,7 @@ from pyro_ibvi.training import History, MuPOptim, fit
 
 #: Draws of the weights by which the validation data are predicted after each epoch.
 _NUM_VALID_SAMPLES = 16
+_KNOWN = "known_of_model"
 
 
 class VariationalNetwork:
@@ -54,9 +55,7 @@ class VariationalNetwork:
     on a smaller one pass ``parametrization=MaximalUpdate(base=small)``. For other targets, where
     there is no such layer, and where ``stochastic`` or ``init_scale`` is given, it is the paper's
     recipe: a low-rank factor in the first and the last layer, from the prior on.
-    A ``covariance`` says which of the two it is: ``LowRank(10)`` the paper's for labels too,
-    ``Multiplicative(0.1)`` the other for numbers too. See the page *Choose a guide
-    and its covariance*.
+    A ``covariance`` says which of the two it is. See the page *Choose a guide and its covariance*.
 
     Args:
         net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond
@@ -149,10 +148,10 @@ class VariationalNetwork:
             is_scaled=init_scale is not None,
             optimizer=optimizer,
         )
-        self.likelihood = likelihood
         self.model = SupervisedModel(
             self.net, likelihood, output=output, inputs=inputs, target=target
         )
+        self.likelihood = self.model.likelihood
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args)
@@ -238,12 +237,10 @@ class VariationalNetwork:
             self.model,
             self.guide,
             x,
-            num_samples=num_samples,
             chunk_size=chunk_size,
             batch_size=batch_size,
             max_memory=max_memory,
-            generator=seed,
-            temperature=self.temperature,
+            **self._draws(num_samples, seed),
         )
 
     @named_arguments()
@@ -274,9 +271,7 @@ class VariationalNetwork:
             self.guide,
             self._batches(data, y, 1000, shuffle=False),
             foreign=foreign,
-            num_samples=num_samples,
-            generator=seed,
-            temperature=self.temperature,
+            **self._draws(num_samples, seed),
         )
 
     @named_arguments()
@@ -344,13 +339,7 @@ class VariationalNetwork:
             A module that gives the predictive mean and variance.
         """
         check_parts(self)
-        return frozen_draws(
-            self.model,
-            self.guide,
-            num_samples=num_samples,
-            generator=seed,
-            temperature=self.temperature,
-        )
+        return frozen_draws(self.model, self.guide, **self._draws(num_samples, seed))
 
     def to(self, device: torch.device | str) -> VariationalNetwork:
         """Moves model and guide to a device, the optimizer's state with them.
@@ -385,6 +374,15 @@ class VariationalNetwork:
             "write bnn.predict(x), and .mean, .variance or .outputs behind it."
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A guide by itself is copied and pickled without its model, which comes along here.
+        return {**self.__dict__, _KNOWN: [one.known_of_model for one in self.guide.components]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for component, known in zip(self.guide.components, self.__dict__.pop(_KNOWN), strict=True):
+            component.rejoin(self.model, known)
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"A VariationalNetwork has no {name!r}{what_is_meant(name)}.")
 
@@ -393,6 +391,9 @@ class VariationalNetwork:
             f"VariationalNetwork({type(self.net.network).__name__}, {self.likelihood}, "
             f"stochastic={self.net.stochastic}, trained for {self.history.num_epochs} epochs)"
         )
+
+    def _draws(self, num_samples: int, seed: int | None) -> dict[str, Any]:
+        return {"num_samples": num_samples, "generator": seed, "temperature": self.temperature}
 
     def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
         return as_batches(data, y, dtype=self.dtype, batch_size=batch_size, shuffle=shuffle)

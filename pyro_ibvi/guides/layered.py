@@ -62,6 +62,22 @@ class LayeredGuide(AutoGuide, MuPGuide):
         return self._model[0]
 
     @property
+    def known_of_model(self) -> dict[str, Any]:
+        """By name of a site or parameter, the network that it belongs to, or the parameter."""
+        if self._has_model:
+            _ = self.model  # that of a copy is found at its first use
+        return self._read_from
+
+    def rejoin(self, model: Callable[..., Any], known: dict[str, Any]) -> None:
+        """Gives a guide that was unpickled the model that was pickled beside it.
+
+        Args:
+            model: The model.
+            known: The guide's :attr:`known_of_model`, pickled with it.
+        """
+        self._model, self._read_from, self._copied_model = (model,), known, None
+
+    @property
     def is_initialized(self) -> bool:
         """Whether the guide has its layers and parameters."""
         return self._layers is not None

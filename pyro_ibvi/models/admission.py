@@ -78,17 +78,25 @@ def _on_one_device(net: nn.Module) -> nn.Module:
     return root[0]
 
 
-def check_likelihood(likelihood: Any) -> None:
-    """Checks that a likelihood is one, and not a loss, a distribution, a class or a name.
+def admit_likelihood(likelihood: Any, net: nn.Module) -> Likelihood:
+    """A copy of a user's likelihood, so that two models that are given one share nothing.
+
+    What it learns and holds is of the network's type, and at least of single precision.
 
     Args:
         likelihood: What the user gave.
+        net: The network.
+
+    Returns:
+        The copy.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is none, but a loss, a distribution, a class or a name.
     """
     if isinstance(likelihood, Likelihood):
-        return
+        kinds = [p.dtype for p in net.parameters() if p.is_floating_point()]
+        dtype = torch.promote_types(kinds[0], torch.float32) if kinds else None
+        return copy_network(likelihood).to(dtype=dtype)
     kind = likelihood if isinstance(likelihood, type) else type(likelihood)
     name = getattr(likelihood, "__name__", kind.__name__)
     meant = likelihood_for(likelihood)

@@ -16,7 +16,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
 from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi._util.past import Past, read_past, write_past
-from pyro_ibvi.models.admission import check_likelihood
+from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
 from pyro_ibvi.models.data_checks import check_finite, check_not_empty, warn_of_probabilities
@@ -38,7 +38,8 @@ class SupervisedModel(PyroModule):
 
     Args:
         net: The network.
-        likelihood: The distribution of a target given the network's output.
+        likelihood: The distribution of a target given the network's output; it is copied, as the
+            network was.
         num_data: Number ``N`` of data in the training set; by default a batch is the whole set.
             In training mode no batch may be larger.
         output: Which part of what the network returns the likelihood takes: a position, a name,
@@ -93,7 +94,7 @@ class SupervisedModel(PyroModule):
             what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
             hint = f": write RandomModule({what}(...))" * isinstance(net, nn.Module)
             raise TypeError(f"SupervisedModel needs a RandomModule, got {what}{hint}.")
-        check_likelihood(likelihood)
+        likelihood = admit_likelihood(likelihood, net.network)
         if num_data is not None and (
             isinstance(num_data, bool) or not isinstance(num_data, Integral) or num_data < 1
         ):

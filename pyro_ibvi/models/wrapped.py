@@ -112,7 +112,8 @@ class Standardized(Likelihood):
             )
         self.likelihood = likelihood
         self._has_temperature = likelihood._has_temperature
-        dtype = torch.get_default_dtype()
+        # A model brings them to the type of its network.
+        dtype = torch.float64
         loc, scale = (torch.as_tensor(as_tensors(v, dtype), dtype=dtype) for v in (loc, scale))
         if not (loc.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import nn
 import pyro_ibvi as ibvi
 from pyro_ibvi.front import files
 from pyro_ibvi.front.choices import describe, restore
+from pyro_ibvi.models import Standardized
 from tests.front.conftest import make_net
 
 ELSEWHERE = """
@@ -82,6 +83,29 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.out(self.table(x)) / 4
+
+
+def test_double_precision_is_kept_whatever_the_default(tmp_path):
+    """Also of what the likelihood learns and holds, to digits that single precision has not."""
+    x = torch.randn(50, 2, dtype=torch.float64)
+    y = 1e6 + x[:, :1] / 3
+    likelihood = Standardized.of(ibvi.Normal(0.3, learn_scale=True), y)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        bnn = ibvi.VariationalNetwork(make_net().double(), likelihood)
+        bnn.fit(x, y, num_epochs=1, progress=False)
+    finally:
+        torch.set_default_dtype(default)
+    assert bnn.likelihood.loc.item() == pytest.approx(y.mean().item(), rel=1e-14)
+    bnn.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", make_net().double())
+    for found in (bnn, again):
+        kinds = {v.dtype for v in found.state().values() if v.is_floating_point()}
+        assert kinds == {torch.float64}
+        assert torch.equal(found.predict(x, seed=0).mean, bnn.predict(x, seed=0).mean)
+    half = ibvi.VariationalNetwork(make_net().bfloat16(), likelihood)
+    assert half.likelihood.loc.dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:.*read-out")

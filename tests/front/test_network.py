@@ -1,6 +1,7 @@
 """The one object: it does what its parts do, with whatever holds the data."""
 
 import copy
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,37 @@ def test_it_is_served_elsewhere(trained, data):
 def test_training_goes_on(trained, data):
     trained.fit(*data, num_epochs=3, progress=False)
     assert trained.history.num_epochs == 5
+
+
+@pytest.mark.parametrize("num_components", [1, 2])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda bnn: pickle.loads(pickle.dumps(bnn))])
+def test_a_copy_and_a_pickle_train_as_the_original(how, num_components):
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 2), torch.arange(60) % 3
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical(), num_components=num_components)
+    bnn.fit(x, y, num_epochs=1, batch_size=20, progress=False)
+    other = how(bnn)
+    assert other.guide.model is other.model is not bnn.model
+    other.svi.step(x, y)  # the first one of an objective goes another way, so it is taken back
+    other.model.load_state_dict(bnn.model.state_dict())
+    other.guide.load_state_dict(bnn.guide.state_dict())
+    other.optim.set_state(bnn.optim.get_state())
+    for one in (other, bnn):
+        torch.manual_seed(1)
+        one.fit(x, y, num_epochs=2, batch_size=20, progress=False)
+    expected = bnn.state()
+    for name, value in other.state().items():
+        assert torch.equal(value, expected[name])
+    assert str(ibvi.roles(other.guide)) == str(ibvi.roles(bnn.guide))
+
+
+def test_two_networks_with_one_likelihood_share_nothing():
+    x, likelihood = torch.randn(60, 2), ibvi.Normal(0.3, learn_scale=True)
+    first, second = (ibvi.VariationalNetwork(nn.Linear(2, 1), likelihood) for _ in range(2))
+    first.fit(x, x[:, :1], num_epochs=3, progress=False)
+    found = [one.log_scale.item() for one in (first.likelihood, second.likelihood, likelihood)]
+    assert found[0] != found[1] == found[2] == pytest.approx(np.log(0.3))
 
 
 def test_defaults_agree():

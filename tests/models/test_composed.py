@@ -103,7 +103,7 @@ def test_moments_of_targets_that_are_no_tensor_or_not_all_there():
         first = there if targets is missing else y[:, 0]
         expected = [[first.mean(), y[:, 1].mean()], [first.std(), y[:, 1].std()]]
         found = torch.stack([likelihood.loc, likelihood.scale])
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
     series = Standardized(ibvi.Normal(0.1), frame.mean(), frame.std(ddof=0))
     whole = Standardized.of(ibvi.Normal(0.1), y)
     assert series.arguments() == {**whole.arguments(), "likelihood": series.likelihood}
