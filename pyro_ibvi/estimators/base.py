@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import operator
@@ -48,9 +47,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         self.x_mean_, self.x_scale_ = moments(X, weight)
         x = torch.as_tensor(self._standardize(X))
         y = y.to(x.dtype) if y.is_floating_point() else y
-        plain, counted = likelihood, likelihood
+        counted = likelihood
         if weight is not None:
-            plain = copy.deepcopy(likelihood).to(x.dtype)
             # The mean of the loss over data is then the weighted mean, whatever the batches.
             share = torch.as_tensor(weight / weight.mean(), dtype=x.dtype)
             counted = Weighted(likelihood)
@@ -60,7 +58,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             net = self._network(x.shape[1], size).to(x.dtype)
             self.network_ = VariationalNetwork(
                 net,
-                counted.to(x.dtype),
+                counted,
                 stochastic=self.stochastic,
                 covariance=self.covariance,
                 optimizer=self.optimizer,
@@ -69,9 +67,10 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             if self.device is not None:
                 self.network_.to(self.device)
             self._train(*parts)
-        if counted is not plain:  # weights are for training alone
-            plain.load_state_dict(likelihood.state_dict())
-            plain = plain.to(self.network_.device)
+        trained = self.network_.likelihood
+        if isinstance(trained, Weighted):  # weights are for training alone
+            plain = likelihood.to(device=self.network_.device, dtype=x.dtype)
+            plain.load_state_dict(trained.likelihood.state_dict())
             self.network_.likelihood = self.network_.model.likelihood = plain
         self.n_iter_ = self.network_.history.num_epochs
 
