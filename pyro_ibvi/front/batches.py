@@ -158,6 +158,10 @@ def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:
 
 def _is_pair(data: Any) -> bool:
     """Whether these are inputs and targets rather than two batches."""
-    if len(data) != 2 or not is_array(data[1]):
+    if len(data) != 2:
+        return False
+    if isinstance(data, tuple) and isinstance(data[1], Mapping):  # targets of several tasks
+        return not isinstance(data[0], Mapping)
+    if not is_array(data[1]):
         return False
     return is_array(data[0]) or (isinstance(data, tuple) and isinstance(data[0], (tuple, dict)))

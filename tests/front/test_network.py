@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.models import MultiTask
 from tests.front.conftest import make_net
 
 
@@ -101,6 +102,21 @@ def test_inputs_of_several_tensors(data):
     bnn = ibvi.VariationalNetwork(Two(), ibvi.Normal(0.3))
     bnn.fit((x, x + 1), y, num_epochs=1, batch_size=10, progress=False)
     assert bnn.predict({"a": x, "b": x + 1}, num_samples=3).mean.shape == (40, 1)
+
+
+def test_targets_of_several_tasks_as_a_pair(data):
+    x, y = data
+    tasks = MultiTask({"size": (ibvi.Normal(0.3), 1), "kind": (ibvi.Categorical(), 3)})
+    targets = {"size": y, "kind": torch.arange(40) % 3}
+    found = []
+    for given in ((x, targets), ((x, targets),)):
+        torch.manual_seed(0)
+        bnn = ibvi.VariationalNetwork(nn.Linear(2, 4), tasks)
+        bnn.fit(*given, valid_loader=(x, targets), num_epochs=2, batch_size=10, progress=False)
+        assert bnn.model.num_data == 40
+        found.append(bnn.history)
+    assert found[0] == found[1]
+    assert {"size/nll", "kind/nll"} <= found[0].metrics.keys()
 
 
 def test_validation_measures_predictions(data):
