@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -137,7 +139,10 @@ class FrozenDraws(nn.Module):
             The mean and the variance, as in :class:`~pyro_ibvi.Prediction`.
         """
         outputs = torch.stack([self.pick(network(*args, **kwargs)) for network in self.networks])
-        mean, epistemic, aleatoric = whole_moments(outputs, self.likelihood)
+        # What a distribution checks of its parameters depends on data, which no graph can follow.
+        is_graph = torch.compiler.is_compiling()
+        with dist.validation_enabled(False) if is_graph else contextlib.nullcontext():
+            mean, epistemic, aleatoric = whole_moments(outputs, self.likelihood)
         return mean, epistemic + aleatoric
 
 

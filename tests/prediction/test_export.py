@@ -3,11 +3,13 @@
 import io
 import warnings
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.models import Likelihood
 from pyro_ibvi.prediction import frozen_draws, mean_network, mixture
 
 
@@ -63,6 +65,14 @@ class Named(nn.Module):
         return {"logits": self.out(x), "aside": x}
 
 
+class Gamma(Likelihood):
+    """A distribution that checks its parameters, as those of a user's own likelihood do."""
+
+    def forward(self, output, num_batch_dims=1):
+        law = dist.Gamma(2.0, output.exp())
+        return law.to_event(len(law.batch_shape) - num_batch_dims)
+
+
 MUP = ibvi.MaximalUpdate(attention="1/d")
 PAIRS = {
     "convolutional": (convolutional, ibvi.Categorical, {}, (5, 1, 6, 6)),
@@ -82,6 +92,7 @@ PAIRS = {
     "tied": (Tied, ibvi.HeteroscedasticNormal, {"stochastic": "all"}, (5, 4)),
     "several outputs": (Named, ibvi.Categorical, {}, (5, 2)),
     "counts": (lambda: nn.Linear(2, 1), ibvi.Poisson, {}, (5, 2)),
+    "own likelihood": (lambda: nn.Linear(2, 1), Gamma, {}, (5, 2)),
     "binary": (lambda: nn.Linear(2, 1), ibvi.Bernoulli, {}, (5, 2)),
 }
 
