@@ -239,7 +239,12 @@ def _check_elementwise(name: str, likelihood: Any) -> None:
     if not isinstance(likelihood, Likelihood):
         what = getattr(likelihood, "__name__", type(likelihood).__name__)
         raise TypeError(f"{name} needs a likelihood such as Normal(0.1), got {what}.")
-    if isinstance(likelihood, Masked) or not _is_elementwise(likelihood):
+    if isinstance(likelihood, Masked):
+        raise TypeError(
+            f"{name} got a Masked likelihood, and Masked is outermost, once: write "
+            f"Masked(Standardized.of(Normal(0.1), y))."
+        )
+    if not _is_elementwise(likelihood):
         raise TypeError(
             f"{name} needs a likelihood of numbers, got {type(likelihood).__name__}: class labels "
             f"have Categorical(ignore_index=...), and tasks are masked one by one."

@@ -189,6 +189,9 @@ def test_bad_parts():
         Masked(ibvi.Normal)
     with pytest.raises(TypeError, match="Masked needs a likelihood of numbers, got MultiTask"):
         Masked(tasks())
+    for outside in (Masked, lambda inner: Standardized(inner, 0.0, 1.0)):
+        with pytest.raises(TypeError, match=r"Masked is outermost, once: write Masked\(Standard"):
+            outside(Masked(ibvi.Normal()))
     with pytest.raises(TypeError, match="likelihood of real numbers, got the Poisson"):
         Standardized(ibvi.Poisson(), 0.0, 1.0)
     with pytest.raises(ValueError, match="positive standard deviations, got loc"):
