@@ -116,6 +116,7 @@ def _rebuilt(
         target=made["target"],
         covariance=made["covariance"],
         num_components=made.get("num_components", 1),
+        draws=made.get("draws"),
     )
     bnn.model.num_data = made["num_data"]
     bnn.temperature = made["temperature"]

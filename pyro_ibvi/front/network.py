@@ -311,7 +311,7 @@ class VariationalNetwork:
         """
         check_parts(self)
         choices = describe_choices(self.model, self.guide)
-        choices["temperature"] = self.temperature
+        choices |= {"temperature": self.temperature, "draws": getattr(self.loss, "draws", None)}
         write_network(path, choices, self.state())
 
     def state(self) -> dict[str, Any]:

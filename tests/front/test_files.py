@@ -117,6 +117,15 @@ def test_tied_weights(tmp_path):
     assert torch.equal(again.predict(x, seed=1).mean, bnn.predict(x, seed=1).mean)
 
 
+@pytest.mark.parametrize("draws", [None, "batch", 4])
+def test_a_loaded_network_draws_as_often_in_a_step(draws, tmp_path):
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical(), draws=draws)
+    bnn.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", net)
+    assert again.loss.draws == bnn.loss.draws == (draws or "datum")
+
+
 def test_the_temperature_is_part_of_it(trained, data, tmp_path):
     x, y = data
     plain = trained.evaluate(x, y, num_samples=4, seed=1)
