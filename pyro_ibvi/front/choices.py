@@ -19,6 +19,8 @@ from pyro_ibvi.mup.roles import WeightRole
 
 _PLAIN = (bool, int, float, str, type(None))
 _CLASS = "class"
+#: Stands for a likelihood that stood before, as of a task that shares its noise with another.
+_SAME = "same"
 #: Stands for what a file cannot hold: a function, a distribution, a class of the user's.
 _OTHER = "other"
 
@@ -93,12 +95,13 @@ def find_others(description: Any) -> dict[str, str]:
     }
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, seen: dict[int, int] | None = None) -> Any:
     """A value as JSON's numbers, strings, lists and dictionaries.
 
     Args:
         value: Numbers, strings, this package's likelihoods, covariances, parametrizations and
             roles, and sequences and mappings of them.
+        seen: Numbers of the likelihoods that stand before it, by identity.
 
     Returns:
         The description.
@@ -106,29 +109,34 @@ def describe(value: Any) -> Any:
     Raises:
         TypeError: If there is anything else.
     """
+    seen = {} if seen is None else seen
     if type(value) in _PLAIN:
         return value
     if isinstance(value, (list, tuple)):
-        return [describe(part) for part in value]
+        return [describe(part, seen) for part in value]
     if isinstance(value, Mapping):
-        return {str(key): describe(part) for key, part in value.items()}
+        return {str(key): describe(part, seen) for key, part in value.items()}
     name = type(value).__name__
     if _classes().get(name) is not type(value):
         raise TypeError(f"{name} is no class of this package")
     if isinstance(value, Likelihood):
+        if id(value) in seen:
+            return {_SAME: seen[id(value)]}
+        seen[id(value)] = len(seen)
         fields = value.arguments()
     else:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(cast(Any, value))}
     if isinstance(fields.get("base"), nn.Module):
         fields["base"] = {n: tuple(p.shape) for n, p in fields["base"].named_parameters()}
-    return {_CLASS: name, **{key: describe(part) for key, part in fields.items()}}
+    return {_CLASS: name, **{key: describe(part, seen) for key, part in fields.items()}}
 
 
-def restore(description: Any) -> Any:
+def restore(description: Any, before: list[Any] | None = None) -> Any:
     """What was described, made anew.
 
     Args:
         description: What :func:`describe` gave.
+        before: The likelihoods that stand before it.
 
     Returns:
         An equal value, but for tuples, which are lists now.
@@ -136,14 +144,20 @@ def restore(description: Any) -> Any:
     Raises:
         TypeError: If it is of a class, or of arguments, that this version does not know.
     """
+    before = [] if before is None else before
     if isinstance(description, list):
-        return [restore(part) for part in description]
+        return [restore(part, before) for part in description]
     if not isinstance(description, dict):
         return description
-    fields = {key: restore(part) for key, part in description.items() if key != _CLASS}
+    if description.keys() == {_SAME}:
+        return before[description[_SAME]]
+    made = _classes().get(description.get(_CLASS, ""))
+    is_likelihood, place = made is not None and issubclass(made, Likelihood), len(before)
+    if is_likelihood:
+        before.append(None)
+    fields = {key: restore(part, before) for key, part in description.items() if key != _CLASS}
     if _CLASS not in description:
         return fields
-    made = _classes().get(description[_CLASS])
     if made is None:
         raise TypeError(f"{description[_CLASS]} is no class of this version of the package")
     if isinstance(fields.get("base"), dict):
@@ -151,7 +165,10 @@ def restore(description: Any) -> Any:
     unknown = fields.keys() - inspect.signature(made).parameters.keys()
     if unknown:
         raise TypeError(f"{made.__name__} has no {', '.join(sorted(unknown))} in this version")
-    return made(**fields)
+    value = made(**fields)
+    if is_likelihood:
+        before[place] = value
+    return value
 
 
 def _classes() -> dict[str, type]:

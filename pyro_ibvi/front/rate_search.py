@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.arguments import named_arguments
@@ -123,7 +124,8 @@ def rate_search(
     ordered = sorted(float(rate) for rate in rates)
     if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
         raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
-    nlls = []
+    nlls: list[float] = []
+    before: set[nn.Parameter] = set()
     for rate in tqdm(ordered, desc="rate search", disable=None if progress else True):
         with own_random_numbers(seed):
             bnn = build(rate)
@@ -137,10 +139,23 @@ def rate_search(
                     f"The network that was built learns at {bnn.optim.lr}, not at the rate "
                     f"{rate} that is tried: pass it on, VariationalNetwork(..., lr=lr)."
                 )
+            before = _checked_new(bnn, before)
             nlls.append(_nll(bnn, data, y, valid_loader, num_epochs, batch_size, num_samples))
     found = RateSearch(tuple(ordered), tuple(nlls))
     _check_found(found)
     return found
+
+
+def _checked_new(bnn: VariationalNetwork, before: set[nn.Parameter]) -> set[nn.Parameter]:
+    """The parameters that a network trains, if the network before it trained none of them."""
+    trained = {p: name for name, p in bnn.model.named_parameters() if p.requires_grad}
+    shared = [name for parameter, name in trained.items() if parameter in before]
+    if shared:
+        raise ValueError(
+            f"The networks that build makes share {shared[0]!r}, so that one would go on from what "
+            f"another learned: make the likelihood and the RandomModule inside of build."
+        )
+    return set(trained)
 
 
 def _nll(

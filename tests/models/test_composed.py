@@ -182,6 +182,36 @@ def test_likelihoods_are_made_again_from_their_arguments(likelihood):
         assert torch.equal(buffer, buffers[name])
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_likelihood_of_two_tasks_is_one(reduction):
+    """Its noise learns from both, and is one after it is saved."""
+
+    def of(first, second):
+        torch.manual_seed(0)
+        likelihood = MultiTask({"a": (first, 1), "b": (second, 1)})
+        return make(nn.Linear(3, 2), likelihood)
+
+    noise = ibvi.Normal(0.5, learn_scale=True)
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    model, guide = of(noise, noise)
+    apart, other = of(*(ibvi.Normal(0.5, learn_scale=True) for _ in range(2)))
+    other.load_state_dict(guide.state_dict())
+    apart.net.load_state_dict(model.net.state_dict())
+    together = list(losses(model, guide, x, y, reduction=reduction))
+    alone = list(losses(apart, other, x, y, reduction=reduction))
+    for loss, parts in zip(together, alone, strict=True):
+        (gradient,) = torch.autograd.grad(loss, [noise.log_scale])
+        scales = [likelihood.log_scale for likelihood in apart.likelihood.likelihoods.values()]
+        own = torch.autograd.grad(parts, scales)
+        torch.testing.assert_close(gradient, own[0] + own[1])
+        assert min(abs(g.item()) for g in own) > 1e-3
+    names = [name for name, _, _ in guide.named_rates("sgd") if "log_scale" in name]
+    assert len(names) == len({id(p) for p in model.likelihood.parameters()}) == 1
+    for likelihood, num in ((model.likelihood, 1), (apart.likelihood, 2)):
+        again = restore(describe(likelihood))
+        assert len(list(again.parameters())) == num
+
+
 def test_bad_parts():
     with pytest.raises(TypeError, match="Masked needs a likelihood of numbers, got Categorical"):
         Masked(ibvi.Categorical())
