@@ -28,7 +28,7 @@ from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import scored_parts, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
-from pyro_ibvi.training.checks import check_schedule, check_svi, warn_of_sum
+from pyro_ibvi.training.checks import check_no_data, check_schedule, check_svi, warn_of_sum
 from pyro_ibvi.training.schedules import Interval
 from pyro_ibvi.training.step import batch_size
 
@@ -208,8 +208,10 @@ class IBVIModule(lightning.LightningModule):
         """Counts the data, and gives each process draws of its own.
 
         Raises:
+            TypeError: If the trainer was given data, and no loader.
             ValueError: If the number of data cannot be found.
         """
+        check_no_data("train_dataloaders", self.trainer.train_dataloader)
         num_data = self._num_data
         if num_data is None and (self.bnn is not None or self.model.num_data is None):
             loader: Any = self.trainer.train_dataloader

@@ -164,11 +164,33 @@ def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
         ({"max_epochs": 0}, "max_epochs must be a positive whole number, got 0"),
         ({"hidden_layer_sizes": (8, -1)}, "Each of hidden_layer_sizes must be .*, got -1"),
         ({"validation_fraction": 1.5}, "validation_fraction is the share .*, got 1.5"),
+        ({"validation_fraction": "a"}, "validation_fraction is the share .*, got 'a'"),
+        ({"activation": "relu"}, r"activation is the class .*torch\.nn\.SiLU, got 'relu'"),
+        ({"activation": torch.nn.ReLU()}, r"activation is the class .*, got ReLU\(\)"),
+        ({"network": torch.nn.Linear(1, 2)}, r"network is a function .*num_outputs: .*got Linear"),
+        ({"network": lambda n: torch.nn.Linear(n, 2)}, r"network is a function .*, got <function"),
+        (
+            {"network": lambda n, m: torch.nn.Linear(n, 7)},
+            r"network\(1, 2\) made .*of shape \(2, 7\) for 2 rows, and \(2, 2\) is needed",
+        ),
+        ({"class_weight": {0: -1.0, 1: 1.0}}, "class_weight must be 0 or more for each class"),
     ],
 )
 def test_a_wrong_option_gets_a_sentence(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         IBVIClassifier(**options).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_a_single_hidden_layer_may_be_a_number():
+    X, y = load_iris(return_X_y=True)
+    options = {**QUICK, "max_epochs": 2}
+    one = IBVIClassifier(**{**options, "hidden_layer_sizes": 16}).fit(X, y)
+    assert np.array_equal(one.predict(X), IBVIClassifier(**options).fit(X, y).predict(X))
+
+
+def test_one_class_alone_is_named_as_it_is():
+    with pytest.raises(ValueError, match="holds the 1 class 2 alone"):
+        IBVIClassifier(**QUICK).fit([[0.0], [1.0]], [2, 2])
 
 
 def test_weights_that_are_all_zero_and_a_network_that_is_none():

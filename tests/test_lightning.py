@@ -348,6 +348,16 @@ MEAN = ibvi.TraceExpectedLogLikelihood(reduction="mean")
             r"number of training data cannot be found.*pass IBVIModule\(..., num_data=",
         ),
         (
+            lambda: train(make(), loader=TensorDataset(X, LABELS)),
+            TypeError,
+            r"train_dataloaders is a data set, which gives single data: write DataLoader",
+        ),
+        (
+            lambda: train(make(), loader=(X, LABELS)),
+            TypeError,
+            r"train_dataloaders must give batches, got tuple: write DataLoader\(Tensor",
+        ),
+        (
             lambda: make_trainer().fit(make(), make_loader(), Stream(X[:5])),
             ValueError,
             r"Scores need targets, and the batch has none",

@@ -16,8 +16,8 @@ from pyro_ibvi._util.network_copies import is_parallel
 def check_pair(model: Any, guide: Any) -> None:
     """Checks that a guide was made for a model, as far as both are modules.
 
-    A guide of a part of the model, of a function or of an effect handler passes: nothing can be
-    said of those.
+    A guide of a part of the model passes, and one of a model with the same network; so does one of
+    a function or of an effect handler, of which nothing can be said.
 
     Args:
         model: The model.
@@ -36,12 +36,23 @@ def check_pair(model: Any, guide: Any) -> None:
         )
     if guide is model:
         raise TypeError("The model itself was passed as its guide: write AutoMuPNormal(model).")
+    check_owner(model, guide)
+
+
+def check_owner(model: Any, guide: Any) -> None:
+    """Checks that a guide was made for a model, as :func:`check_pair` does, and nothing else.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Raises:
+        ValueError: If the guide was made for another model.
+    """
     mine, own = owner_module(model), owner_module(model_of(guide))
     if mine is None or own is None or own is mine:
         return
-    if any(module is own for module in mine.modules()) or any(
-        module is mine for module in own.modules()
-    ):
+    if not set(mine.modules()).isdisjoint(own.modules()):
         return
     raise ValueError(
         f"The guide was made for another {type(own).__name__} than the model that it is used "

@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -106,19 +109,47 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
 
     def _network(self, num_inputs: int, num_outputs: int) -> nn.Module:
         if self.network is not None:
-            made = self.network(num_inputs, num_outputs)
-            if not isinstance(made, nn.Module):
-                raise TypeError(
-                    f"network is a function of the numbers of inputs and outputs that makes a "
-                    f"torch module, got one that returns {type(made).__name__}."
-                )
-            return made
+            return self._made_by_user(num_inputs, num_outputs)
+        if isinstance(self.activation, (str, nn.Module)) or not callable(self.activation):
+            raise TypeError(
+                f"activation is the class of an activation, such as torch.nn.SiLU, got "
+                f"{self.activation!r}."
+            )
+        sizes = self.hidden_layer_sizes
+        sizes = (sizes,) if isinstance(sizes, (int, np.integer)) else sizes
         name = "Each of hidden_layer_sizes"
-        widths = [num_inputs, *(_checked_int(name, w) for w in self.hidden_layer_sizes)]
+        widths = [num_inputs, *(_checked_int(name, w) for w in sizes)]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), self.activation()]
         return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+
+    def _made_by_user(self, num_inputs: int, num_outputs: int) -> nn.Module:
+        make = self.network
+        if isinstance(make, nn.Module) or not callable(make) or not takes(make, 2):
+            what = type(make).__name__ if isinstance(make, nn.Module) else repr(make)
+            raise TypeError(
+                f"network is a function of the numbers of inputs and outputs that makes a torch "
+                f"module, lambda num_inputs, num_outputs: ..., got {what}."
+            )
+        made = make(num_inputs, num_outputs)
+        if not isinstance(made, nn.Module):
+            raise TypeError(
+                f"network is a function of the numbers of inputs and outputs that makes a "
+                f"torch module, got one that returns {type(made).__name__}."
+            )
+        try:
+            with torch.no_grad(), module_mode(made, training=False):
+                shape = tuple(made(torch.zeros(2, num_inputs)).shape)
+        except Exception:  # what is wrong with it shows in training
+            return made
+        if shape != (2, num_outputs):  # more logits than classes would train in silence
+            raise ValueError(
+                f"network({num_inputs}, {num_outputs}) made a network that gives outputs of shape "
+                f"{shape} for 2 rows, and {(2, num_outputs)} is needed: let its second argument "
+                f"be the size of the last layer."
+            )
+        return made
 
     def _checked(self, X: Any, y: Any, weight: Any, **options: Any) -> tuple[Any, Any, Any]:
         """Data of which each row counts; those of weight 0 are left out."""
@@ -134,10 +165,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     def _check_numbers(self) -> None:
         for name in ("batch_size", "max_epochs", "patience", "num_samples"):
             _checked_int(name, getattr(self, name))
-        if not 0 < self.validation_fraction < 1:
+        share = self.validation_fraction
+        if not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ValueError(
                 f"validation_fraction is the share of the data that is held back, strictly "
-                f"between 0 and 1, got {self.validation_fraction!r}; early_stopping=False holds "
+                f"between 0 and 1, got {share!r}; early_stopping=False holds "
                 f"back none."
             )
 

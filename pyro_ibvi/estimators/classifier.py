@@ -111,17 +111,22 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
             The estimator.
 
         Raises:
-            ValueError: If there is only one class.
+            ValueError: If there is only one class, or a class has a negative weight.
         """
         X, y, weight = self._checked(X, y, sample_weight)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"There is nothing to tell apart: y holds the 1 class {self.classes_[0]!r} alone."
+                f"There is nothing to tell apart: y holds the 1 class "
+                f"{self.classes_.tolist()[0]!r} alone."
             )
         if self.class_weight is not None:
             by_class = compute_sample_weight(self.class_weight, y)
+            if not (by_class >= 0).all():
+                raise ValueError(
+                    f"class_weight must be 0 or more for each class, got {self.class_weight!r}."
+                )
             weight = by_class if weight is None else weight * by_class
         self._fit(X, torch.as_tensor(labels), weight, Categorical(), len(self.classes_))
         return self

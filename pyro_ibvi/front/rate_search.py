@@ -152,8 +152,8 @@ def _checked_new(bnn: VariationalNetwork, before: set[nn.Parameter]) -> set[nn.P
     shared = [name for parameter, name in trained.items() if parameter in before]
     if shared:
         raise ValueError(
-            f"The networks that build makes share {shared[0]!r}, so that one would go on from what "
-            f"another learned: make the likelihood and the RandomModule inside of build."
+            f"The networks that build makes share {shared[0]!r}, so that one would go on from "
+            f"what another learned: make the likelihood and the RandomModule inside of build."
         )
     return set(trained)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
-from pyro_ibvi._util.pairs import check_unwrapped
+from pyro_ibvi._util.pairs import check_owner, check_unwrapped
 from pyro_ibvi._util.undo import Undo
 from pyro_ibvi.objectives.masks import count_observations
 from pyro_ibvi.objectives.sites import Traces
@@ -78,11 +78,13 @@ class Pairs:
 
         Raises:
             TypeError: If one of them is wrapped for several devices.
+            ValueError: If the guide was made for another model.
         """
         owners = _owners(model) + _owners(guide)
         key = tuple(map(id, owners))
         if key not in self._known:
             check_unwrapped(model=model, guide=guide)
+            check_owner(model, guide)
             known = self._known
 
             def forget(_: Any) -> None:

@@ -97,6 +97,26 @@ def warn_of_sum(svi: SVI) -> None:
         svi.optim.learn_scale(type(loss).__name__, num_data)
 
 
+def check_no_data(name: str, loader: Any) -> None:
+    """Checks that data are not passed where their batches are expected.
+
+    Args:
+        name: Name of the argument.
+        loader: Its value.
+
+    Raises:
+        TypeError: If they are.
+    """
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"{name} is a data set, which gives single data: write "
+            f"DataLoader(data, batch_size=128, shuffle=True)."
+        )
+    is_pair = isinstance(loader, tuple) and any(map(is_array, loader))
+    if is_pair or isinstance(loader, str) or is_array(loader):
+        raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
+
+
 def check_loader(name: str, loader: Any) -> None:
     """Checks that something can be a loader.
 
@@ -108,14 +128,7 @@ def check_loader(name: str, loader: Any) -> None:
         TypeError: If it gives no batches.
         ValueError: If it gives one process's share of them.
     """
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        raise TypeError(
-            f"{name} is a data set, which gives single data: write "
-            f"DataLoader(data, batch_size=128, shuffle=True)."
-        )
-    is_pair = isinstance(loader, tuple) and any(map(is_array, loader))
-    if is_pair or isinstance(loader, str) or is_array(loader):
-        raise TypeError(f"{name} must give batches, got {_name(loader)}: write {_LOADER}.")
+    check_no_data(name, loader)
     if isinstance(loader, Mapping):
         raise TypeError(
             f"{name} must give batches, got a mapping with the keys {list(loader)[:5]}: write "

@@ -174,3 +174,22 @@ def test_of_what_cannot_be_referred_to_nothing_is_remembered():
     assert pairs.of(Slotted(), line) is not pairs.of(Slotted(), line)
     assert len(pairs) == 0
     assert pairs.of(built, line) is pairs.of(built, line)
+
+
+@pytest.mark.parametrize("estimator", PAIRS)
+def test_a_guide_of_another_model_is_refused_at_the_first_step(estimator):
+    """One with the same network is that of another likelihood, and passes."""
+    ours, _, options = PAIRS[estimator]
+
+    def make(net=None):
+        net = RandomModule(torch.nn.Linear(1, 1), stochastic="all") if net is None else net
+        return SupervisedModel(net, Normal(0.5), num_data=4)
+
+    model, other = make(), make()
+    guide = AutoMuPNormal(model)
+    sibling = make(model.net)
+    data = torch.ones(4, 1), torch.ones(4, 1)
+    loss = ours(**options)
+    assert isinstance(loss.loss_and_grads(sibling, guide, *data), float)
+    with pytest.raises(ValueError, match="guide was made for another SupervisedModel"):
+        loss.loss_and_grads(other, guide, *data)
