@@ -153,7 +153,7 @@ def _checked_new(bnn: VariationalNetwork, before: set[nn.Parameter]) -> set[nn.P
     if shared:
         raise ValueError(
             f"The networks that build makes share {shared[0]!r}, so that one would go on from "
-            f"what another learned: make the likelihood and the RandomModule inside of build."
+            f"what another learned: make the RandomModule inside of build."
         )
     return set(trained)
 

@@ -74,14 +74,14 @@ def test_bad_input(build, data):
 
 def test_one_try_does_not_go_on_from_another(data):
     x, y = data
-    net = make_net()
-    noise = ibvi.Normal(0.3, learn_scale=True)
-    random = ibvi.RandomModule(net)
-    for build, name in (
-        (lambda lr: ibvi.VariationalNetwork(net, noise, lr=lr), r"likelihood\.log_scale"),
-        (lambda lr: ibvi.VariationalNetwork(random, ibvi.Normal(0.3), lr=lr), r"net\.net\."),
-    ):
-        with pytest.raises(ValueError, match=f"build makes share '{name}.* inside of build"):
-            ibvi.rate_search(
-                build, x, y, valid_loader=data, rates=(1e-4, 1e-3), num_epochs=1, progress=False
-            )
+    random = ibvi.RandomModule(make_net())
+    with pytest.raises(ValueError, match=r"build makes share 'net\.net\..* inside of build"):
+        ibvi.rate_search(
+            lambda lr: ibvi.VariationalNetwork(random, ibvi.Normal(0.3), lr=lr),
+            x,
+            y,
+            valid_loader=data,
+            rates=(1e-4, 1e-3),
+            num_epochs=1,
+            progress=False,
+        )
