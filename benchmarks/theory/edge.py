@@ -16,6 +16,7 @@ loss (``NUM_DRAWS`` draws of each datum's noise) by the means at the end, times 
 """
 
 import json
+import math
 import platform
 from pathlib import Path
 
@@ -31,7 +32,7 @@ FILE = Path(__file__).with_suffix(".json")
 NUM_ROWS, NUM_STEPS, NUM_SEEDS, NUM_DRAWS = 300, 400, 5, 16
 SCALES = (1e-6, 0.2, 0.35, 0.5, 0.7)
 DRAWS = ("batch", "datum")
-NETWORK_RATES = (0.05, 0.1)
+NETWORK_RATES = (0.05, 0.1, 0.2)
 NETWORK_STEPS = 3000
 
 
@@ -125,11 +126,11 @@ def trained_sharpness(scale: float, rate: float, draws: str) -> dict[str, object
         for name in svi.model.net.stochastic:
             site = svi.model.net.site_name(name)
             net.get_parameter(name).copy_(svi.guide.loc(site))
+    row: dict[str, object] = {"s": scale, "draws": draws, "rate": rate}
+    if not math.isfinite(losses[-1]):
+        return row | {"loss": None, "sharpness": None}
     found = sharpness(net, x, y, scale, NUM_DRAWS)
-    return {
-        "s": scale, "draws": draws, "rate": rate, "loss": sum(losses[-50:]) / 50,
-        "sharpness": found * rate / 2,
-    }  # fmt: skip
+    return row | {"loss": sum(losses[-50:]) / 50, "sharpness": found * rate / 2}
 
 
 def main() -> None:
