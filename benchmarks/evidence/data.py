@@ -137,10 +137,16 @@ def corrupt(images: np.ndarray, kind: str, severity: int) -> np.ndarray:
 
 
 def load_images(
-    name: str, num_train: int, num_valid: int, ood: str, num_shifted: int = 500
+    name: str,
+    num_train: int,
+    num_valid: int,
+    ood: str,
+    num_shifted: int = 500,
+    num_test: int | None = None,
 ) -> Images:
     """The data of a task; validation images are the last of the training set."""
     x, y, x_test, y_test = raw_images(name)
+    x_test, y_test = x_test[:num_test], y_test[:num_test]
     mean = x[:num_train].mean((0, 2, 3), keepdims=True)
     scale = x[:num_train].std((0, 2, 3), keepdims=True)
 
