@@ -215,10 +215,11 @@ def warn_of(names: Sequence[str]) -> None:
     """
     if names:
         warnings.warn(
-            f"draws='datum': the random sites {list(names)} have one draw for a batch. A draw for "
-            f"each datum can be had where the covariance is Multiplicative (with rate=0 in a "
-            f"mixture) and the layer reads an input with the data in its first dimension; draws=8 "
-            f"draws all sites eight times, for an eighth of the batch each.",
+            f"draws='datum', which VariationalNetwork takes by itself for class labels: the "
+            f"random sites {list(names)} have one draw for a batch. A draw for each datum can be "
+            f"had where the covariance is Multiplicative (with rate=0 in a mixture) and the layer "
+            f"reads an input with the data in its first dimension; draws=8 draws all sites eight "
+            f"times, for an eighth of the batch each.",
             UserWarning,
             stacklevel=2,
         )
