@@ -1,11 +1,6 @@
 """The module for Lightning against loops written by hand, and what Lightning adds."""
 
-import ast
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pyro
 import pytest
@@ -19,7 +14,6 @@ import pyro_ibvi as ibvi
 lightning = pytest.importorskip("lightning")
 from pyro_ibvi.lightning import IBVIModule  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
 X = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
 LABELS = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
 NUMBERS = X[:, :1].sin()
@@ -381,27 +375,3 @@ def test_the_number_of_data_can_be_told():
     module = make(num_data=480)
     train(module, loader=Stream())
     assert module.model.num_data == 480
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="processes meet by gloo")
-def test_two_workers_one_of_which_is_killed():
-    """They have one network, draws of their own and common scores; then an error, and no hang."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "lightning_workers.py")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    found = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert found["networks"] == 0.0
-    assert found["draws"] > 0.1
-    assert found["num_data"] == 32
-    assert found["steps"] == 2 * 4  # of two processes with 16 data each, 4 at a time
-    for name in ("nll", "accuracy", "ece", "brier"):
-        assert found["logged"][f"val_{name}"] == pytest.approx(found["expected"][name], rel=1e-4)
-    assert done.returncode != 0
-    assert "peer" in done.stderr  # gloo's word for who is gone

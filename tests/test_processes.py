@@ -116,3 +116,27 @@ def test_the_script_for_torchrun(output):
     assert again.evaluate(x[1200:] / 8 - 1, y[1200:], seed=0) == pytest.approx(scores, rel=1e-5)
     assert again.model.num_data == 1200
     assert len(lines) == 2  # process 0 alone speaks
+
+
+def test_two_workers_of_lightning_one_of_which_is_killed():
+    """They have one network, draws of their own and common scores; then an error, and no hang."""
+    pytest.importorskip("lightning")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "lightning_workers.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    found = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert found["networks"] == 0.0
+    assert found["draws"] > 0.1
+    assert found["num_data"] == 32
+    assert found["steps"] == 2 * 4  # of two processes with 16 data each, 4 at a time
+    for name in ("nll", "accuracy", "ece", "brier"):
+        assert found["logged"][f"val_{name}"] == pytest.approx(found["expected"][name], rel=1e-4)
+    assert done.returncode != 0
+    assert "peer" in done.stderr  # gloo's word for who is gone
