@@ -43,6 +43,7 @@ class TensorBatches:
                 f"the shapes {shapes or 'of no tensor'}."
             )
         self.data = data
+        self.dataset = TensorDataset(*tensors_of(data))  # by which a training knows its data again
         self.batch_size = batch_size
         self.shuffle = shuffle
         (self.num_data,) = sizes

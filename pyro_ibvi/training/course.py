@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from torch.utils.data import TensorDataset
+
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.digest import digest
 from pyro_ibvi._util.files import checked_path
 from pyro_ibvi._util.inputs import num_batches
 from pyro_ibvi._util.modes import module_mode
@@ -222,6 +225,7 @@ class Course:
             "learning rate": rate,
             "num_data": num_data if isinstance(num_data, int) else None,
             "size of the data set": num_batches(dataset),
+            "digest of the data set's first and last row": _digest_of_ends(dataset),
             "number of batches": num_batches(self._loader),
             "accumulate": self._accumulate,
         }
@@ -259,3 +263,10 @@ class Course:
     def _set_generators(self, states: Mapping[str, Any]) -> None:
         for name, generator in self._generators.items():
             generator.set_state(states[name])
+
+
+def _digest_of_ends(dataset: Any) -> str | None:
+    """Some digits to know tensors by; None where rows may be made as they are read."""
+    if not isinstance(dataset, TensorDataset) or not len(dataset):
+        return None
+    return digest([tensor[[0, -1]] for tensor in dataset.tensors])[:8]

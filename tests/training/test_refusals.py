@@ -1,6 +1,7 @@
 """What fit refuses, in sentences, and that a refusal leaves everything as it was."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -216,6 +217,30 @@ def test_resuming_with_other_settings_is_said(tmp_path, change):
     apply(svi)
     with pytest.warns(UserWarning, match=rf"resumed with other settings: {message}"):
         train(svi, checkpoint=tmp_path / "run.pt", num_epochs=2)
+
+
+def test_resuming_on_other_data_of_the_same_size_is_said(tmp_path):
+    path = tmp_path / "run.pt"
+    loader = make_loader()
+    x, y = loader.dataset.tensors
+    ibvi.fit(make_svi(), loader, 1, checkpoint=path, progress=False)
+    with warnings.catch_warnings():  # a copy is the same data
+        warnings.simplefilter("error")
+        copies = DataLoader(TensorDataset(x.clone(), y.clone()), loader.batch_size)
+        ibvi.fit(make_svi(), copies, 1, checkpoint=path, progress=False)
+    others = DataLoader(TensorDataset(x + 1, y), loader.batch_size)
+    with pytest.warns(UserWarning, match="digest of the data set's first and last row is "):
+        ibvi.fit(make_svi(), others, 2, checkpoint=path, progress=False)
+
+
+def test_a_network_says_so_of_tensors(tmp_path):
+    def fit(x, num_epochs):
+        bnn = ibvi.VariationalNetwork(nn.Linear(1, 1), ibvi.Normal(0.1))
+        bnn.fit(x, Y, num_epochs=num_epochs, checkpoint=tmp_path / "run.pt", progress=False)
+
+    fit(X, 1)
+    with pytest.warns(UserWarning, match="digest of the data set's first and last row is "):
+        fit(X + 1, 2)
 
 
 def test_fewer_epochs_than_were_done_are_said(tmp_path):
