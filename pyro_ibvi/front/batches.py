@@ -117,8 +117,6 @@ def count_rows(batches: Iterable[Any]) -> int | None:
     Returns:
         The number, or None if only an iteration could tell.
     """
-    if isinstance(batches, TensorBatches):
-        return batches.num_data
     dataset = getattr(batches, "dataset", None)
     if dataset is not None:
         return len(dataset) if hasattr(dataset, "__len__") else None
