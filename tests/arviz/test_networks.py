@@ -26,6 +26,16 @@ def fit():
     return model, guide, torch.randn(10, 3), torch.randn(10, 1)
 
 
+def test_a_whole_is_told_to_give_its_parts():
+    bnn = ibvi.VariationalNetwork(torch.nn.Linear(3, 1), ibvi.Normal(0.5))
+    x = torch.randn(10, 3)
+    with pytest.raises(
+        TypeError, match=r"holds a model and a guide: pass its \.model and \.guide"
+    ):
+        to_arviz(bnn, x)
+    assert "posterior_predictive" in to_arviz(bnn.model, bnn.guide, x, num_samples=2).groups()
+
+
 def test_groups_of_a_network(fit):
     model, guide, x, y = fit
     before = {n: v.clone() for n, v in model.state_dict().items()}
