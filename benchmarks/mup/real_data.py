@@ -76,7 +76,7 @@ class Task:
 
 TASKS = {
     "fashion": Task("fashion-mnist", mlp, (64, 256, 1024), 12_800, 2_000, 128, 500),
-    "fashion-wide": Task("fashion-mnist", mlp, (4096,), 12_800, 2_000, 128, 500),
+    "fashion-wide": Task("fashion-mnist", mlp, (1024, 4096), 12_800, 2_000, 128, 500),
     "cifar-mlp": Task(
         "cifar10-jpeg", lambda width: mlp(width, 3_072), (64, 256, 1024), 12_800, 2_000, 128, 500
     ),
