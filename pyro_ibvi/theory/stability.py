@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi.theory.checks import check_data
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -134,7 +135,8 @@ def max_stable_multiplicative_rate(
         The bound on the rate, without momentum.
 
     Raises:
-        ValueError: If a shape does not fit, ``draws`` is neither, or no datum uses any feature.
+        ValueError: If the data are no finite matrix, ``s`` does not fit them, ``draws`` is
+            neither, or no datum uses any feature.
 
     Example:
         >>> X = torch.ones(50, 1)
@@ -144,7 +146,8 @@ def max_stable_multiplicative_rate(
         ... ]
         [0.93, 1.577]
     """
-    if X.ndim != 2 or s.shape != X.shape[1:]:
+    check_data(X)
+    if s.shape != X.shape[1:]:
         raise ValueError(
             f"X has the shape {tuple(X.shape)} and s {tuple(s.shape)}, and (N, P) and (P,) were "
             "expected."

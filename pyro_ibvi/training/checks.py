@@ -74,7 +74,7 @@ def check_loss(loss: Any) -> None:
         hint = f", {likelihood}" if likelihood is not None else ""
         raise TypeError(
             f"The loss of SVI must be an objective such as TraceExpectedLogLikelihood(), got "
-            f"{getattr(loss, '__name__', None) or _name(loss)}: what it says of outputs and "
+            f"{_name_of(loss)}: what it says of outputs and "
             f"targets, the model's likelihood says{hint}."
         )
     if isinstance(loss, type):
