@@ -94,6 +94,12 @@ def measure(
     }
 
 
+def measure_alone(**case: Any) -> dict[str, Any]:
+    """The same in a fresh process, whose allocator has no free memory of earlier work to give."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, **case).result()
+
+
 def cases(*, quick: bool = False) -> list[dict[str, Any]]:
     """The cases: numbers, whose draws fit, and two classes, whose draws do not."""
     size = {"num_rows": 500 if quick else 100_000, "num_samples": 20 if quick else 1000}
@@ -107,8 +113,7 @@ if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
     found = []
     for case in cases():
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found.append(pool.submit(measure, **case).result())
+        found.append(measure_alone(**case))
         print(found[-1], flush=True)
     about = {"threads": 1, "torch": torch.__version__, "machine": platform.machine()}
     (HERE / "memory_budget.json").write_text(
