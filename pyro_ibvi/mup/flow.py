@@ -179,7 +179,7 @@ class _Walk:
     def _take(self, step: Step, reads: tuple[str, ...]) -> None:
         is_attention = step.target is nn.functional.scaled_dot_product_attention
         self._flow.calls_attention |= is_attention and step.kwargs.get("scale") is None
-        if step.target not in LOOKUPS:
+        if step.target not in LOOKUPS and not step.is_sum:
             parameters = [self._parameters[name] for name in reads if name in self._parameters]
             _note_tied(self._flow, self._net, parameters)
         nothing: frozenset[str] = frozenset()

@@ -21,6 +21,9 @@ from pyro_ibvi.mup.layers import is_known
 
 #: Functions that take rows from a table.
 LOOKUPS = (nn.functional.embedding, nn.functional.embedding_bag)
+#: Names of functions, methods and operators that put values beside data or add them.
+_SUMS = {"add", "iadd", "radd", "sub", "isub", "rsub", "subtract", "lerp", "where"}
+_SUMS |= {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Step:
     def is_computed(self) -> bool:
         """Whether the step computes something of all of its inputs; a row of a table is data."""
         return not self.is_module and self.parameter is None and self.target not in LOOKUPS
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether values are added or put side by side, so that none multiplies the others."""
+        name = getattr(self.target, "__name__", self.target)
+        return not self.is_module and isinstance(name, str) and name.strip("_") in _SUMS
 
 
 def trace_steps(net: nn.Module, *, training: bool = False) -> Iterator[Step]:

@@ -69,6 +69,27 @@ class Untied(nn.Module):
         return self.read(F.embedding(x, self.embed.weight) + 2 * places)
 
 
+class Placed(nn.Module):
+    """Adds a table of places, whole or in part, to what it makes of each step."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.embed, self.places = nn.Linear(3, 8), nn.Embedding(5, 8)
+        self.read, self.add = nn.Linear(8, 2), add
+
+    def forward(self, x):
+        return self.read(self.add(self.embed(x), self.places.weight).mean(-2))
+
+
+ADDITIONS = {
+    "+": lambda h, w: h + w,
+    "+ from the right": lambda h, w: w.unsqueeze(0) + h,
+    "in place": lambda h, w: h.add_(w),
+    "part": lambda h, w: torch.add(h, w[:5]),
+    "method": lambda h, w: h.sub(w[None]),
+    "beside": lambda h, w: torch.cat([h, w.expand(4, -1, -1)], -2),
+}
+
 NETWORKS = {
     "embedding first": (Tied(), "embed.weight"),
     "read-out first": (Tied(first="read"), "read.weight"),
@@ -94,6 +115,15 @@ def test_a_tied_weight_is_an_embedding_wherever_it_stands(kind):
 @pytest.mark.parametrize("net", [Untied(), nn.Embedding(TOKENS, 8), nn.Linear(8, 8)])
 def test_other_weights_are_not_tied(net):
     assert not any(weight.tied for weight in find_roles(net).values())
+
+
+@pytest.mark.parametrize("x", [None, torch.randn(4, 5, 3)], ids=["traced", "recorded"])
+@pytest.mark.parametrize("how", ADDITIONS)
+def test_a_table_that_is_added_is_not_tied(how, x):
+    weights = find_roles(Placed(ADDITIONS[how]), example_input=x)
+    assert not any(weight.tied for weight in weights.values())
+    assert weights["embed.weight"].role == "input"
+    assert weights["read.weight"].role == "output"
 
 
 @pytest.mark.parametrize("first", ["embed", "read"])
