@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import scipy.ndimage as ndi
 import torch
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from benchmarks.evidence import report, scores
+from benchmarks.evidence import data, networks, report, scores, series
 
 P = torch.softmax(torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double(), -1)
 Y = (torch.rand(200, generator=torch.Generator().manual_seed(1)) < P[:, 1]).long()
@@ -20,6 +21,49 @@ def test_scores_are_those_of_scikit_learn():
     assert found["brier"] == pytest.approx(2 * brier_score_loss(Y, P[:, 1]), rel=1e-5)
     detected = scores.detection(P[Y == 1, 1], P[Y == 0, 1])
     assert detected["auroc"] == pytest.approx(roc_auc_score(Y, P[:, 1]), rel=1e-12)
+
+
+@pytest.mark.parametrize("module", [data, series])
+def test_corruptions_grow(module):
+    """In their distance from what they corrupt, which they leave as it is."""
+    shape = (20, 3, 16, 16) if module is data else (20, 25, 12)
+    values = ndi.gaussian_filter(
+        np.random.RandomState(0).rand(*shape), (0, *[1] * (len(shape) - 1))
+    )
+    before = values.copy()
+    for kind in module.CORRUPTIONS:
+        copies = [module.corrupt(values, kind, severity) for severity in module.SEVERITIES]
+        assert all(copy.shape == values.shape for copy in copies)
+        distances = [np.abs(copy - values).mean() for copy in copies]
+        assert 0 < distances[0] < distances[-1]
+        assert all(np.diff(distances) > -0.1 * distances[-1])
+    assert np.array_equal(values, before)
+
+
+@pytest.fixture
+def _fast_path():
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.usefixtures("_fast_path")
+@pytest.mark.parametrize("name", ["lenet5", "resnet8", "transformer"])
+def test_dropout_acts_on_every_network(name):
+    shape = {"lenet5": (1, 28, 28), "resnet8": (3, 32, 32), "transformer": (25, 12)}[name]
+    x = torch.randn(2, *shape)
+    net = networks.NETWORKS[name]()
+    expected = net.eval()(x)
+    with_dropout = networks.with_dropout(net, 0.2).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(with_dropout(x), expected)
+        for module in with_dropout.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train()
+        assert not torch.equal(with_dropout(x), with_dropout(x))
+    # Also inside, where a fast path of torch's would leave it out.
+    with_dropout[-2].eval()
+    with torch.no_grad():
+        assert not torch.equal(with_dropout(x), with_dropout(x))
 
 
 def test_the_temperature_is_found():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
 
-from .data import Images
+from .data import LabelledData
 from .implicit_bias import make_svi
 from .networks import NETWORKS, with_dropout
 
@@ -33,7 +33,7 @@ Epochs = Iterator[tuple[Draw, list[Any]]]
 class Task:
     """Data, network and schedule of a task."""
 
-    data: Images
+    data: LabelledData
     network: str
     epochs: int
     batch_size: int

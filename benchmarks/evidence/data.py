@@ -30,8 +30,8 @@ CORRUPTIONS = {
 
 
 @dataclass(frozen=True)
-class Images:
-    """Standardized images, shape ``(N, channels, height, width)``, and labels."""
+class LabelledData:
+    """Standardized inputs, such as images ``(N, channels, height, width)``, and labels."""
 
     x: Tensor
     y: Tensor
@@ -143,7 +143,7 @@ def load_images(
     ood: str,
     num_shifted: int = 500,
     num_test: int | None = None,
-) -> Images:
+) -> LabelledData:
     """The data of a task; validation images are the last of the training set."""
     x, y, x_test, y_test = raw_images(name)
     x_test, y_test = x_test[:num_test], y_test[:num_test]
@@ -154,7 +154,7 @@ def load_images(
         return torch.from_numpy(np.ascontiguousarray((images - mean) / scale)).float()
 
     labels = torch.from_numpy(y)
-    return Images(
+    return LabelledData(
         standardized(x[:num_train]),
         labels[:num_train],
         standardized(x[-num_valid:]),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from benchmarks.speed.networks import BasicBlock, make_lenet5
 
@@ -39,6 +40,42 @@ def resnet8() -> nn.Sequential:
     )
 
 
+class Steps(nn.Module):
+    """A linear map of each step, and what is learned of its place."""
+
+    def __init__(self, num_channels: int, num_steps: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_channels, width)
+        self.places = nn.Embedding(num_steps, width)
+        nn.init.normal_(self.places.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., steps, channels)`` to ``(..., steps, width)``."""
+        return self.linear(x) + self.places.weight
+
+
+class MeanOverSteps(nn.Module):
+    """The mean over the steps of a series."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., steps, width)`` to ``(..., width)``."""
+        return x.mean(-2)
+
+
+def transformer(num_classes: int = 7, width: int = 64) -> nn.Sequential:
+    """Two blocks of attention, for series of 25 steps and 12 channels."""
+    torch.backends.mha.set_fastpath_enabled(False)  # it leaves dropout out in evaluation mode
+    block = nn.TransformerEncoderLayer(
+        width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+    )
+    return nn.Sequential(
+        Steps(12, 25, width),
+        nn.TransformerEncoder(block, 2, nn.LayerNorm(width), enable_nested_tensor=False),
+        MeanOverSteps(),
+        nn.Linear(width, num_classes),
+    )
+
+
 def mlp_784() -> nn.Sequential:
     """Two hidden layers of 256, for images of 28 x 28."""
     return nn.Sequential(
@@ -63,14 +100,15 @@ NETWORKS = {
     "conv6_16": partial(conv6, 16),
     "resnet8": resnet8,
     "mlp_784": mlp_784,
+    "transformer": transformer,
 }
 
 
 def with_dropout(net: nn.Sequential, p: float) -> nn.Sequential:
     """The same network with dropout where it is usual.
 
-    That is in front of each linear layer but one that reads the data, and between the
-    convolutions of a residual block.
+    That is in front of each linear layer but one that reads the data, between the convolutions of
+    a residual block, and where the encoder of a transformer has it but on attention's weights.
     """
     layers: list[nn.Module] = []
     seen = False
@@ -79,6 +117,10 @@ def with_dropout(net: nn.Sequential, p: float) -> nn.Sequential:
             layers.append(nn.Dropout(p))
         if isinstance(layer, BasicBlock):
             layer.conv2 = nn.Sequential(nn.Dropout(p), layer.conv2)
-        seen |= isinstance(layer, (nn.Linear, nn.Conv2d))
+        if isinstance(layer, nn.TransformerEncoder):
+            for module in layer.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = p
+        seen |= isinstance(layer, (nn.Linear, nn.Conv2d, nn.TransformerEncoder))
         layers.append(layer)
     return nn.Sequential(*layers)

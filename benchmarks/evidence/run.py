@@ -18,7 +18,7 @@ import os
 import platform
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ import pyro_ibvi as ibvi
 
 from . import scores
 from .contenders import CONTENDERS, Draw, Settings, Task
-from .data import Images, load_images
+from .data import LabelledData, load_images
+from .series import load_series
 
 HERE = Path(__file__).parent
 GRID_SEED = 1000
 PROTOCOLS = ("last", "best")
+LOADERS: dict[str, Callable[..., LabelledData]] = {"images": load_images, "series": load_series}
 
 
 def grid(options: dict[str, Any]) -> Iterator[Settings]:
@@ -52,7 +54,7 @@ def probabilities(draw: Draw, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor
     return p.mean(0), scores.entropy(p).mean(0)
 
 
-def evaluate(draw: Draw, data: Images, num_draws: int) -> dict[str, Any]:
+def evaluate(draw: Draw, data: LabelledData, num_draws: int) -> dict[str, Any]:
     """All scores, with the temperature that the validation images choose and without."""
     p_valid, _ = probabilities(draw, data.x_valid, num_draws)
     temperature = scores.find_temperature(p_valid, data.y_valid)
@@ -199,7 +201,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = tomllib.loads((HERE / "tasks" / f"{args.task}.toml").read_text())
-    data = load_images(**config["data"])
+    data = LOADERS[config["data"].pop("kind", "images")](**config["data"])
     task = Task(data, **config["training"])
     (HERE / "results").mkdir(exist_ok=True)
     folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
