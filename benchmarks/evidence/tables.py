@@ -168,7 +168,7 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
         {
             "covariance": "relative",
             "stochastic": [["2.weight", "4.weight"]],
-            "scale": [0.03, 0.1, 0.2],
+            "scale": [0.03, 0.1, 0.2, 0.35],  # as wide as that of dropout
             "rate": [0.0],
             "draws": "datum",
             "lr": [0.003, 0.01],
