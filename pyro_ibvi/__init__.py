@@ -17,7 +17,7 @@ from pyro_ibvi.diagnostics import (
     rate_transfer,
     roles,
 )
-from pyro_ibvi.front import VariationalNetwork, load, rate_search
+from pyro_ibvi.front import VariationalNetwork, grid_search, load, rate_search
 from pyro_ibvi.guides import (
     AutoMuPMixture,
     AutoMuPNormal,
@@ -61,6 +61,7 @@ __all__ = [
     "VariationalNetwork",
     "load",
     "rate_search",
+    "grid_search",
     # the model
     "RandomModule",
     "SupervisedModel",

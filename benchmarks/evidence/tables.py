@@ -153,7 +153,11 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
     "ELBO, stock Pyro": (elbo, {"lr": [0.003, 0.01], "init_scale": [0.01, 0.1]}),
     "paper's recipe, rank 10": (
         implicit_bias,
-        {"covariance": "low rank", "rank": 10, "lr": [0.003, 0.01, 0.03]},
+        {"covariance": "low rank", "rank": 10, "lr": [0.003, 0.01, 0.03, 0.1]},
+    ),
+    "four components of rank 10": (
+        implicit_bias,
+        {"covariance": "low rank", "rank": 10, "mixture": 4, "lr": [0.01, 0.03, 0.1]},
     ),
     "paper's recipe, rank 100": (
         implicit_bias,

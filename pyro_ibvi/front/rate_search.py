@@ -6,16 +6,16 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import nn
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.plots import axes_or_new
-from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
+from pyro_ibvi.front.trials import Trials, index_of_best, shown_nll
 
 #: Each about three times the one before.
 _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -37,13 +37,12 @@ class RateSearch:
     @property
     def best(self) -> float:
         """The rate with the smallest ``nll``."""
-        return self.rates[min(range(len(self.rates)), key=self.nlls.__getitem__)]
+        return self.rates[index_of_best(self.nlls)]
 
     def __str__(self) -> str:
         rows = [("rate", "nll", "")]
         for rate, nll in zip(self.rates, self.nlls, strict=True):
-            value = "diverged" if math.isinf(nll) else f"{nll:.4g}"
-            rows.append((f"{rate:.4g}", value, "best" * (rate == self.best)))
+            rows.append((f"{rate:.4g}", shown_nll(nll), "best" * (rate == self.best)))
         return "\n".join(table_lines(rows))
 
     def plot(self, ax: Any = None) -> Any:
@@ -124,59 +123,26 @@ def rate_search(
     ordered = sorted(float(rate) for rate in rates)
     if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
         raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
-    nlls: list[float] = []
-    before: set[nn.Parameter] = set()
-    for rate in tqdm(ordered, desc="rate search", disable=None if progress else True):
-        with own_random_numbers(seed):
-            bnn = build(rate)
-            if not isinstance(bnn, VariationalNetwork):
-                raise TypeError(
-                    f"build must make a VariationalNetwork, got {type(bnn).__name__}: write "
-                    f"lambda lr: VariationalNetwork(net, likelihood, lr=lr)."
-                )
-            if not math.isclose(bnn.optim.lr, rate):
-                raise ValueError(
-                    f"The network that was built learns at {bnn.optim.lr}, not at the rate "
-                    f"{rate} that is tried: pass it on, VariationalNetwork(..., lr=lr)."
-                )
-            before = _checked_new(bnn, before)
-            nlls.append(_nll(bnn, data, y, valid_loader, num_epochs, batch_size, num_samples))
+    trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed)
+    call = "lambda lr: VariationalNetwork(net, likelihood, lr=lr)"
+    nlls = [
+        trials.nll(partial(_built, build, rate), call)
+        for rate in tqdm(ordered, desc="rate search", disable=None if progress else True)
+    ]
     found = RateSearch(tuple(ordered), tuple(nlls))
     _check_found(found)
     return found
 
 
-def _checked_new(bnn: VariationalNetwork, before: set[nn.Parameter]) -> set[nn.Parameter]:
-    """The parameters that a network trains, if the network before it trained none of them."""
-    trained = {p: name for name, p in bnn.model.named_parameters() if p.requires_grad}
-    shared = [name for parameter, name in trained.items() if parameter in before]
-    if shared:
+def _built(build: Callable[[float], Any], rate: float) -> Any:
+    """What is made for a rate, if it has that rate."""
+    bnn = build(rate)
+    if isinstance(bnn, VariationalNetwork) and not math.isclose(bnn.optim.lr, rate):
         raise ValueError(
-            f"The networks that build makes share {shared[0]!r}, so that one would go on from "
-            f"what another learned: make the RandomModule inside of build."
+            f"The network that was built learns at {bnn.optim.lr}, not at the rate "
+            f"{rate} that is tried: pass it on, VariationalNetwork(..., lr=lr)."
         )
-    return set(trained)
-
-
-def _nll(
-    bnn: VariationalNetwork,
-    data: Any,
-    y: Any,
-    valid: Any,
-    num_epochs: int,
-    batch_size: int,
-    num_samples: int,
-) -> float:
-    """The validation loss after training, infinite if that diverges."""
-    with warnings.catch_warnings():
-        # Pyro announces what is a result here: some rate is too large.
-        warnings.filterwarnings("ignore", message=r"Encountered (NaN|[+-]inf)")
-        try:
-            bnn.fit(data, y, num_epochs=num_epochs, batch_size=batch_size, progress=False)
-        except FloatingPointError:
-            return math.inf
-        nll = bnn.evaluate(valid, num_samples=num_samples, seed=0)["nll"]
-    return nll if math.isfinite(nll) else math.inf
+    return bnn
 
 
 def _check_found(found: RateSearch) -> None:

@@ -1,0 +1,99 @@
+"""Trainings of networks that differ in one choice, compared on validation data."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.front.network import VariationalNetwork
+
+
+@dataclass
+class Trials:
+    """What all trainings have in common.
+
+    Attributes:
+        data: Training data, in any form that ``fit`` takes.
+        y: The targets, if ``data`` are inputs.
+        valid: Validation data, likewise; inputs with targets as a pair.
+        num_epochs: Number of epochs.
+        batch_size: Number of data in a step, where they come without a loader.
+        num_samples: Number of draws by which the validation data are predicted.
+        seed: Seed of each training.
+    """
+
+    data: Any
+    y: Any
+    valid: Any
+    num_epochs: int
+    batch_size: int
+    num_samples: int
+    seed: int
+    _trained: set[nn.Parameter] = field(default_factory=set)
+
+    def nll(self, build: Callable[[], Any], call: str) -> float:
+        """The validation loss of a new network after training, infinite if that diverges.
+
+        Args:
+            build: Makes the network.
+            call: How the user writes that.
+
+        Returns:
+            The negative log predictive density, in nats per datum.
+
+        Raises:
+            TypeError: If something else is made.
+            ValueError: If the network shares parameters with one that was trained before.
+        """
+        with own_random_numbers(self.seed):
+            bnn = build()
+            if not isinstance(bnn, VariationalNetwork):
+                raise TypeError(
+                    f"build must make a VariationalNetwork, got {type(bnn).__name__}: write "
+                    f"{call}."
+                )
+            self._check_new(bnn)
+            return self._train(bnn)
+
+    def _check_new(self, bnn: VariationalNetwork) -> None:
+        trained = {p: name for name, p in bnn.model.named_parameters() if p.requires_grad}
+        shared = [name for parameter, name in trained.items() if parameter in self._trained]
+        if shared:
+            raise ValueError(
+                f"The networks that build makes share {shared[0]!r}, so that one would go on from "
+                f"what another learned: make the RandomModule inside of build."
+            )
+        self._trained = set(trained)
+
+    def _train(self, bnn: VariationalNetwork) -> float:
+        with warnings.catch_warnings():
+            # Pyro announces what is a result here: some choice diverges.
+            warnings.filterwarnings("ignore", message=r"Encountered (NaN|[+-]inf)")
+            try:
+                bnn.fit(
+                    self.data,
+                    self.y,
+                    num_epochs=self.num_epochs,
+                    batch_size=self.batch_size,
+                    progress=False,
+                )
+            except FloatingPointError:
+                return math.inf
+            nll = bnn.evaluate(self.valid, num_samples=self.num_samples, seed=0)["nll"]
+        return nll if math.isfinite(nll) else math.inf
+
+
+def shown_nll(nll: float) -> str:
+    """A loss as tables of trainings show it."""
+    return "diverged" if math.isinf(nll) else f"{nll:.4g}"
+
+
+def index_of_best(nlls: Sequence[float]) -> int:
+    """Where the smallest loss stands."""
+    return min(range(len(nlls)), key=nlls.__getitem__)
