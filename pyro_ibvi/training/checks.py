@@ -176,38 +176,35 @@ def check_metrics(metrics: Any) -> None:
         metrics: The function, or None.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it is no function of model, guide and loader.
     """
-    if metrics is not None and (not callable(metrics) or isinstance(metrics, type)):
-        raise TypeError(
-            f"metrics must be a function of model, guide and loader that returns numbers by name, "
-            f"got {metrics!r}."
-        )
-    if metrics is not None and not takes(metrics, 3):
-        raise TypeError(
-            f"metrics is called with model, guide and loader, and {_name_of(metrics)} takes "
-            f"{inspect.signature(metrics)}: write def metrics(model, guide, loader)."
-        )
+    _check_function("metrics", metrics, "model, guide, loader", "numbers by name")
 
 
 def check_callback(callback: Any) -> None:
     """Checks a callback.
 
     Args:
-        callback: The callback.
+        callback: The function, or None.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it is no function of the epoch and the history.
     """
-    if callback is not None and (not callable(callback) or isinstance(callback, type)):
+    _check_function("callback", callback, "epoch, history", "True to stop")
+
+
+def _check_function(name: str, function: Any, arguments: str, returned: str) -> None:
+    if function is None:
+        return
+    if not callable(function) or isinstance(function, type):
         raise TypeError(
-            f"The callback must be a function of the epoch and the history that returns True to "
-            f"stop, got {callback!r}."
+            f"{name} must be a function of ({arguments}) that returns {returned}, got "
+            f"{function!r}."
         )
-    if callback is not None and not takes(callback, 2):
+    if not takes(function, len(arguments.split(", "))):
         raise TypeError(
-            f"The callback is called with the epoch and the history, and {_name_of(callback)} "
-            f"takes {inspect.signature(callback)}: write def callback(epoch, history)."
+            f"{name} is called with ({arguments}), and {_name_of(function)} takes "
+            f"{inspect.signature(function)}: write def {name}({arguments})."
         )
 
 

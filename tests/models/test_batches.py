@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
+from tests.layouts import Bags, Graphs, TimeFirst
 
 #: Roles are not the subject here.
 pytestmark = pytest.mark.filterwarnings("ignore:The forward pass of")
@@ -42,34 +43,6 @@ def expected(model, guide, y, *x, pick=lambda out: out, **named):
     draw = {k.removeprefix("net."): v for k, v in guide.rsample().items()}
     output = pick(torch.func.functional_call(model.net.network, draw, x, named))
     return -torch.distributions.Normal(output, 0.5).log_prob(y).sum() / len(y)
-
-
-class Graphs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.o = nn.Linear(3, 8), nn.Linear(8, 1)
-
-    def forward(self, nodes, owner):
-        h = self.a(nodes).tanh()
-        return self.o(h.new_zeros(int(owner.max()) + 1, 8).index_add(0, owner, h))
-
-
-class TimeFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.o = nn.GRU(3, 8), nn.Linear(8, 1)
-
-    def forward(self, x):
-        return self.o(self.a(x)[0][-1])
-
-
-class Bags(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.o = nn.EmbeddingBag(30, 8), nn.Linear(8, 1)
-
-    def forward(self, words, offsets):
-        return self.o(self.a(words, offsets))
 
 
 LAYOUTS = {

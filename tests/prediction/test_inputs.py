@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.prediction import predict_batches
+from tests.layouts import Bags, Graphs, TimeFirst
 
 #: Roles are not the subject here.
 pytestmark = pytest.mark.filterwarnings("ignore:The forward pass of")
@@ -26,34 +27,6 @@ def make(net=None, likelihood=None, **options):
         ibvi.RandomModule(net), likelihood or ibvi.Normal(0.5), num_data=50, **options
     )
     return model, ibvi.AutoMuPNormal(model)
-
-
-class Graphs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.o = nn.Linear(3, 8), nn.Linear(8, 1)
-
-    def forward(self, nodes, owner):
-        h = self.a(nodes).tanh()
-        return self.o(h.new_zeros(int(owner.max()) + 1, 8).index_add(0, owner, h))
-
-
-class TimeFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.o = nn.GRU(3, 8), nn.Linear(8, 1)
-
-    def forward(self, x):
-        return self.o(self.a(x)[0][-1])
-
-
-class Bags(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.o = nn.EmbeddingBag(30, 8), nn.Linear(8, 1)
-
-    def forward(self, words, offsets):
-        return self.o(self.a(words, offsets))
 
 
 LAYOUTS = [

@@ -140,7 +140,7 @@ def mistakes():
         ("nll", "metrics must be a function"),
         (len_of, "numbers by name"),
         (lambda model, guide, loader: {"nll": "low"}, "numbers by name.* got {'nll': 'low'}"),
-        (lambda model: {}, r"called with model, guide and loader, and <lambda> takes \(model\)"),
+        (lambda model: {}, r"called with \(model, guide, loader\), and <lambda> takes \(model\)"),
     ):
         yield (svi, loader, 1), {"valid_loader": loader, "metrics": metrics}, TypeError, match
     yield (svi, {"x": X, "y": Y}, 1), {}, TypeError, r"a mapping with the keys \['x', 'y'\]"
@@ -187,7 +187,7 @@ def test_a_mistake_gets_a_sentence(number):
 def test_a_callback_of_other_arguments_is_refused_before_a_step(callback, takes):
     svi = make_svi()
     before = everything(svi)
-    with pytest.raises(TypeError, match=f"with the epoch and the history, and .* takes {takes}"):
+    with pytest.raises(TypeError, match=rf"with \(epoch, history\), and .* takes {takes}"):
         ibvi.fit(svi, make_loader(), 1, callback=callback, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in everything(svi).items())
 
