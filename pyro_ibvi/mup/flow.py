@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_ibvi._util.network_copies import copy_network, unwrap
-from pyro_ibvi.mup.forward_pass import LOOKUPS, Step, record_steps, trace_steps
+from pyro_ibvi.mup.forward_pass import Step, record_steps, trace_steps
 from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, is_known, owner_of
 
 
@@ -170,18 +170,18 @@ class _Walk:
         if step.parameter is not None:
             self._made_of.update(dict.fromkeys(step.outputs, (step.parameter,)))
             return ()
-        read = tuple(dict.fromkeys(n for i in step.inputs for n in self._made_of.get(i, ())))
-        if step.is_computed and step.inputs and all(i in self._made_of for i in step.inputs):
+        values = step.inputs[:1] if step.is_form else step.inputs
+        read = tuple(dict.fromkeys(n for i in values for n in self._made_of.get(i, ())))
+        if step.is_computed and values and all(i in self._made_of for i in values):
             self._made_of.update(dict.fromkeys(step.outputs, read))
             return ()
-        return read
+        return tuple(name for name in read if name in self._parameters)  # and no buffers
 
     def _take(self, step: Step, reads: tuple[str, ...]) -> None:
         is_attention = step.target is nn.functional.scaled_dot_product_attention
         self._flow.calls_attention |= is_attention and step.kwargs.get("scale") is None
-        if step.target not in LOOKUPS and not step.is_sum:
-            parameters = [self._parameters[name] for name in reads if name in self._parameters]
-            _note_tied(self._flow, self._net, parameters)
+        if step.is_product:
+            _note_tied(self._flow, self._net, [self._parameters[name] for name in reads])
         nothing: frozenset[str] = frozenset()
         reached = nothing.union(*(self._reached.get(key, nothing) for key in step.inputs))
         for layer in _layers_of(self._net, step, reads, self._weights):

@@ -19,11 +19,14 @@ from pyro_ibvi._util.inputs import as_call, tensors_of
 from pyro_ibvi._util.network_copies import is_parallel
 from pyro_ibvi.mup.layers import is_known
 
-#: Functions that take rows from a table.
-LOOKUPS = (nn.functional.embedding, nn.functional.embedding_bag)
-#: Names of functions, methods and operators that put values beside data or add them.
-_SUMS = {"add", "iadd", "radd", "sub", "isub", "rsub", "subtract", "lerp", "where"}
-_SUMS |= {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
+#: Functions, methods and operators by name that take rows from a table.
+_LOOKUPS = {"embedding", "embedding_bag", "index_select", "gather", "take_along_dim"}
+#: Those that multiply by a matrix, so that its columns are summed over.
+_PRODUCTS = {"linear", "bilinear", "matmul", "rmatmul", "mm", "bmm", "mv", "inner", "tensordot"}
+_PRODUCTS |= {"addmm", "addmv", "addbmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d"}
+#: Those that give another form to their first argument, by sizes that may come from data.
+_FORMS = {"getitem", "narrow", "expand", "expand_as", "broadcast_to", "repeat", "tile", "view"}
+_FORMS |= {"view_as", "reshape", "reshape_as", "to", "type", "type_as"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Step:
         inputs: Keys of the values that went in.
         outputs: Keys of those that came out, or were written to.
         is_module: Whether a module was called.
-        parameter: Name of the parameter that was read, where that is all there is to the step.
+        is_lookup: Whether rows were taken from a table.
+        parameter: Name of the parameter that was read, where that is all there is to the step, or
+            of the buffer.
         kwargs: Keyword arguments.
     """
 
@@ -43,19 +48,37 @@ class Step:
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     is_module: bool = False
+    is_lookup: bool = False
     parameter: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_computed(self) -> bool:
         """Whether the step computes something of all of its inputs; a row of a table is data."""
-        return not self.is_module and self.parameter is None and self.target not in LOOKUPS
+        return not self.is_module and self.parameter is None and not self.is_lookup
 
     @property
-    def is_sum(self) -> bool:
-        """Whether values are added or put side by side, so that none multiplies the others."""
-        name = getattr(self.target, "__name__", self.target)
-        return not self.is_module and isinstance(name, str) and name.strip("_") in _SUMS
+    def is_form(self) -> bool:
+        """Whether it is the first input that comes out, in another form."""
+        return self.is_computed and _name(self.target) in _FORMS
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the step multiplies by a matrix, not by numbers one for each of another."""
+        return not self.is_module and _name(self.target) in _PRODUCTS
+
+
+def _name(target: Any) -> str:
+    """Name of a function, a method or an operator, the same for all three."""
+    return str(getattr(target, "__name__", target)).strip("_")
+
+
+def _is_lookup(target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a call takes rows that an index picks; a slice is no index."""
+    if _name(target) != "getitem":
+        return _name(target) in _LOOKUPS
+    index = args[1] if isinstance(args[1], tuple) else args[1:]
+    return not all(isinstance(part, (slice, int, type(None), type(...))) for part in index)
 
 
 def trace_steps(net: nn.Module, *, training: bool = False) -> Iterator[Step]:
@@ -78,6 +101,7 @@ def trace_steps(net: nn.Module, *, training: bool = False) -> Iterator[Step]:
             tuple(node.all_input_nodes),
             (node,),
             is_module=node.op == "call_module",
+            is_lookup=node.op != "call_module" and _is_lookup(node.target, node.args),
             parameter=str(node.target) if is_read else None,
             kwargs=node.kwargs,
         )
@@ -139,9 +163,10 @@ class _Recorder(TorchFunctionMode):
         self.steps: list[Step] = []
         self._alive: list[Tensor] = []  # an id names one tensor only as long as that lives
         self._layer: nn.Module | None = None
-        for name, parameter in net.named_parameters():
-            self.steps.append(Step(name, (), (id(parameter),), parameter=name))
-        self._seen = {id(parameter) for parameter in net.parameters()}
+        own = [*net.named_parameters(), *net.named_buffers()]
+        for name, tensor in own:
+            self.steps.append(Step(name, (), (id(tensor),), parameter=name))
+        self._seen = {id(tensor) for _, tensor in own}
         for name, module in net.named_modules():
             self._watch(module, name)
 
@@ -155,7 +180,8 @@ class _Recorder(TorchFunctionMode):
             if _writes(func):
                 written = args[0]
                 changed += [written, written._base] if isinstance(written, Tensor) else []
-            self._note(func, (args, dict(kwargs)), changed, kwargs=kwargs)
+            is_lookup = _is_lookup(func, args)
+            self._note(func, (args, dict(kwargs)), changed, is_lookup=is_lookup, kwargs=kwargs)
         return result
 
     def _watch(self, module: nn.Module, name: str) -> None:
@@ -187,6 +213,7 @@ class _Recorder(TorchFunctionMode):
         outputs: Any,
         *,
         is_module: bool = False,
+        is_lookup: bool = False,
         kwargs: Mapping[str, Any] | None = None,
         more: Iterable[int] = (),
     ) -> None:
@@ -194,7 +221,8 @@ class _Recorder(TorchFunctionMode):
         read = (*read, *more)
         if made:
             self._seen.update(made)
-            self.steps.append(Step(target, read, made, is_module, kwargs=kwargs or {}))
+            step = Step(target, read, made, is_module, is_lookup, kwargs=kwargs or {})
+            self.steps.append(step)
 
     def _keys(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
         tensors = list(tensors)

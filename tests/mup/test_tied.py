@@ -70,24 +70,34 @@ class Untied(nn.Module):
 
 
 class Placed(nn.Module):
-    """Adds a table of places, whole or in part, to what it makes of each step."""
+    """Joins a table of places, whole or in part, to what it makes of each step."""
 
-    def __init__(self, add):
+    def __init__(self, join):
         super().__init__()
         self.embed, self.places = nn.Linear(3, 8), nn.Embedding(5, 8)
-        self.read, self.add = nn.Linear(8, 2), add
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.read, self.join = nn.Linear(8, 2), join
 
     def forward(self, x):
-        return self.read(self.add(self.embed(x), self.places.weight).mean(-2))
+        h = self.attend(*3 * [self.embed(x)], need_weights=False)[0]
+        return self.read(self.join(h, self.places.weight, x, self.attend).mean(-2))
 
 
-ADDITIONS = {
-    "+": lambda h, w: h + w,
-    "+ from the right": lambda h, w: w.unsqueeze(0) + h,
-    "in place": lambda h, w: h.add_(w),
-    "part": lambda h, w: torch.add(h, w[:5]),
-    "method": lambda h, w: h.sub(w[None]),
-    "beside": lambda h, w: torch.cat([h, w.expand(4, -1, -1)], -2),
+JOINS = {
+    "+": lambda h, w, *_: h + w,
+    "+ from the right": lambda h, w, *_: w.unsqueeze(0) + h,
+    "in place": lambda h, w, *_: h.add_(w),
+    "part": lambda h, w, *_: torch.add(h, w[:5]),
+    "part by the data's size": lambda h, w, *_: h + w[: h.size(1)],
+    "part at a fixed index": lambda h, w, *_: h + w[torch.arange(5)],
+    "rows that data pick": lambda h, w, x, _: h + w[(x[..., 0] > 0).long()],
+    "rows by index_select": lambda h, w, *_: h + w.index_select(0, torch.arange(5)),
+    "as large as the data": lambda h, w, *_: h + w.expand_as(h),
+    "of the data's type": lambda h, w, *_: h + w.to(h.dtype),
+    "method": lambda h, w, *_: h.sub(w[None]),
+    "beside": lambda h, w, *_: torch.cat([h, w.expand(h.shape[0], -1, -1)], -2),
+    "factors": lambda h, w, *_: h * w,
+    "queries": lambda h, w, _, attend: attend(w.expand(h.shape[0], -1, -1), h, h)[0],
 }
 
 NETWORKS = {
@@ -95,15 +105,18 @@ NETWORKS = {
     "read-out first": (Tied(first="read"), "read.weight"),
     "call": (Called(), "embed.weight"),
     "product": (Called(multiply=lambda h, w: h @ w.t()), "embed.weight"),
+    "part": (Called(multiply=lambda h, w: F.linear(h, w[: h.size(0)])), "embed.weight"),
+    "sum": (Called(multiply=lambda h, w: torch.einsum("bi,oi->bo", h, w)), "embed.weight"),
     "nested": (nn.Sequential(Tied(first="read")), "0.read.weight"),
     "compiled": (torch.compile(Tied(), backend="eager"), "_orig_mod.embed.weight"),
 }
 
 
+@pytest.mark.parametrize("x", [None, torch.arange(4)], ids=["traced", "recorded"])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_tied_weight_is_an_embedding_wherever_it_stands(kind):
+def test_a_tied_weight_is_an_embedding_wherever_it_stands(kind, x):
     net, name = NETWORKS[kind]
-    weights = find_roles(net)
+    weights = find_roles(net, example_input=x)
     assert {n for n, w in weights.items() if w.tied} == {name}
     weight = weights[name]
     # One-hot inputs see one row; the width is the embedding's, whichever layer names the tensor.
@@ -118,9 +131,9 @@ def test_other_weights_are_not_tied(net):
 
 
 @pytest.mark.parametrize("x", [None, torch.randn(4, 5, 3)], ids=["traced", "recorded"])
-@pytest.mark.parametrize("how", ADDITIONS)
-def test_a_table_that_is_added_is_not_tied(how, x):
-    weights = find_roles(Placed(ADDITIONS[how]), example_input=x)
+@pytest.mark.parametrize("how", JOINS)
+def test_a_table_that_is_joined_to_data_is_not_tied(how, x):
+    weights = find_roles(Placed(JOINS[how]), example_input=x)
     assert not any(weight.tied for weight in weights.values())
     assert weights["embed.weight"].role == "input"
     assert weights["read.weight"].role == "output"
