@@ -118,7 +118,7 @@ class RandomModule(PyroModule):
         for chosen in self.stochastic:
             net.get_parameter(chosen).requires_grad_(False)
         for warning in (
-            attention_warning(net, flow, self.parametrization),
+            attention_warning(net, flow, self.roles, self.parametrization),
             tied_warning(self.roles, roles, self.parametrization),
             depth_warning(self.roles, self.parametrization),
         ):

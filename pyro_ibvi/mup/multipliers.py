@@ -73,12 +73,18 @@ def scale_queries(
     return scaled
 
 
-def attention_warning(net: nn.Module, flow: Flow, parametrization: Parametrization) -> str | None:
+def attention_warning(
+    net: nn.Module,
+    flow: Flow,
+    roles: Mapping[str, WeightRole],
+    parametrization: Parametrization,
+) -> str | None:
     """What to tell the user of attention whose logits are divided by the root of the head size.
 
     Args:
         net: The network.
         flow: What is known of its forward pass.
+        roles: The roles by parameter name.
         parametrization: The parametrization.
 
     Returns:
@@ -96,7 +102,7 @@ def attention_warning(net: nn.Module, flow: Flow, parametrization: Parametrizati
     if grown:
         places.append(f"the attention modules {grown}")
         remedies.append('MaximalUpdate(attention="1/d") to have their logits divided by d')
-    if flow.calls_attention:
+    if flow.calls_attention and not _has_base_widths(roles):
         places.append("the network's own calls of scaled_dot_product_attention")
         remedies.append(
             "scale=1 / d in those calls, or scale=d_base**0.5 / d to change nothing at the base"
@@ -110,6 +116,13 @@ def attention_warning(net: nn.Module, flow: Flow, parametrization: Parametrizati
         f'MaximalUpdate(attention="1/sqrt(d)") to keep them, as you may if d is the same at every '
         f"width."
     )
+
+
+def _has_base_widths(roles: Mapping[str, WeightRole]) -> bool:
+    """Whether nothing has grown since the base, the size of heads that nobody sees included."""
+    fans = [weight.fans for weight in roles.values()]
+    widths = [(f.width_in, f.width_out) for f in fans]
+    return widths == [(f.base_width_in, f.base_width_out) for f in fans]
 
 
 def _attention_modules(net: nn.Module) -> dict[str, nn.MultiheadAttention]:

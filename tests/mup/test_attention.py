@@ -98,6 +98,7 @@ def test_one_warning_where_it_is_built(net, parametrization, place):
         (Attention(8, 4), MaximalUpdate(base=Attention(4, 2))),
         (Attention(8, 2), MaximalUpdate(base=8)),
         (Attention(8, 2), MaximalUpdate(base=shapes(Attention(8, 2)))),
+        (OwnAttention(), MaximalUpdate(base=OwnAttention())),
         (nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)), None),
     ],
 )
