@@ -11,7 +11,11 @@ HOLE = "…"
 #: Who makes the texts that a function says, where it does not call them by name when it does.
 ELSEWHERE = {
     "pyro_ibvi.guides.rows._OtherSize.__enter__": ("_of_other_size",),
-    "pyro_ibvi.models.random_module.RandomModule.__init__": ("attention_warning", "tied_warning"),
+    "pyro_ibvi.models.random_module.RandomModule.__init__": (
+        "attention_warning",
+        "tied_warning",
+        "depth_warning",
+    ),
     "pyro_ibvi.mup.roles._without_guesses": ("_assumption",),
     "pyro_ibvi.objectives.weights.ExpectedLogLikelihood._judge": ("_sentences",),
 }

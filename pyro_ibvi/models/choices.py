@@ -168,6 +168,8 @@ def _nothing_chosen(stochastic: Any, names: list[str], frozen: list[str]) -> str
             f"those that are to be random, stochastic={frozen[-1:]}, or call "
             f"net.requires_grad_() first."
         )
+    else:
+        message += f" Name those that are to be random, such as stochastic={names[:1]}."
     return message
 
 

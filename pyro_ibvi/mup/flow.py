@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +24,17 @@ class Flow:
 
     Attributes:
         layers: Known layers with parameters, by name.
-        inputs: Names of weight layers that no other weight layer feeds.
-        outputs: Names of weight layers that feed no other.
+        inputs: Names of weight layers that no other weight layer feeds; where each is fed by
+            another, as in a loop, those that data reach first.
+        outputs: Names of weight layers that feed no other; in a loop those that feed no other in
+            the end.
         calls_attention: Whether the network's own code, as far as it was seen, calls
             ``scaled_dot_product_attention`` without a scale.
         tied: By parameter name, the table whose rows an index picks and whose weight is a
             read-out matrix too.
         assumption: A sentence where the order of registration stands for that of the data.
+        assumed: The ends that it is about, ``"input"`` and ``"output"``, without those whose
+            layer has no parameters of its own, as a read-out by the table of the embedding.
     """
 
     layers: dict[str, nn.Module]
@@ -38,6 +43,7 @@ class Flow:
     calls_attention: bool = False
     tied: dict[str, str] = field(default_factory=dict)
     assumption: str | None = None
+    assumed: frozenset[str] = frozenset()
 
 
 def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
@@ -70,7 +76,7 @@ def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
     for module in layers.values():
         if not isinstance(module, TABLES):
             _note_tied(flow, net, module.parameters(recurse=False))
-    steps = _find_steps(net, example_input, flow, weights)
+    steps = _find_steps(net, example_input, flow, weights, prefix)
     if steps:
         walk = _Walk(net, flow, weights)
         if not walk.follow(steps):
@@ -83,10 +89,13 @@ def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
         flow.calls_attention,
         {prefix + name: prefix + table for name, table in flow.tied.items()},
         flow.assumption,
+        flow.assumed,
     )
 
 
-def _find_steps(net: nn.Module, example_input: Any, flow: Flow, weights: list[str]) -> list[Step]:
+def _find_steps(
+    net: nn.Module, example_input: Any, flow: Flow, weights: list[str], prefix: str
+) -> list[Step]:
     """The steps of the forward pass, or a note of why they are not to be had."""
     if is_known(net):  # a layer that is all of the network
         return []
@@ -103,7 +112,7 @@ def _find_steps(net: nn.Module, example_input: Any, flow: Flow, weights: list[st
             return list(trace_steps(_plain_copy(net)))
     except Exception as error:  # of a proxy in the place of data, anything
         if len(weights) > 1:
-            flow.assumption = _assumption(net, weights, error)
+            _note_assumption(flow, net, weights, prefix, error)
         return []
 
 
@@ -115,14 +124,28 @@ def _training_steps(net: nn.Module, example_input: Any) -> list[Step]:
     return []
 
 
-def _assumption(net: nn.Module, weights: list[str], error: Exception) -> str:
+def _note_assumption(
+    flow: Flow, net: nn.Module, weights: list[str], prefix: str, error: Exception
+) -> None:
+    """Notes that the first layer stands for the input and the last for the output."""
+    own = {owner_of(net, name)[0] for name, _ in net.named_parameters()}
+    ends = {"input": weights[0], "output": weights[-1]}
+    flow.assumed = frozenset(end for end, layer in ends.items() if layer in own)
+    layers = {end: prefix + layer for end, layer in ends.items()}
+    flow.assumption = _assumption(net, layers, flow.assumed, error)
+
+
+def _assumption(
+    net: nn.Module, layers: Mapping[str, str], assumed: Collection[str], error: Exception
+) -> str:
     why = next(iter(str(error).splitlines()), "").strip(" .") or type(error).__name__
+    said = {layer: end for end, layer in layers.items() if end in assumed}
     return (
         f"The forward pass of {type(net).__name__} cannot be traced ({why}), so the order in "
-        f"which its layers were registered stands for that of the data: {weights[0]!r} is taken "
-        f"for the input layer and {weights[-1]!r} for the output layer. Pass example_input=x, a "
-        f"batch of inputs, and one pass is recorded instead, or say what they are: "
-        f'roles={{"{weights[0]}": "input", "{weights[-1]}": "output"}}.'
+        f"which its layers were registered stands for that of the data: {layers['input']!r} is "
+        f"taken for the input layer and {layers['output']!r} for the output layer. Pass "
+        f"example_input=x, a batch of inputs, and one pass is recorded instead, or say what they "
+        f"are: roles={json.dumps(said)}."
     )
 
 
@@ -155,14 +178,16 @@ class _Walk:
         self._called: set[str] = set()
         self._fed: set[str] = set()
         self._feeding: set[str] = set()
+        self._first: set[str] = set()  # run at least once on what no other has made
+        self._last: set[str] = set()  # whose last result no other has taken
 
     def follow(self, steps: Iterable[Step]) -> bool:
         """Replaces what the flow says by what the steps tell, and tells whether that is all."""
         for step in steps:
             self._take(step, self._reads(step))
         if self._called:
-            self._flow.inputs = self._called - self._fed
-            self._flow.outputs = self._called - self._feeding
+            self._flow.inputs = self._called - self._fed or self._first
+            self._flow.outputs = self._called - self._feeding or self._last
         return self._called == set(self._weights)
 
     def _reads(self, step: Step) -> tuple[str, ...]:
@@ -185,8 +210,9 @@ class _Walk:
         nothing: frozenset[str] = frozenset()
         reached = nothing.union(*(self._reached.get(key, nothing) for key in step.inputs))
         for layer in _layers_of(self._net, step, reads, self._weights):
-            self._fed |= {layer} if reached - {layer} else set()
+            (self._fed if reached - {layer} else self._first).add(layer)
             self._feeding |= reached - {layer}
+            self._last = (self._last - reached) | {layer}
             self._called.add(layer)
             reached |= {layer}
         for key in step.outputs:

@@ -29,6 +29,7 @@ from pyro_ibvi.mup.layers import (
     tensor_widths,
 )
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
+from pyro_ibvi.mup.unknown import check_known
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
@@ -225,8 +226,7 @@ def find_roles(
         part = describe_parameter(flow.layers[layer], own_name, parameter.shape)
         role = _role_in_layer(part, layer, flow, given)
         roles[name] = replace(role, tied=table is not None)
-    if unknown:
-        raise ValueError(_unknown_layers(net, unknown, {n: keys[n] for n in unknown if n in keys}))
+    check_known(net, unknown, keys)
     if unused:
         raise ValueError(
             f"roles names {sorted(unused)}, which match no parameter; the parameters are "
@@ -240,7 +240,7 @@ def _without_guesses(flow: Flow, overrides: Mapping[str, Role | WeightRole]) -> 
     if flow.assumption is None:
         return flow
     given = {g.layer_role if isinstance(g, WeightRole) else g for g in overrides.values()}
-    if not {"input", "output"} <= given:
+    if not flow.assumed <= given:
         warnings.warn(flow.assumption, UserWarning, stacklevel=4)
     return replace(
         flow,
@@ -295,23 +295,6 @@ def _check_role(role: object) -> None:
         raise ValueError(f"Expected a role among {get_args(Role)}, got {role!r}.")
 
 
-def _unknown_layers(
-    net: nn.Module, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, str]
-) -> str:
-    name, *others = shapes
-    kind = type(net.get_submodule(name.rpartition(".")[0])).__name__
-    message = (
-        f"The parameter {name!r} of shape {shapes[name]} belongs to a {kind}, a kind of "
-        f"layer whose role is not known. Say what it is: "
-        f'roles={{"{name}": WeightRole.of("hidden", fan_in=..., fan_out=...)}}.'
-    )
-    if name in named:
-        message += " A role's name alone, as roles has it there, does not say how wide it is."
-    if others:
-        message += f" The same goes for {', '.join(f'{n!r} {shapes[n]}' for n in others)}."
-    return message
-
-
 def _with_base(
     roles: dict[str, WeightRole], net: nn.Module, base: BaseShapes
 ) -> dict[str, WeightRole]:
@@ -326,7 +309,7 @@ def _with_base(
         for name, weight in roles.items():
             based[name] = _at_base(based[name], _base_widths(name, weight, net, base))
     elif base is not None:
-        given = _base_shapes(base)
+        given = _with_aliases(_base_shapes(base), net)
         shapes = complete_shapes(given, blocks)
         _check_complete(shapes, list(roles))
         for name, weight in roles.items():
@@ -351,6 +334,16 @@ def _base_shapes(base: Any) -> Mapping[str, tuple[int, ...]]:
             f"got {base!r}."
         )
     return base
+
+
+def _with_aliases(
+    shapes: Mapping[str, tuple[int, ...]], net: nn.Module
+) -> Mapping[str, tuple[int, ...]]:
+    """The shapes, with those of tensors that several modules share by all of their names."""
+    first = {parameter: name for name, parameter in net.named_parameters()}
+    shared = net.named_parameters(remove_duplicate=False)
+    aliases = {n: shapes[first[p]] for n, p in shared if first[p] in shapes}
+    return {**aliases, **shapes}
 
 
 def _check_complete(shapes: Mapping[str, tuple[int, ...]], names: list[str]) -> None:

@@ -90,7 +90,7 @@ def test_choice_of_stochastic_parameters(stochastic, expected):
         (3, TypeError, "stochastic must be one of .*; got 3"),
         ([3], TypeError, r"stochastic must be one of .*; got \[3\]"),
         (None, TypeError, "stochastic must be one of .*; got None"),
-        (lambda name: False, ValueError, "so there is nothing to infer"),
+        (lambda name: False, ValueError, r"nothing to infer. Name those .*=\['0\.weight'\]"),
     ],
 )
 def test_a_bad_choice(stochastic, error, message):

@@ -128,3 +128,31 @@ def test_blocks_of_different_sizes_are_no_repetition(recwarn):
     net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(*blocks), nn.Linear(16, 2))
     ibvi.roles(ibvi.RandomModule(net, parametrization=ibvi.MaximalUpdate(base=net)))
     assert not [w for w in recwarn if "repeats a block" in str(w.message)]
+
+
+class Step(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.shared, self.own = shared, nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.own(self.shared(x).relu())
+
+
+def sharing(depth):
+    """Blocks with a layer that is one for all of them."""
+    shared = nn.Linear(8, 8)
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.Sequential(*[Step(shared) for _ in range(depth)]), nn.Linear(8, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "shapes_of",
+    [lambda net: net, lambda net: {n: tuple(p.shape) for n, p in net.named_parameters()}],
+)
+def test_a_layer_that_blocks_share_is_in_each_of_them(shapes_of):
+    net = sharing(3)
+    for depth in (3, 2):
+        fans = [w.fans for w in find_roles(net, base=shapes_of(sharing(depth))).values()]
+        assert {(f.depth, f.base_depth) for f in fans} == {(1, None), (3, depth)}

@@ -1,7 +1,10 @@
 """Which layers data reach first and leave last, found without touching the network."""
 
+import ast
 import copy
+import re
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pyro_ibvi import RandomModule, roles
+from pyro_ibvi import Normal, RandomModule, VariationalNetwork, roles
 from pyro_ibvi.mup import find_roles
 from tests.mup.test_roles import Backwards, Functional, Transformer, Transposed, TwoHeads
 
@@ -188,6 +191,66 @@ def test_half_a_word_of_the_user_replaces_half_the_guess():
     assert found["stem"] == "input"
     given = {"stem": "input", "head": "output"}
     assert matrix_roles(ByNumbers(), overrides=given) == EXPECTED
+
+
+class Tied(nn.Module):
+    """Reads out by its table, along a way that depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.head.weight = self.table.weight
+        self.head.bias = None
+
+    def forward(self, x):
+        return self.head(self.hidden(self.table(x)).tanh() if len(x) > 1 else self.table(x))
+
+
+@pytest.mark.parametrize(
+    "net", [ByNumbers(), torch.compile(ByNumbers(), backend="eager"), nn.Sequential(Tied())]
+)
+def test_what_a_guess_tells_to_write_ends_it(net):
+    with pytest.warns(UserWarning, match="cannot be traced") as caught:
+        find_roles(net)
+    (remedy,) = re.findall(r"roles=(\{.*\})\.$", str(caught[0].message))
+    with warnings.catch_warnings(action="error"):
+        find_roles(net, overrides=ast.literal_eval(remedy))
+
+
+class Steps(nn.Module):
+    """Euler's steps of an ODE: the layer that data reach first is fed by the last, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.hidden, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = x + 0.1 * self.head(self.hidden(self.stem(x).tanh()).tanh())
+        return x
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_a_loop_has_ends(example):
+    assert matrix_roles(Steps(), example_input=example) == EXPECTED
+    bnn = VariationalNetwork(Steps(), Normal(1.0), example_input=example)
+    assert bnn.net.stochastic == ["stem.weight", "head.weight"]
+
+
+def test_a_layer_inside_of_a_loop_is_no_end():
+    class Refining(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.hidden = nn.Linear(3, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 1)
+
+        def forward(self, x):
+            h = torch.zeros(4, 8)
+            for _ in range(3):
+                h = (self.hidden(h) + self.stem(x)).tanh()
+            return self.head(h)
+
+    assert matrix_roles(Refining()) == matrix_roles(Refining(), example_input=X) == EXPECTED
 
 
 class StochasticDepth(Backwards):
