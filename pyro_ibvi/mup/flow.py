@@ -212,7 +212,9 @@ class _Walk:
         for layer in _layers_of(self._net, step, reads, self._weights):
             (self._fed if reached - {layer} else self._first).add(layer)
             self._feeding |= reached - {layer}
-            self._last = (self._last - reached) | {layer}
+            # A table that is the read-out too is an input and no loop.
+            last = set() if isinstance(self._flow.layers[layer], TABLES) else {layer}
+            self._last = (self._last - reached) | last
             self._called.add(layer)
             reached |= {layer}
         for key in step.outputs:

@@ -30,6 +30,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.modules.rnn.RNNBase, nn.modules.rnn.RNNCellBase)
+_RECURRENT_PARTS = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
 _MATRICES: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Bilinear,
@@ -63,6 +64,37 @@ class Part:
 def is_known(module: nn.Module) -> bool:
     """Whether the module is a layer whose parameters have known roles."""
     return isinstance(module, (*_MATRICES, *TABLES, *NORM_LAYERS))
+
+
+def knows(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is one that torch's own layers of this kind have.
+
+    A layer that is derived from one of them may have further ones, of which nothing is known.
+
+    Args:
+        module: The layer.
+        name: Name of the parameter in it.
+
+    Returns:
+        Whether the module is a known layer, and the parameter its own.
+    """
+    return is_known(module) and name in _own_names(module)
+
+
+def _own_names(module: Any) -> set[str]:
+    """Names of a known layer's own parameters, and of what norms and pruning make of them."""
+    if isinstance(module, _RECURRENT):
+        layers = [""]
+        if isinstance(module, nn.RNNBase):
+            numbers = range(module.num_layers)
+            layers = [f"_l{number}{end}" for number in numbers for end in ("", "_reverse")]
+        names = {part + layer for part in _RECURRENT_PARTS for layer in layers}
+    elif isinstance(module, nn.MultiheadAttention):
+        names = {f"{part}_proj_weight" for part in ("in", "q", "k", "v")}
+        names |= {"in_proj_bias", "bias_k", "bias_v"}
+    else:
+        names = {"weight", "bias"}
+    return names | {f"{name}_{end}" for name in names for end in ("g", "v", "orig")}
 
 
 def owner_of(net: nn.Module, name: str) -> tuple[str, str]:
@@ -122,7 +154,8 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
     shape = tuple(shape)
     if isinstance(module, NORM_LAYERS) or name in _lengths(module):
         size = math.prod(shape)
-        return Part("bias" if name == "bias" else "gain", Fans(1, 1, size), (1, size))
+        is_bias = name in ("bias", "bias_orig")
+        return Part("bias" if is_bias else "gain", Fans(1, 1, size), (1, size))
     if isinstance(module, TABLES):
         # A one-hot input picks one row, so one number reaches each output.
         return Part("table", Fans(1, 1, shape[1]), (1, shape[1]), inputs_first=True)
@@ -132,29 +165,12 @@ def describe_parameter(module: nn.Module, name: str, shape: Iterable[int]) -> Pa
         return _describe_attention(module, shape)
     width_in, width_out, fan_in = _layer_sizes(module)
     fans = Fans(fan_in, width_in, width_out)
-    if name == "bias":
+    if name in ("bias", "bias_orig"):
         return Part("bias", fans, (1, shape[0]))
     if isinstance(module, _TRANSPOSED):
         return Part("matrix", fans, (shape[0], shape[1]), inputs_first=True)
     inputs = math.prod(shape[1:]) if isinstance(module, nn.Bilinear) else shape[1]
     return Part("matrix", fans, (inputs, shape[0]), groups=getattr(module, "groups", 1))
-
-
-def tensor_widths(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Sizes of a tensor that widths grow with: those of its inputs and of its outputs.
-
-    Args:
-        module: The layer, of a known kind or not.
-        name: Name of the parameter in the layer.
-        shape: Its shape.
-
-    Returns:
-        Both sizes.
-    """
-    if is_known(module):
-        return describe_parameter(module, name, shape).widths
-    # Torch's own order, (out, in, *kernel).
-    return (shape[1], shape[0]) if len(shape) > 1 else (1, math.prod(shape))
 
 
 def _lengths(module: nn.Module) -> list[str]:

@@ -19,14 +19,15 @@ from torch import nn
 from pyro_ibvi._util.names import assigned
 from pyro_ibvi.mup.depth import complete_shapes, find_blocks
 from pyro_ibvi.mup.flow import Flow, find_flow
+from pyro_ibvi.mup.growth import given_base_widths
 from pyro_ibvi.mup.layers import (
     NORM_LAYERS,
     TABLES,
     Part,
     describe_parameter,
+    knows,
     layer_names,
     owner_of,
-    tensor_widths,
 )
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
 from pyro_ibvi.mup.unknown import check_known
@@ -217,7 +218,7 @@ def find_roles(
         if isinstance(given, WeightRole):
             roles[name] = given if given.layer else replace(given, layer=layer or name)
             continue
-        if layer not in flow.layers:
+        if layer not in flow.layers or not knows(flow.layers[layer], own_name):
             unknown[name] = tuple(parameter.shape)
             continue
         table = flow.tied.get(name)
@@ -379,10 +380,11 @@ def _scaled_widths(
         raise ValueError(f"The base shape {base_shape} of {name!r} does not fit {shape}.")
     layer, own_name = owner_of(net, name)
     # A tied weight goes by its first layer's name, which need not be the table's.
-    module = net.get_submodule(weight.layer if weight.tied else layer)
-    width_in, width_out = tensor_widths(module, own_name, shape)
-    base_in, base_out = tensor_widths(module, own_name, base_shape)
-    fans = weight.fans
+    module, fans = net.get_submodule(weight.layer if weight.tied else layer), weight.fans
+    if not knows(module, own_name):
+        return given_base_widths(fans, shape, base_shape, inputs_first=weight.inputs_first)
+    width_in, width_out = describe_parameter(module, own_name, shape).widths
+    base_in, base_out = describe_parameter(module, own_name, base_shape).widths
     return (
         max(fans.width_in * base_in // width_in, 1),
         max(fans.width_out * base_out // width_out, 1),
