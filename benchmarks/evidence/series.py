@@ -40,13 +40,16 @@ def corrupt(series: np.ndarray, kind: str, severity: int) -> np.ndarray:
     return value * series
 
 
-def load_series(num_train: int, num_valid: int, num_strangers: int) -> LabelledData:
+def load_series(
+    num_train: int, num_valid: int, num_strangers: int, num_shifted: int = 100
+) -> LabelledData:
     """The data of a task.
 
     Args:
         num_train: Number of series to train on.
         num_valid: Number of series for validation; the others are for the test.
         num_strangers: Number of speakers, the last ones, that are none of the classes.
+        num_shifted: Number of test series of which there are corrupted copies.
 
     Returns:
         The data, series of shape ``(N, 25, 12)``.
@@ -65,6 +68,7 @@ def load_series(num_train: int, num_valid: int, num_strangers: int) -> LabelledD
         return torch.from_numpy(np.ascontiguousarray(values)).float()
 
     x, start = (known - mean) / scale, num_train + num_valid
+    shifted = x[start : start + num_shifted]
     return LabelledData(
         tensor(x[:num_train]),
         labels[:num_train],
@@ -73,10 +77,10 @@ def load_series(num_train: int, num_valid: int, num_strangers: int) -> LabelledD
         tensor(x[start:]),
         labels[start:],
         {
-            f"{kind} {severity + 1}": tensor(corrupt(x[start:], kind, severity))
+            f"{kind} {severity + 1}": tensor(corrupt(shifted, kind, severity))
             for kind in CORRUPTIONS
             for severity in SEVERITIES
         },
-        labels[start:],
+        labels[start : start + num_shifted],
         tensor((series[~is_known] - mean) / scale),
     )
