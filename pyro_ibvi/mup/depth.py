@@ -1,7 +1,7 @@
 """Blocks that repeat: how deep a network is, and how deep its base.
 
 Blocks are the composite modules of one kind, with parameters of the same names and shapes, that
-an ``nn.Sequential`` or ``nn.ModuleList`` numbers; of nested ones the outermost that repeat. What a
+an ``nn.Sequential`` or ``nn.ModuleList`` lists; of nested ones the outermost that repeat. What a
 residual branch adds must shrink as there are more of them; the network writes that, and rates and
 epsilons follow (:class:`~pyro_ibvi.MaximalUpdate`, ``branches``).
 
@@ -27,7 +27,7 @@ class Block:
     """The place of a parameter in a block that repeats.
 
     Attributes:
-        container: Name of the module that numbers the blocks.
+        container: Name of the module that lists the blocks.
         own: Name of the parameter in its block.
         depth: Number of blocks.
     """
@@ -41,8 +41,8 @@ class Block:
         head = f"{self.container}." if self.container else ""
         found = []
         for name in names:
-            number, _, own = name.removeprefix(head).partition(".")
-            if name.startswith(head) and own == self.own and number.isdigit():
+            _, _, own = name.removeprefix(head).partition(".")
+            if name.startswith(head) and own == self.own:
                 found.append(name)
         return found
 

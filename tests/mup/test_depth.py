@@ -1,6 +1,7 @@
 """Depth: rates against the rule derived by hand, and a coordinate check over it."""
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -147,12 +148,19 @@ def sharing(depth):
     )
 
 
+def naming(depth):
+    """Blocks that have names, as those of torchvision's transformers."""
+    blocks = OrderedDict((f"block_{i}", Step(nn.Linear(8, 8))) for i in range(depth))
+    return nn.Sequential(nn.Linear(4, 8), nn.Sequential(blocks), nn.Linear(8, 1))
+
+
 @pytest.mark.parametrize(
     "shapes_of",
     [lambda net: net, lambda net: {n: tuple(p.shape) for n, p in net.named_parameters()}],
 )
-def test_a_layer_that_blocks_share_is_in_each_of_them(shapes_of):
-    net = sharing(3)
+@pytest.mark.parametrize("build", [sharing, naming])
+def test_blocks_are_counted_as_in_the_base(build, shapes_of):
+    net = build(3)
     for depth in (3, 2):
-        fans = [w.fans for w in find_roles(net, base=shapes_of(sharing(depth))).values()]
+        fans = [w.fans for w in find_roles(net, base=shapes_of(build(depth))).values()]
         assert {(f.depth, f.base_depth) for f in fans} == {(1, None), (3, depth)}
