@@ -292,7 +292,13 @@ def _run_together(
         replicas.append(replica)
         return output
 
-    output = vmap(run_draw, randomness="different")(drawn)
+    # Torch would ask the user to report each operation that it runs draw by draw.
+    tell = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    tell(False)
+    try:
+        output = vmap(run_draw, randomness="different")(drawn)
+    finally:
+        tell(True)
     if training and any(replica.is_changed() for replica in replicas):
         raise RuntimeError("Each draw leaves a state of its own")
     return output

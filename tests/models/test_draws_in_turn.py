@@ -189,6 +189,18 @@ def test_vmap_is_tried_once(monkeypatch):
     assert len(calls) == 4
 
 
+def test_operations_that_vmap_runs_draw_by_draw_are_no_news_for_the_user():
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    model, guide = build(nn.Sequential(net, nn.Tanh(), nn.Linear(4, 1)))
+    with pytest.warns(UserWarning, match="performance drop"):  # by vmap alone
+        torch.vmap(lambda v, g: torch._weight_norm(v, g))(torch.ones(2, 3, 4), torch.ones(2, 3, 1))
+    with warnings.catch_warnings(action="error"):
+        predict(model, guide, X, num_samples=3)
+    assert not model.net.runner._refused
+    with pytest.warns(UserWarning, match="performance drop"):  # which still tells of it
+        torch.vmap(lambda v, g: torch._weight_norm(v, g))(torch.ones(2, 3, 4), torch.ones(2, 3, 1))
+
+
 def test_a_failed_try_leaves_no_trace():
     class Counts(EarlyExit):
         def __init__(self):
