@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 #: Autograd's name of a block that is run again in the backward pass, by a graph of its own.
 _HIDING = "CheckpointFunctionBackward"
@@ -51,7 +51,7 @@ class Reachable:
 
 
 def tensors_of(fn: Any) -> list[Tensor]:
-    """The tensors that a distribution holds, below its wrappers too.
+    """The tensors that a distribution holds, below its wrappers and in its transforms too.
 
     Args:
         fn: A distribution.
@@ -60,9 +60,18 @@ def tensors_of(fn: Any) -> list[Tensor]:
         The tensors.
     """
     tensors: list[Tensor] = []
-    for value in vars(fn).values():
-        if isinstance(value, Tensor):
-            tensors.append(value)
-        elif isinstance(value, torch.distributions.Distribution):
-            tensors += tensors_of(value)
+    parts, seen = [fn], set()
+    while parts:
+        part = parts.pop()
+        if id(part) in seen:  # a transform and its inverse may know one another
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            tensors.append(part)
+        elif isinstance(part, list | tuple):
+            parts += list(part)
+        elif isinstance(part, nn.Module):  # a flow, or the network that a flow is conditioned by
+            tensors += list(part.parameters())
+        if isinstance(part, Distribution | Transform):
+            parts += [v for name, v in vars(part).items() if not name.startswith("_cached")]
     return tensors

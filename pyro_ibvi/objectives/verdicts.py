@@ -28,7 +28,7 @@ class Verdict:
     Attributes:
         latents: Latent sites that no term that is kept can move.
         params: Parameters that no term that is kept can move.
-        users: Sites that are drawn given those latents.
+        users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
     """
 
@@ -55,7 +55,7 @@ class Verdict:
                 "reach only terms that it drops (a prior, or the guide's entropy), so they stay "
                 "where they started. Write the model so that they reach the likelihood "
                 "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
-                f"they enter with keep_kl={keep or [...]}, or train with kl_weight=1."
+                f"they enter with keep_kl={keep}, or train with kl_weight=1."
             )
         if self.local:
             yield (
@@ -89,7 +89,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     return Verdict(
         tuple(latents),
         tuple(params),
-        tuple(_users_of(latents, traces)),
+        tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in latents),
     )
 
@@ -162,12 +162,14 @@ def _local_latents(traces: Traces) -> list[str]:
     ]
 
 
-def _users_of(names: list[str], traces: Traces) -> list[str]:
-    """The sites that are drawn from a prior that depends on some latents."""
-    values = [traces.model_sites[name]["value"] for name in names if name in traces.model_sites]
+def _users_of(latents: list[str], params: list[str], traces: Traces) -> list[str]:
+    """The sites whose law, in model or guide, depends on some latents or parameters."""
+    values = [traces.model_sites[name]["value"] for name in latents if name in traces.model_sites]
+    values += [value for name, value in _parameters(traces).items() if name in params]
     users = []
     for name, site in traces.drawn().items():
-        reachable = Reachable(tensors_of(site["fn"]))
+        laws = [site["fn"], *(s["fn"] for s in (traces.guide_sites.get(name),) if s is not None)]
+        reachable = Reachable(tensor for law in laws for tensor in tensors_of(law))
         if any(value in reachable for value in values):
             users.append(name)
     return users

@@ -9,6 +9,7 @@ import torch
 from pyro.contrib.gp.kernels import RBF
 from pyro.contrib.gp.likelihoods import Gaussian
 from pyro.contrib.gp.models import VariationalSparseGP
+from pyro.distributions.transforms import AffineTransform, affine_autoregressive
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, config_enumerate
 from torch import nn
 
@@ -166,3 +167,55 @@ def test_models_without_sites_have_a_loss_of_zero_as_in_pyro():
     assert TraceExpectedLogLikelihood(kl_weight=0.5).loss_and_grads(empty, empty) == 0.0
     with pytest.raises(ValueError, match="The model observed nothing"):
         TraceExpectedLogLikelihood().loss_and_grads(empty, empty)
+
+
+def learned_flow():
+    flow = affine_autoregressive(2).double()
+
+    def model(y):
+        pyro.module("flow", flow)
+        prior = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [flow])
+        pyro.sample("y", dist.Normal(pyro.sample("w", prior).sum(), 1.0), obs=y)
+
+    return model, "flow$$$arn.layers.0.weight"
+
+
+def learned_width():
+    def model(y):
+        width = pyro.param("width", torch.ones(2), dist.constraints.positive)
+        w = pyro.sample("w", dist.Normal(0.0, width).to_event(1))
+        pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
+
+    return model, "width"
+
+
+def learned_map():
+    def model(y):
+        width = pyro.param("width", torch.ones(2), dist.constraints.positive)
+        base = dist.Normal(torch.zeros(2), 1.0)
+        prior = dist.TransformedDistribution(base, [AffineTransform(0.0, width)]).to_event(1)
+        pyro.sample("y", dist.Normal(pyro.sample("w", prior).sum(), 1.0), obs=y)
+
+    return model, "width"
+
+
+@pytest.mark.parametrize("make", [learned_flow, learned_width, learned_map])
+def test_a_learned_prior_is_told_of_with_the_site_that_keeps_it(make):
+    model, name = make()
+
+    def guide(y):
+        loc = pyro.param("loc", torch.zeros(2))
+        pyro.sample("w", dist.Normal(loc, 0.5).to_event(1))
+
+    y = torch.tensor(1.0)
+    said = messages(lambda: TraceExpectedLogLikelihood().loss_and_grads(model, guide, y))
+    assert len(said) == 1
+    assert f"'{name}'" in said[0]
+    assert "keep_kl=['w']" in said[0]
+    pyro.clear_param_store()
+    kept = TraceExpectedLogLikelihood(keep_kl=["w"])
+    assert messages(lambda: kept.loss_and_grads(model, guide, y)) == []
+    assert pyro.get_param_store()[name].requires_grad
+    gradient = pyro.get_param_store()._params[name].grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
