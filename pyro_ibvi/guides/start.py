@@ -135,7 +135,10 @@ def _sampled_scale(fn: Any, transform: Transform) -> Tensor:
     is_light = std.isfinite() & (std < _HEAVY_TAIL * robust)
     if num_draws < _NUM_PRIOR_DRAWS:  # too few to tell for each by itself
         is_light = is_light.float().mean() > 0.5
-    return torch.where(is_light, std, robust)
+    scale = torch.where(is_light, std, robust)
+    # Most draws of a prior that crowds at an edge, as of Gamma(0.001, 0.001), are the same number.
+    some = torch.where(std.isfinite() & (std > 0), std, 1.0)
+    return torch.where(scale.isfinite() & (scale > 0), scale, some)
 
 
 def _distinct(base: Any) -> tuple[Any, Tensor] | None:

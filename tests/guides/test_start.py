@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 import pyro_ibvi as ibvi
 from pyro_ibvi import AutoMuPNormal, Diagonal
@@ -71,3 +72,25 @@ def test_a_factor_that_fills_memory_is_told_of_before_it_does(monkeypatch):
         ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(5))
     ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(4))
     ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
+
+
+@pytest.mark.parametrize("concentration", [0.02, 0.005])
+def test_a_prior_most_of_whose_draws_are_one_number_has_a_scale(concentration):
+    torch.manual_seed(1)
+    # A Gamma variable is one of a greater concentration times a power of a uniform one.
+    logs = torch.distributions.Gamma(concentration + 1.0, 1.0).sample((100_000,)).log()
+    logs += torch.rand(100_000).log() / concentration
+    logs = logs.clamp(min=math.log(torch.finfo(torch.float32).tiny))
+    assert (logs.median() == logs.min()) == (concentration == 0.005)
+    scale = start_of(dist.Gamma(concentration, 1.0)).item()
+    assert scale == pytest.approx(logs.std().item(), rel=0.1)
+
+
+def test_draws_that_are_all_alike_say_nothing_of_a_scale():
+    def model():
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor([1e-12, 2.0]), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(rate.sum(), 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoMuPNormal(model, covariance=Diagonal())
+    assert guide.scale("rate")[0] == 1.0
+    assert math.isfinite(Trace_ELBO().loss(model, guide))
