@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "pyro_ibvi"
 HOLE = "…"
 #: Who makes the texts that a function says, where it does not call them by name when it does.
 ELSEWHERE = {
-    "pyro_ibvi.guides.rows._OtherSize.__enter__": ("_of_other_size",),
+    "pyro_ibvi.guides.rows._Closed.__enter__": ("_of_other_size", "_of_no_indices"),
     "pyro_ibvi.models.random_module.RandomModule.__init__": (
         "attention_warning",
         "tied_warning",

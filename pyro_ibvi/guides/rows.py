@@ -103,11 +103,14 @@ class Plates:
                 continue
             full_size = frame.full_size or frame.size
             size, num_rows = seen.sizes.get(name, (full_size, frame.size))
-            if size != full_size:
-                # what all data share can be drawn all the same
-                batch.plates[name] = _OtherSize(self._of_other_size(name, full_size, size))
-                continue
             rows = seen.rows.get(name)
+            # in either case what all data share can be drawn all the same
+            if size != full_size:
+                batch.plates[name] = _Closed(self._of_other_size(frame, full_size, size))
+                continue
+            if rows is not None and not _are_indices(rows):
+                batch.plates[name] = _Closed(self._of_no_indices(name, full_size, rows))
+                continue
             how: dict[str, Any] = {"subsample_size": num_rows}
             if rows is not None:
                 how = {"subsample": rows}
@@ -148,14 +151,30 @@ class Plates:
                 )
         return Batch(dict(plates), masks=seen.masks)
 
-    def _of_other_size(self, name: str, known: int, now: int) -> str:
-        latents = [s.name for s in self._sites.values() if name in {f.name for f in s.frames}]
+    def _of_other_size(self, frame: Any, known: int, now: int) -> str:
+        name = frame.name
+        latents = self._latents_in(name)
         return (
             f"The plate {name!r} has {now} elements now and had {known} when the guide was "
-            f"initialized, which has parameters for each element of {latents}. What belongs "
-            f"to rows of a data set needs their number and place: write pyro.plate({name!r}, "
-            f"num_data, subsample=rows) in the model, where rows are the batch's indices."
+            f"initialized, which has parameters for each element of {latents}. What belongs to "
+            f"rows of a data set needs their number and place: write pyro.plate({name!r}, "
+            f"num_data, subsample=rows) in the model, where rows are the batch's indices. Where "
+            f"the model's caller goes on from the {known} by itself, as Pyro's Forecaster does "
+            f"after training, let the guide draw these: "
+            f"guide.create_plates = lambda *args: pyro.plate({name!r}, {known}, dim={frame.dim})."
         )
+
+    def _of_no_indices(self, name: str, known: int, rows: Tensor) -> str:
+        return (
+            f"The plate {name!r} was given subsample= of shape {tuple(rows.shape)} and type "
+            f"{rows.dtype}, which does not say what rows of the data set these are, and the guide "
+            f"has parameters for each row of {self._latents_in(name)}. Write "
+            f"pyro.plate({name!r}, {known}, subsample=rows), where rows are the batch's indices, "
+            f"or a guide that computes the law of a row from its data."
+        )
+
+    def _latents_in(self, name: str) -> list[str]:
+        return [s.name for s in self._sites.values() if name in {f.name for f in s.frames}]
 
     def _look(
         self,
@@ -194,8 +213,8 @@ class Plates:
         return look
 
 
-class _OtherSize:
-    """A plate of which the guide has parameters for another number of elements.
+class _Closed:
+    """A plate of which the guide cannot tell which parameters belong to the elements.
 
     Args:
         reason: What to say to whoever enters it.
@@ -209,6 +228,12 @@ class _OtherSize:
 
     def __exit__(self, *error: Any) -> None:
         """Never entered, never left."""
+
+
+def _are_indices(rows: Tensor) -> bool:
+    """Whether the rows of a plate are numbers of rows; Pyro takes whatever has a length."""
+    is_whole = not rows.is_floating_point() and rows.dtype is not torch.bool
+    return rows.dim() == 1 and is_whole
 
 
 class _Seen(Exception):  # noqa: N818  # no error

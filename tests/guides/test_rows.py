@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
@@ -105,6 +106,48 @@ def test_a_batch_of_no_known_rows_is_refused():
     message = r"'data' has 2 elements now and had 5.*\['effect'\].*subsample=rows"
     with pytest.raises(ValueError, match=message):
         guide(TRUTH[:2])
+
+
+def test_rows_that_are_no_indices_are_refused_where_a_row_has_parameters():
+    def model(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", NUM, subsample=x, dim=-1):  # takes the length of anything
+            effect = pyro.sample("effect", dist.Normal(0.0, 5.0)) if LOCAL else 0.0
+            pyro.sample("y", dist.Normal(slope * x[:, 0] + effect, 0.1), obs=y)
+
+    x = torch.randn(5, 2)
+    LOCAL = True
+    guide = AutoMuPNormal(model)
+    guide.initialize(x, TRUTH[:5])
+    message = r"'data' was given subsample= of shape \(5, 2\).*\['effect'\].*subsample=rows"
+    with pytest.raises(ValueError, match=message):
+        guide(x, TRUTH[:5])
+    LOCAL = False
+    assert AutoMuPNormal(model)(x, TRUTH[:5]).keys() == {"slope"}
+
+
+def test_forecasts_go_on_from_the_steps_that_the_guide_knows():
+    class Walk(ForecastingModel):
+        def model(self, zero_data, covariates):
+            with self.time_plate:
+                step = pyro.sample("step", dist.Normal(0.0, 1.0))
+            self.predict(dist.Normal(0.0, 0.1), step.cumsum(-1).unsqueeze(-1))
+
+    walk, past = Walk(), TRUTH[:8, None]
+    guide = AutoMuPNormal(walk, init_scale=1e-6)
+    forecaster = Forecaster(walk, past, torch.zeros(8, 0), guide=guide, num_steps=1, log_every=0)
+    with pytest.raises(ValueError, match=r"has 10 elements now and had 8.*guide.create_plates"):
+        forecaster(past, torch.zeros(10, 0), num_samples=2)
+    guide.create_plates = lambda *args: pyro.plate("time", 8, dim=-1)
+    forecast = forecaster(past, torch.zeros(10, 0), num_samples=2000)
+    assert forecast.shape == (2000, 2, 1)
+    # A random walk from where the guide's steps end, whose variance grows by one a step.
+    variance = forecast.var(0).squeeze(-1)
+    torch.testing.assert_close(variance, torch.tensor([1.0, 2.0]) + 0.01, rtol=0.12, atol=0.0)
+    error = (2.01 / 2000) ** 0.5
+    mean = forecast.mean(0).squeeze(-1)
+    expected = guide.loc("step").sum().expand(2)
+    torch.testing.assert_close(mean, expected, rtol=0.0, atol=4 * error)
 
 
 def test_other_guides_are_refused_or_told_the_rows():
