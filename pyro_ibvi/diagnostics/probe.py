@@ -54,11 +54,13 @@ class Probe:
         names = {p: name for name, p in net.named_parameters()}
         # The parameters of each layer that has some of its own, as it calls them and by the one
         # name that tied ones go by.
-        self.layers = {
-            layer: {own: names[p] for own, p in module._parameters.items() if p is not None}
-            for layer, module in net.named_modules()
-            if any(p is not None for p in module._parameters.values())
-        }
+        self.layers: dict[str, dict[str, str]] = {}
+        for path, module in net.named_modules():
+            own = {n: names[p] for n, p in module._parameters.items() if p is not None}
+            if own:
+                layer, prefix = _runs(net, path)
+                layer_names = self.layers.setdefault(layer, {})
+                layer_names.update({prefix + n: name for n, name in own.items()})
         self.start = self._parameters()
         # Running statistics of norm layers move in training, without any parameter's doing.
         self.buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
@@ -227,6 +229,15 @@ class Probe:
 
 def _rms(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt().item())
+
+
+def _runs(net: nn.Module, path: str) -> tuple[str, str]:
+    """The module that runs with a module's parameters, and what they are called from there."""
+    layer, prefix = path, ""
+    while isinstance(net.get_submodule(layer), (nn.ParameterList, nn.ParameterDict)):
+        layer, _, name = layer.rpartition(".")
+        prefix = f"{name}.{prefix}"
+    return layer, prefix
 
 
 def _tensor_of(output: Any) -> Tensor:

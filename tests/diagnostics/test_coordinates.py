@@ -302,3 +302,46 @@ def test_bad_widths_and_builds(data):
         ibvi.coordinate_check(mlp, [8, 8], data)
     with pytest.raises(TypeError, match=r"must return a SupervisedModel and its AutoMuPNormal"):
         ibvi.coordinate_check(lambda width: mlp(width)[0], [8, 16], data)
+
+
+class InLists(nn.Module):
+    """Parameters in containers, which do not run, or on the network itself."""
+
+    def __init__(self, width, in_lists):
+        super().__init__()
+        first, last = nn.Parameter(torch.zeros(8, width)), nn.Parameter(torch.zeros(width, 5))
+        if in_lists:
+            self.matrices, self.named = nn.ParameterList([first]), nn.ParameterDict({"last": last})
+        else:
+            self.first, self.last = first, last
+        self.in_lists = in_lists
+
+    def forward(self, x):
+        if self.in_lists:
+            return (x @ self.matrices[0]).tanh() @ self.named["last"]
+        return (x @ self.first).tanh() @ self.last
+
+
+def test_parameters_in_lists_are_measured_as_those_of_the_network_itself(data):
+    def measured(in_lists, names):
+        def build(width):
+            of = ibvi.WeightRole.of
+            given = (
+                of("input", fan_in=8, fan_out=width, inputs_first=True),
+                of("output", fan_in=width, fan_out=5, inputs_first=True),
+            )
+            roles = dict(zip(names, given, strict=True))
+            random = ibvi.RandomModule(InLists(width, in_lists), roles=roles, stochastic="all")
+            model = ibvi.SupervisedModel(random, ibvi.Categorical())
+            return model, ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
+
+        check = ibvi.coordinate_check(build, [8, 16], data, steps=[1], num_seeds=1, progress=False)
+        assert "mean change" in str(check)
+        return {
+            (*key[:2], key[2] if key[2] not in names else names.index(key[2])): value
+            for key, value in check.rms.items()
+        }
+
+    listed = measured(True, ("matrices.0", "named.last"))
+    assert listed == measured(False, ("first", "last"))
+    assert ("loc", 1, 1) in listed
