@@ -139,7 +139,7 @@ def explain(
     ]
     return ObjectiveReport(
         (*model_rows, *guide_rows),
-        (*verdict.latents, *verdict.params),
+        (*verdict.latents, *verdict.idle, *verdict.params),
         verdict.local,
         tuple(errors),
     )

@@ -7,7 +7,7 @@ one value per datum fits that datum exactly. The functions here find these cases
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,13 +26,15 @@ class Verdict:
     """What is wrong with a pair of model and guide under an objective.
 
     Attributes:
-        latents: Latent sites that no term that is kept can move.
+        latents: Latent sites that reach terms, but none that is kept.
+        idle: Latent sites that nothing was computed from.
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
     """
 
     latents: tuple[str, ...]
+    idle: tuple[str, ...]
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
@@ -40,7 +42,7 @@ class Verdict:
     @property
     def names(self) -> set[str]:
         """Names of all that is wrong."""
-        return {*self.latents, *self.params, *self.local}
+        return {*self.latents, *self.idle, *self.params, *self.local}
 
     def __str__(self) -> str:
         return " ".join(self._sentences())
@@ -56,6 +58,14 @@ class Verdict:
                 "where they started. Write the model so that they reach the likelihood "
                 "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
                 f"they enter with keep_kl={keep}, or train with kl_weight=1."
+            )
+        if self.idle:
+            yield (
+                f"Nothing in this step was computed from the latent sites {list(self.idle)}. A "
+                "part of a network that these data do not pass, such as an expert that was given "
+                "none, learns when others pass it. What none ever passes stays where it started: "
+                "leave it out of what is random, or hold it at its prior with "
+                f"keep_kl={list(self.idle)}."
             )
         if self.local:
             yield (
@@ -83,14 +93,17 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     for site in _evaluated(traces.guide):
         roots += [part for part in site["score_parts"] if isinstance(part, Tensor)]
     kept = Reachable(roots)
-    latents = _unmoved_latents(traces.guide_sites, traces, kept)
-    params = _unmoved_parameters(traces, kept)
+    unmoved = _unmoved_latents(traces.guide_sites, traces, kept)
+    idle = [name for name in unmoved if not _is_used(traces.guide_sites[name]["value"], traces)]
+    latents = [name for name in unmoved if name not in idle]
+    params = _unmoved_parameters(traces, kept, idle)
     local = () if allow_local else [n for n in _local_latents(traces) if n in dropped]
     return Verdict(
         tuple(latents),
+        tuple(idle),
         tuple(params),
         tuple(_users_of(latents, params, traces)),
-        tuple(name for name in local if name not in latents),
+        tuple(name for name in local if name not in unmoved),
     )
 
 
@@ -123,10 +136,24 @@ def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]
     return unmoved
 
 
-def _unmoved_parameters(traces: Traces, kept: Reachable) -> list[str]:
-    """Parameters that reach dropped terms only; those that no term uses are not judged."""
+def _is_used(value: Tensor, traces: Traces) -> bool:
+    """Whether the law of a site of the model was computed from a latent's value."""
+    laws = [tensors_of(site["fn"]) for site in traces.model_sites.values()]
+    return value in Reachable(tensor for tensors in laws for tensor in tensors)
+
+
+def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) -> list[str]:
+    """Parameters that reach dropped terms only.
+
+    Those that no term uses, or only the terms of latents that are idle, are not judged.
+
+    Returns:
+        Their names.
+    """
     tensors: list[Tensor] = []
-    for site in (*traces.model_sites.values(), *traces.guide_sites.values()):
+    for name, site in (*traces.model_sites.items(), *traces.guide_sites.items()):
+        if name in idle:
+            continue
         tensors += [t for t in (*tensors_of(site["fn"]), site["value"]) if isinstance(t, Tensor)]
     used = Reachable(tensors)
     return [

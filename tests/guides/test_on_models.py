@@ -267,5 +267,5 @@ def test_roles_of_a_hand_written_network():
     torch.testing.assert_close(guide.scale("a").detach(), torch.ones(4, 8))  # the prior stands
     optim = MuPOptim(torch.optim.SGD, {"lr": 1e-3}, guide)
     svi = SVI(model, guide, optim, TraceExpectedLogLikelihood())
-    with pytest.warns(UserWarning, match="cannot move the latent sites \\['c'\\]"):
+    with pytest.warns(UserWarning, match="computed from the latent sites \\['c'\\]"):
         svi.step(torch.randn(5, 4))

@@ -219,3 +219,41 @@ def test_a_learned_prior_is_told_of_with_the_site_that_keeps_it(make):
     gradient = pyro.get_param_store()._params[name].grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
+
+
+class Experts(nn.Module):
+    """Two maps, of which the sign of the first feature picks one for each datum."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(3, 1) for _ in range(2))
+
+    def forward(self, x):
+        out = x.new_zeros(len(x), 1)
+        for k, expert in enumerate(self.experts):
+            rows = ((x[:, 0] > 0) == bool(k)).nonzero().squeeze(-1)
+            if len(rows):
+                out = out.index_add(0, rows, expert(x[rows]))
+        return out
+
+
+def test_an_idle_expert_is_told_from_what_a_prior_alone_sees():
+    x = torch.randn(8, 3)
+    x[:, 0] = x[:, 0].abs()
+    net = ibvi.RandomModule(Experts(), stochastic="all", example_input=torch.randn(8, 3))
+    model = ibvi.SupervisedModel(net, ibvi.Normal(1.0))
+    guide = ibvi.AutoMuPNormal(model)
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide)
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean")
+    svi = SVI(model, guide, optim, loss)
+    (said,) = messages(lambda: [svi.step(x, torch.ones(8, 1)) for _ in range(3)])
+    idle = [f"net.experts.0.{name}" for name in ("weight", "bias")]
+    assert said.startswith(f"Nothing in this step was computed from the latent sites {idle}")
+    assert "learns when others pass it" in said
+    assert f"keep_kl={idle}" in said
+    assert ibvi.explain(loss, model, guide, x, torch.ones(8, 1)).unmoved == tuple(idle)
+    before = {k: guide.loc(f"net.experts.{k}.weight").clone() for k in range(2)}
+    assert messages(lambda: svi.step(-x, torch.ones(8, 1))) == []
+    assert not torch.equal(guide.loc("net.experts.0.weight"), before[0])  # its turn
+    held = ibvi.TraceExpectedLogLikelihood(reduction="mean", keep_kl=idle)
+    assert messages(lambda: SVI(model, guide, optim, held).step(x, torch.ones(8, 1))) == []
