@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
@@ -100,18 +98,15 @@ def grid_search(
         {'scale': 0.03}
     """
     choices = _combinations(grid)
-    trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed)
+    trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed, progress)
     call = f"lambda {', '.join(grid)}: VariationalNetwork(net, likelihood, ...)"
-    nlls = [
-        trials.nll(partial(build, **choice), call)
-        for choice in tqdm(choices, desc="grid search", disable=None if progress else True)
-    ]
+    nlls = trials.nlls([partial(build, **choice) for choice in choices], "grid search", call)
     if all(math.isinf(nll) for nll in nlls):
         raise ValueError(
             f"Training diverged with every choice, {choices[0]} to {choices[-1]}: try smaller "
             f"rates, and look whether inputs and targets are standardized."
         )
-    return GridSearch(tuple(choices), tuple(nlls))
+    return GridSearch(tuple(choices), nlls)
 
 
 def _combinations(grid: Any) -> list[dict[str, Any]]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.plots import axes_or_new
 from pyro_ibvi._util.tables import table_lines
@@ -123,13 +121,10 @@ def rate_search(
     ordered = sorted(float(rate) for rate in rates)
     if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
         raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
-    trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed)
+    trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed, progress)
     call = "lambda lr: VariationalNetwork(net, likelihood, lr=lr)"
-    nlls = [
-        trials.nll(partial(_built, build, rate), call)
-        for rate in tqdm(ordered, desc="rate search", disable=None if progress else True)
-    ]
-    found = RateSearch(tuple(ordered), tuple(nlls))
+    nlls = trials.nlls([partial(_built, build, rate) for rate in ordered], "rate search", call)
+    found = RateSearch(tuple(ordered), nlls)
     _check_found(found)
     return found
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from tqdm.auto import tqdm
 
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.network import VariationalNetwork
@@ -26,6 +27,7 @@ class Trials:
         batch_size: Number of data in a step, where they come without a loader.
         num_samples: Number of draws by which the validation data are predicted.
         seed: Seed of each training.
+        progress: Whether to show a progress bar; there is none where output is no terminal.
     """
 
     data: Any
@@ -35,22 +37,28 @@ class Trials:
     batch_size: int
     num_samples: int
     seed: int
+    progress: bool
     _trained: set[nn.Parameter] = field(default_factory=set)
 
-    def nll(self, build: Callable[[], Any], call: str) -> float:
-        """The validation loss of a new network after training, infinite if that diverges.
+    def nlls(self, builds: Sequence[Callable[[], Any]], what: str, call: str) -> tuple[float, ...]:
+        """The validation losses of new networks after training, infinite where that diverges.
 
         Args:
-            build: Makes the network.
-            call: How the user writes that.
+            builds: Make the networks.
+            what: What the progress bar says.
+            call: How the user writes what makes a network.
 
         Returns:
-            The negative log predictive density, in nats per datum.
+            The negative log predictive densities, in nats per datum.
 
         Raises:
             TypeError: If something else is made.
-            ValueError: If the network shares parameters with one that was trained before.
+            ValueError: If a network shares parameters with the one that was trained before.
         """
+        bar = tqdm(builds, desc=what, disable=None if self.progress else True)
+        return tuple(self._nll(build, call) for build in bar)
+
+    def _nll(self, build: Callable[[], Any], call: str) -> float:
         with own_random_numbers(self.seed):
             bnn = build()
             if not isinstance(bnn, VariationalNetwork):

@@ -94,7 +94,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
         roots += [part for part in site["score_parts"] if isinstance(part, Tensor)]
     kept = Reachable(roots)
     unmoved = _unmoved_latents(traces.guide_sites, traces, kept)
-    idle = [name for name in unmoved if not _is_used(traces.guide_sites[name]["value"], traces)]
+    idle = _idle_latents(unmoved, traces)
     latents = [name for name in unmoved if name not in idle]
     params = _unmoved_parameters(traces, kept, idle)
     local = () if allow_local else [n for n in _local_latents(traces) if n in dropped]
@@ -136,10 +136,11 @@ def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]
     return unmoved
 
 
-def _is_used(value: Tensor, traces: Traces) -> bool:
-    """Whether the law of a site of the model was computed from a latent's value."""
-    laws = [tensors_of(site["fn"]) for site in traces.model_sites.values()]
-    return value in Reachable(tensor for tensors in laws for tensor in tensors)
+def _idle_latents(unmoved: Collection[str], traces: Traces) -> list[str]:
+    """Unmoved latents from whose draws the law of no site of the model was computed."""
+    laws = [tensors_of(site["fn"]) for site in traces.model_sites.values()] if unmoved else []
+    used = Reachable(tensor for tensors in laws for tensor in tensors)
+    return [name for name in unmoved if traces.guide_sites[name]["value"] not in used]
 
 
 def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) -> list[str]:
