@@ -83,7 +83,7 @@ def named_arguments(
             try:
                 return function(*args, **kwargs)
             except TypeError:
-                if _fits(function, args, kwargs):
+                if fits(function, args, kwargs):
                     raise  # not the call is at fault
             _refuse(function, names, args, kwargs, elsewhere or {})
 
@@ -105,10 +105,20 @@ def takes(function: Callable[..., Any], num_arguments: int) -> bool:
     Returns:
         Whether it can; True for one that does not tell.
     """
-    return _fits(function, (None,) * num_arguments, {})
+    return fits(function, (None,) * num_arguments, {})
 
 
-def _fits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def fits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with some arguments, as far as it tells.
+
+    Args:
+        function: The function.
+        args: Those by position.
+        kwargs: Those by name.
+
+    Returns:
+        Whether it can; True for one that does not tell.
+    """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some of C's do not tell

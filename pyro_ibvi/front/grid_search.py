@@ -12,7 +12,7 @@ from typing import Any
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
-from pyro_ibvi.front.trials import Trials, index_of_best, shown_nll
+from pyro_ibvi.front.trials import Trials, check_build, index_of_best, shown_nll
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def grid_search(
         The negative log predictive densities, with the best combination.
 
     Raises:
-        TypeError: If ``grid`` is no mapping of lists, or ``build`` makes something else.
+        TypeError: If ``grid`` is no mapping of lists, or ``build`` is no function of its names or
+            makes something else.
         ValueError: If there are not two combinations, or all trainings diverged.
 
     Example:
@@ -100,6 +101,7 @@ def grid_search(
     choices = _combinations(grid)
     trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed, progress)
     call = f"lambda {', '.join(grid)}: VariationalNetwork(net, likelihood, ...)"
+    check_build(build, call, **choices[0])
     nlls = trials.nlls([partial(build, **choice) for choice in choices], "grid search", call)
     if all(math.isinf(nll) for nll in nlls):
         raise ValueError(

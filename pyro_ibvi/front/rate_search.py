@@ -13,7 +13,7 @@ from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.plots import axes_or_new
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
-from pyro_ibvi.front.trials import Trials, index_of_best, shown_nll
+from pyro_ibvi.front.trials import Trials, check_build, index_of_best, shown_nll
 
 #: Each about three times the one before.
 _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -102,7 +102,7 @@ def rate_search(
         The negative log predictive densities, with the best rate.
 
     Raises:
-        TypeError: If ``build`` makes something else.
+        TypeError: If ``build`` is no function of a rate, or makes something else.
         ValueError: If there are not two different rates, or all trainings diverged.
 
     Example:
@@ -123,6 +123,7 @@ def rate_search(
         raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
     trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed, progress)
     call = "lambda lr: VariationalNetwork(net, likelihood, lr=lr)"
+    check_build(build, call, ordered[0])
     nlls = trials.nlls([partial(_built, build, rate) for rate in ordered], "rate search", call)
     found = RateSearch(tuple(ordered), nlls)
     _check_found(found)

@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
+from pyro_ibvi._util.arguments import fits
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.network import VariationalNetwork
 
@@ -95,6 +97,26 @@ class Trials:
                 return math.inf
             nll = bnn.evaluate(self.valid, num_samples=self.num_samples, seed=0)["nll"]
         return nll if math.isfinite(nll) else math.inf
+
+
+def check_build(build: Any, call: str, *args: Any, **kwargs: Any) -> None:
+    """Checks that networks can be made, before any is trained.
+
+    Args:
+        build: What the user gave to make them.
+        call: What to write.
+        *args: What it will be given by position.
+        **kwargs: What it will be given by name.
+
+    Raises:
+        TypeError: If it is a network itself, or takes other arguments.
+    """
+    is_network = isinstance(build, (nn.Module, VariationalNetwork))
+    if is_network or not callable(build) or not fits(build, args, kwargs):
+        what = type(build).__name__ if is_network or not callable(build) else signature(build)
+        raise TypeError(
+            f"build must be a function that makes a VariationalNetwork, got {what}: write {call}."
+        )
 
 
 def shown_nll(nll: float) -> str:

@@ -91,6 +91,9 @@ def test_bad_input(build, data):
             search(build, grid)
     with pytest.raises(TypeError, match=r"got Sequential: write lambda lr, scale: Variational"):
         search(lambda lr, scale: nn.Sequential(), {"lr": [0.1, 0.2], "scale": [0.1]})
+    for other in (make_net(), build(0.1, 0.1), None, lambda rate, scale: None):
+        with pytest.raises(TypeError, match=r"function that makes.*: write lambda lr, scale:"):
+            search(other, {"lr": [0.1, 0.2], "scale": [0.1]})
     with pytest.raises(ValueError, match="diverged with every choice"):
         search(build, {"lr": [1e12, 1e13], "scale": [0.1]})
     random = ibvi.RandomModule(make_net())

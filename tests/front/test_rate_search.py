@@ -64,6 +64,9 @@ def test_bad_input(build, data):
             search(build, rates=rates)
     with pytest.raises(TypeError, match="build must make a VariationalNetwork, got Sequential"):
         search(lambda lr: make_net())
+    for other in (make_net(), build(0.5), lambda: build(0.5)):
+        with pytest.raises(TypeError, match=r"function that makes.*: write lambda lr: Var"):
+            search(other)
     with pytest.raises(ValueError, match=r"learns at 0\.5, not at the rate 0\.001"):
         search(lambda lr: build(0.5))
     with pytest.raises(ValueError, match="diverged at every rate"):
