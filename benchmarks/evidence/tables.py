@@ -149,7 +149,7 @@ def implicit_bias(table: Table, settings: Settings) -> Draw:
 CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
     "deterministic": (deterministic, {"lr": [0.001, 0.003, 0.01]}),
     "MC dropout": (dropout, {"lr": [0.003, 0.01, 0.03], "p": [0.005, 0.01, 0.05, 0.1]}),
-    "ensemble of 5": (ensemble, {"lr": [0.003]}),
+    "ensemble of 5": (ensemble, {"lr": [0.001, 0.003, 0.01]}),
     "ELBO, stock Pyro": (elbo, {"lr": [0.003, 0.01], "init_scale": [0.01, 0.1]}),
     "paper's recipe, rank 10": (
         implicit_bias,
