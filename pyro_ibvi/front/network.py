@@ -78,7 +78,7 @@ class VariationalNetwork:
             :class:`~pyro_ibvi.AutoMuPMixture`; 1 for a guide that is one Gaussian.
         optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
-        lr: Global learning rate, for which SGD, Adam and AdamW have a default.
+        lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default.
         optim_args: Further arguments of the optimizer.
         scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`.
         clip_norm: Largest Euclidean norm of the gradient.

@@ -1,0 +1,1 @@
+"""Numbers that how-to pages state, by the pages' own code."""
