@@ -10,10 +10,12 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from tests.training.killable import differences, make_loader, make_svi, summary, train
 
@@ -40,6 +42,8 @@ def run(checkpoint, result):
 def started(checkpoint, result):
     process = os.fork()
     if process == 0:
+        # Not the lock that forked processes share: one killed while it holds that stops all others.
+        tqdm.set_lock(threading.RLock())
         run(checkpoint, result)
         os._exit(0)
     return process
