@@ -42,7 +42,7 @@ def run(checkpoint, result):
 def started(checkpoint, result):
     process = os.fork()
     if process == 0:
-        # Not the lock that forked processes share: one killed while it holds that stops all others.
+        # Not the lock that forked processes share: whoever is killed while it holds it stops all.
         tqdm.set_lock(threading.RLock())
         run(checkpoint, result)
         os._exit(0)
