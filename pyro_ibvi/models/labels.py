@@ -112,7 +112,7 @@ class Categorical(Likelihood):
     ) -> TorchDistributionMixin:
         dim = self._dim(output.dim(), num_batch_dims)
         logits = output if dim == -1 else output.movedim(dim, -1)
-        if self._is_tempered:
+        if self.is_tempered:
             logits = logits / self.temperature
         if weight is not None:
             if len(weight) != logits.shape[-1]:
@@ -155,7 +155,7 @@ class Categorical(Likelihood):
 
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and variance of the one-hot label, in the output's shape."""
-        logits = output / self.temperature if self._is_tempered else output
+        logits = output / self.temperature if self.is_tempered else output
         probabilities = logits.softmax(self._dim(output.dim(), num_batch_dims))
         return probabilities, probabilities * (1 - probabilities)
 

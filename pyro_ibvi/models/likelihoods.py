@@ -150,7 +150,8 @@ class Likelihood(PyroModule):
         self.temperature = temperature
 
     @property
-    def _is_tempered(self) -> bool:
+    def is_tempered(self) -> bool:
+        """Whether the density is another than that of temperature 1."""
         return isinstance(self.temperature, Tensor) or self.temperature != 1.0
 
     def detached(self) -> Likelihood:
@@ -275,7 +276,7 @@ class Normal(Likelihood):
             scale = self.scale.to(output.dtype)
         else:
             scale = torch.full((), self._known_scale, dtype=output.dtype, device=output.device)
-        if self._is_tempered:
+        if self.is_tempered:
             scale = scale * self.temperature**0.5
         return as_event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
@@ -311,7 +312,7 @@ class HeteroscedasticNormal(Likelihood):
         self.target_shape(output.shape)
         loc, raw_scale = output.chunk(2, dim=-1)
         scale = self.min_scale + nn.functional.softplus(raw_scale)
-        if self._is_tempered:
+        if self.is_tempered:
             scale = scale * self.temperature**0.5
         return as_event(dist.Normal(loc, scale, validate_args=False), num_batch_dims)
 
@@ -340,7 +341,7 @@ class Bernoulli(Likelihood):
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of labels, of the output's shape."""
-        output = output / self.temperature if self._is_tempered else output
+        output = output / self.temperature if self.is_tempered else output
         return as_event(dist.Bernoulli(logits=output, validate_args=False), num_batch_dims)
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:

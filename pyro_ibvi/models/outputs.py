@@ -54,14 +54,27 @@ class OutputPicker:
             TypeError: If there is none, or several and no choice.
             ValueError: If the choice is not among what the network returned.
         """
-        if isinstance(returned, Tensor) and self.choice is None:
-            return at_least_float32(returned)
-        output = self.likelihood.as_tensor(self._pick(returned))
-        if not isinstance(output, Tensor):
-            output = _only_reading(output)
-        return at_least_float32(output)
+        return at_least_float32(self.pick(returned))
 
-    def _pick(self, returned: Any) -> Any:
+    def pick(self, returned: Any) -> Tensor:
+        """The tensor that the likelihood takes, in the network's own precision.
+
+        Args:
+            returned: What the network returned.
+
+        Returns:
+            The tensor, the network's own where the choice takes a part as it is.
+
+        Raises:
+            TypeError: As for a call.
+            ValueError: As for a call.
+        """
+        if isinstance(returned, Tensor) and self.choice is None:
+            return returned
+        output = self.likelihood.as_tensor(self._chosen(returned))
+        return output if isinstance(output, Tensor) else _only_reading(output)
+
+    def _chosen(self, returned: Any) -> Any:
         choice = self.choice
         if choice is None:
             return returned

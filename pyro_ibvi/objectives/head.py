@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import Bernoulli, Normal, Poisson
 from pyro_ibvi.models.supervised import SupervisedModel
@@ -109,13 +110,21 @@ class ClosedFormHead:
 
         traces = run_traces("flat", watched_model, guide_at_mean, args, kwargs)
         site = traces[0].nodes[_target_site(traces[0])]
+        # What the network returned is of the model's choice, as where its target is drawn.
+        seen.output = supervised.picker.pick(seen.network_output)
         spread = _Run(name, laws.found, seen).spread(traces[1])
-        output, likelihood = seen.network_output, supervised.likelihood
+        output, likelihood = at_least_float32(seen.output), supervised.likelihood
         site["fn"] = _expected_law(site["fn"], likelihood, output, spread, self.categorical_bound)
         return traces
 
     def _check_likelihood(self, model: SupervisedModel) -> None:
         kind = type(model.likelihood)
+        if model.likelihood.is_tempered and kind is not Normal:  # whose scale has it
+            raise ValueError(
+                f"The {kind.__name__} likelihood has the temperature "
+                f"{model.likelihood.temperature}, and a closed-form last layer knows "
+                "temperature 1 alone: use TraceExpectedLogLikelihood, which draws the last layer."
+            )
         if isinstance(model.likelihood, Categorical) and not model.likelihood.is_plain:
             raise ValueError(
                 "A closed-form last layer knows Categorical() without options alone: use "
@@ -144,6 +153,7 @@ class _Seen:
     head_output: Tensor | None = None
     version: int = 0
     network_output: Any = None
+    output: Tensor | None = None
 
 
 @dataclass
@@ -176,8 +186,10 @@ class _Run:
                 "TraceExpectedLogLikelihood."
             )
         assert seen.head_output is not None
+        assert seen.output is not None
         spread = _head_spread(seen.features[0], seen.head_output.shape[-1], self.laws)
-        return spread.reshape(*seen.network_output.shape)
+        spread = Spread(at_least_float32(spread.factor), at_least_float32(spread.diagonal))
+        return spread.reshape(*seen.output.shape)
 
 
 class _HeadAtMean(Messenger):
@@ -361,26 +373,25 @@ def _watch(network: nn.Module, head: nn.Module, seen: _Seen) -> Iterator[None]:
 
 
 def _check_ends_in_head(seen: _Seen, head: str) -> None:
-    """Refuses a network that does something with the last layer's output, or calls it twice."""
+    """Refuses what is done with the last layer's output before the likelihood, and two calls."""
     if len(seen.features) != 1:
         raise ValueError(
             f"The network ran its last layer {head!r} {len(seen.features)} times, and a closed "
             "form needs it once. Use TraceExpectedLogLikelihood."
         )
-    inner, outer = seen.head_output, seen.network_output
+    inner, outer = seen.head_output, seen.output
     assert inner is not None
-    same = isinstance(outer, Tensor) and (
-        outer is inner
-        or (
-            outer.data_ptr() == inner.data_ptr()
-            and outer.numel() == inner.numel()
-            and outer.is_contiguous()
-            and inner.is_contiguous()
-        )
+    assert outer is not None
+    same = outer is inner or (
+        outer.data_ptr() == inner.data_ptr()
+        and outer.numel() == inner.numel()
+        and outer.is_contiguous()
+        and inner.is_contiguous()
     )
     if not same or inner._version != seen.version:
         raise ValueError(
-            f"The network changes the output of its last layer {head!r}, so its output is not "
-            "Gaussian. Leave activations after the last layer to the likelihood, or use "
+            f"The network, or output= of the SupervisedModel, changes the output of its last "
+            f"layer {head!r} or takes a part of it, and the closed form is that of all of it. "
+            "Leave activations after the last layer to the likelihood, or use "
             "TraceExpectedLogLikelihood."
         )
