@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -21,7 +22,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -191,10 +192,9 @@ class Plates:
         Returns:
             What there is to see.
         """
-        leaves = [getattr(leaf, "shape", leaf) for leaf in tree_leaves((args, dict(kwargs)))]
-        shapes = [leaf for leaf in leaves if isinstance(leaf, torch.Size | int | bool | str)]
+        shapes = _shapes(args, kwargs)
         look = _Look(self._frames.keys() - set(created), self._sites)
-        if self._fixed is not None and self._fixed[0] == shapes:
+        if shapes is not None and self._fixed is not None and self._fixed[0] == shapes:
             look.sizes = self._fixed[1]
             return look
         with (
@@ -211,6 +211,27 @@ class Plates:
             model(*args, **kwargs)
         self._fixed = None if look.rows or look.masks else (shapes, look.sizes)
         return look
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Shapes of arrays of any library, and numbers and words themselves.
+
+    Returns:
+        What can be compared with the arguments of another call; None if there are others.
+    """
+    leaves, structure = tree_flatten((args, dict(kwargs)))
+    known: list[Any] = [structure]
+    for leaf in leaves:
+        shape = getattr(leaf, "shape", None)
+        if isinstance(leaf, np.generic):  # a number, though it has a shape
+            known.append(leaf.item())
+        elif isinstance(shape, tuple):
+            known.append(tuple(shape))
+        elif leaf is None or isinstance(leaf, int | float | str | torch.Size):
+            known.append(leaf)
+        else:  # an object that holds who knows what
+            return None
+    return known
 
 
 class _Closed:

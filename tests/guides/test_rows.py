@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -92,6 +93,59 @@ def test_rows_drawn_by_pyro_may_become_fewer():
     loss = TraceExpectedLogLikelihood(allow_local=True)
     for size in (5, 5, 2):
         loss.loss(model, guide, TRUTH[:size])
+
+
+class Box:
+    """A batch of a class of the user's own."""
+
+    def __init__(self, y):
+        self.y = y
+
+    def __len__(self):
+        return len(self.y)
+
+
+def share(part):
+    return NUM if part is None else round(part * NUM)
+
+
+@pytest.mark.parametrize(
+    ("size_of", "arguments"),
+    [
+        (len, [TRUTH[:size].numpy() for size in (5, 2)]),
+        (len, [Box(TRUTH[:size]) for size in (5, 2)]),
+        (int, [np.int64(5), np.int64(2)]),
+        (share, [0.5, 0.25]),
+        (share, [None, 0.5]),
+    ],
+)
+def test_the_size_of_a_plate_follows_arguments_of_any_kind(size_of, arguments):
+    def model(batch):
+        with pyro.plate("data", NUM, subsample_size=size_of(batch), dim=-1) as rows:
+            effect = pyro.sample("effect", dist.Normal(0.0, 5.0))
+            pyro.sample("y", dist.Normal(effect, 0.1), obs=TRUTH[rows])
+
+    guide = AutoMuPNormal(model)
+    for batch in (*arguments, *arguments):
+        assert len(guide(batch)["effect"]) == size_of(batch)
+
+
+def test_a_model_is_not_looked_at_again_for_batches_of_the_same_shape():
+    num_runs = 0
+
+    def model(y, scale=0.1):
+        nonlocal num_runs
+        num_runs += 1
+        with pyro.plate("data", NUM, subsample_size=len(y), dim=-1) as rows:
+            effect = pyro.sample("effect", dist.Normal(0.0, 5.0))
+            pyro.sample("y", dist.Normal(effect, scale), obs=TRUTH[rows])
+
+    guide = AutoMuPNormal(model)
+    guide.initialize(TRUTH[:5].numpy(), scale=0.1)
+    guide(TRUTH[:5].numpy(), scale=0.1)
+    num_runs = 0
+    guide(TRUTH[5:10].numpy(), scale=0.1)
+    assert num_runs == 0
 
 
 def test_a_batch_of_no_known_rows_is_refused():
