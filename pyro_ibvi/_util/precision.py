@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+from pyro_ibvi._util.errors import DataError
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -16,3 +21,34 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     """
     small = tensor.is_floating_point() and tensor.dtype.itemsize < 4
     return tensor.float() if small else tensor
+
+
+def side_by_side(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Columns in one tensor, in which class labels and counts stay what they are.
+
+    Args:
+        columns: Tensors of shape ``(batch, num)``, of any type.
+        dtype: A floating type; where it is shorter than float32, in which whole numbers have 24
+            bits, float32 takes its place: bfloat16 has the labels 1000 and 1004, and none between.
+
+    Returns:
+        Shape ``(batch, sum of nums)``.
+
+    Raises:
+        DataError: If a whole number is too large for the type.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    parts = []
+    for column in columns:
+        part = column.to(dtype)
+        if column.dtype.itemsize > 2 and not column.is_floating_point():
+            changed = part.to(column.dtype) != column
+            if changed.any():
+                number, near = column[changed][0].item(), int(part[changed][0].item())
+                raise DataError(
+                    f"The number {number} would become {near} in one tensor of {dtype} with "
+                    f"other targets: pass one of those as torch.float64 if this is a label, or "
+                    f"this one as a floating type if it is none and may lose digits."
+                )
+        parts.append(part)
+    return torch.cat(parts, dim=-1)

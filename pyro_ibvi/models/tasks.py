@@ -3,6 +3,7 @@ r"""Several targets of different kinds for each datum."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.precision import side_by_side
 from pyro_ibvi.models.likelihoods import Likelihood
 
 
@@ -131,8 +133,8 @@ class MultiTask(Likelihood):
                 )
             parts.append(part.reshape(size, max(1, width)))
         kinds = [part.dtype for part in parts if part.is_floating_point()]
-        dtype = max(kinds, key=lambda kind: kind.itemsize, default=torch.get_default_dtype())
-        return torch.cat([part.to(dtype) for part in parts], dim=-1)
+        dtype = reduce(torch.promote_types, kinds) if kinds else torch.get_default_dtype()
+        return side_by_side(parts, dtype)
 
     def _num_columns(self, name: str) -> int:
         """Number of targets of a task beside the batch; 0 where it has one without a dimension."""
@@ -153,7 +155,7 @@ class MultiTask(Likelihood):
             name: (likelihood.density if density else likelihood)(outputs[name], num_batch_dims)
             for name, likelihood in self.likelihoods.items()
         }
-        return Joint(self, laws, output.dtype)
+        return Joint(self, laws, torch.promote_types(output.dtype, torch.float32))
 
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """The batch and a column for each target."""

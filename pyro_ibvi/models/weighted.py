@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_ibvi._util.precision import side_by_side
 from pyro_ibvi.models.likelihoods import Likelihood
 
 
@@ -43,9 +44,10 @@ class Weighted(Likelihood):
             weight: Weights, shape ``(batch,)``.
 
         Returns:
-            Shape ``(batch, targets + 1)``, of the weights' type.
+            Shape ``(batch, targets + 1)``, of the weights' type, in float32 at least.
         """
-        return torch.cat([target.reshape(len(target), -1).to(weight), weight.unsqueeze(-1)], -1)
+        columns = [target.reshape(len(target), -1).to(weight.device), weight.unsqueeze(-1)]
+        return side_by_side(columns, weight.dtype)
 
     def split(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """What :meth:`join` put together.

@@ -14,6 +14,7 @@ from torch import nn
 import pyro_ibvi as ibvi
 from pyro_ibvi.front.choices import describe, restore
 from pyro_ibvi.models import Masked, MultiTask, Standardized
+from pyro_ibvi.models.weighted import Weighted
 
 NAN = math.nan
 
@@ -155,6 +156,47 @@ def test_tasks_come_from_batches_that_are_mappings():
         svi.step(**{**batch, "age": torch.zeros(3)})
     assert svi.step(**{**batch, "age": torch.zeros(4, 1)}) > 0
     assert svi.step(**batch) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_labels_beside_short_numbers_stay_what_they_are(dtype):
+    """In bfloat16 1001 is 1000, in float16 70001 is infinite."""
+    label = torch.tensor([1001, 2049, 70001, 2**24 - 1])
+    number = torch.tensor([[0.1], [0.2], [0.3], [0.4]], dtype=dtype)
+    pair = {"kind": (ibvi.Categorical(), 5), "age": (ibvi.Normal(), 1)}
+    apart = MultiTask(pair).split_target(MultiTask(pair).as_target((label, number)))
+    assert torch.equal(apart["kind"].long(), label)
+    assert torch.equal(apart["age"].to(dtype), number)
+    plain, weight = Weighted(ibvi.Categorical()).split(
+        Weighted(ibvi.Categorical()).join(label, number[:, 0])
+    )
+    assert torch.equal(plain, label)
+    assert torch.equal(weight.to(dtype), number[:, 0])
+
+
+def test_labels_that_no_number_beside_them_holds_are_refused():
+    pair = MultiTask({"kind": (ibvi.Categorical(), 5), "age": (ibvi.Normal(), 1)})
+    label = torch.tensor([3, 2**24 + 1])
+    with pytest.raises(ValueError, match="number 16777217 would become 16777216 in one tensor"):
+        pair.as_target((label, torch.zeros(2, 1)))
+    target = pair.as_target((label, torch.zeros(2, 1).double()))
+    assert torch.equal(pair.split_target(target)["kind"].long(), label)
+
+
+def test_tasks_in_bfloat16_learn_the_labels_that_they_were_given():
+    num_classes = 1500
+    likelihood = MultiTask({"kind": (ibvi.Categorical(), num_classes), "age": (ibvi.Normal(), 1)})
+    model, guide = make(nn.Linear(3, num_classes + 1).bfloat16(), likelihood)
+    x, label, age = (
+        torch.randn(4, 3).bfloat16(),
+        torch.tensor([1001, 2, 1499, 514]),
+        torch.zeros(4),
+    )
+    for loss in losses(model, guide, x, (label, age.bfloat16()), reduction="mean"):
+        output = by_hand(model, guide, x).float()
+        law = torch.distributions.Normal(output[:, -1], 1.0)
+        expected = F.cross_entropy(output[:, :-1], label) - law.log_prob(age).mean()
+        torch.testing.assert_close(loss, expected)
 
 
 def test_tasks_have_parameters_of_their_own():
