@@ -177,7 +177,7 @@ class Course:
         """
         if self.num_steps == 0:
             raise ValueError(_EMPTY)
-        self.history.train_loss.append(self._total / self.num_steps)
+        self.history.add_epoch(self._total / self.num_steps)
         self.num_steps, self._total = 0, 0.0
 
     def save(self, *, is_stopped: bool = False) -> None:

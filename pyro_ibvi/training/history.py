@@ -15,13 +15,17 @@ class History:
     Attributes:
         train_loss: Mean of the objective over the epoch's steps, in the objective's units.
         valid_loss: Mean of the objective over the validation data after the epoch, each batch
-            weighted by its size; empty without validation data.
-        metrics: What was measured of predictions on the validation data, by name.
+            weighted by its size; NaN for epochs without validation data, and empty if there never
+            were any.
+        metrics: What was measured of predictions on the validation data, by name; NaN for epochs
+            in which it was not.
     """
 
     train_loss: list[float] = field(default_factory=list)
     valid_loss: list[float] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    #: What the last epoch did not measure, whose entry there only keeps the place.
+    _absent: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def num_epochs(self) -> int:
@@ -29,21 +33,50 @@ class History:
         return len(self.train_loss)
 
     def last(self) -> dict[str, float]:
-        """The numbers of the last epoch, by name."""
-        found = {"train_loss": self.train_loss, "valid_loss": self.valid_loss, **self.metrics}
-        return {name: values[-1] for name, values in found.items() if values}
+        """The numbers that the last epoch measured, by name."""
+        found = {"train_loss": self.train_loss, **self._of_validation()}
+        return {
+            name: values[-1]
+            for name, values in found.items()
+            if values and len(values) == self.num_epochs and name not in self._absent
+        }
 
-    def add_metrics(self, values: Mapping[str, float]) -> None:
-        """Adds the metrics of an epoch, the latest one.
+    def add_epoch(self, train_loss: float) -> None:
+        """Adds an epoch, of which no more than the training loss is known as yet.
 
         Args:
-            values: The metrics by name.
+            train_loss: Mean of the objective over the epoch's steps.
         """
-        for name, value in values.items():
-            known = self.metrics.setdefault(name, [])
-            # A history that goes on may have had no such metric before.
-            known.extend([math.nan] * (self.num_epochs - 1 - len(known)))
-            known.append(float(value))
+        self.train_loss.append(float(train_loss))
+        known = {name: values for name, values in self._of_validation().items() if values}
+        for values in known.values():
+            self._fill(values, self.num_epochs)
+        self._absent = set(known)
+
+    def add_validation(
+        self, valid_loss: float, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Adds what was measured after the epoch that was added last.
+
+        Args:
+            valid_loss: Mean of the objective over the validation data.
+            metrics: What was measured of predictions, by name.
+        """
+        self._measure("valid_loss", self.valid_loss, valid_loss)
+        for name, value in (metrics or {}).items():
+            self._measure(name, self.metrics.setdefault(name, []), value)
+
+    def _of_validation(self) -> dict[str, list[float]]:
+        return {"valid_loss": self.valid_loss, **self.metrics}
+
+    def _fill(self, values: list[float], size: int) -> None:
+        values.extend([math.nan] * (size - len(values)))
+
+    def _measure(self, name: str, values: list[float], value: float) -> None:
+        # A history that goes on may have had no such number before.
+        self._fill(values, self.num_epochs)
+        values[-1] = float(value)
+        self._absent.discard(name)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, as lists of copies."""
@@ -63,3 +96,5 @@ class History:
         self.valid_loss[:] = values["valid_loss"]
         self.metrics.clear()
         self.metrics.update({n: list(v) for n, v in values.get("metrics", {}).items()})
+        others = self._of_validation().items()
+        self._absent = {name for name, found in others if found and math.isnan(found[-1])}

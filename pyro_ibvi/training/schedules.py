@@ -36,7 +36,8 @@ def step_scheduler(optim: Any, history: History) -> None:
 
     Args:
         optim: The optimizer.
-        history: The history, for schedulers that look at the validation loss.
+        history: The history, whose last epoch's validation loss, or else training loss, some
+            schedulers look at.
     """
     if not has_scheduler(optim):
         return
@@ -45,7 +46,8 @@ def step_scheduler(optim: Any, history: History) -> None:
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         step = optim.step_scheduler if isinstance(optim, MuPOptim) else optim.step
         if is_plateau(optim):
-            step((history.valid_loss or history.train_loss)[-1])
+            last = history.last()
+            step(last.get("valid_loss", last["train_loss"]))
         else:
             step()
 

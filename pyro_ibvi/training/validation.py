@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro.infer import SVI
 
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.training.history import History
@@ -41,11 +42,12 @@ def validate(
         for batch in loader:
             args, kwargs = stepper.call(batch)
             size = batch_size(svi.model, args, kwargs)
-            total += size * svi.evaluate_loss(*args, **kwargs)
+            with HANDLERS:  # those of another thread's step must not see this one's sites
+                total += size * svi.evaluate_loss(*args, **kwargs)
             num_data += size
         if num_data == 0:
             raise ValueError("The validation loader is empty: it yielded no batch.")
-        history.valid_loss.append(total / num_data)
+        values: Mapping[str, float] = {}
         if metrics is not None:
             with own_random_numbers(_SEED):
                 values = metrics(svi.model, svi.guide, loader)
@@ -53,7 +55,7 @@ def validate(
                 raise TypeError(
                     f"metrics must return numbers by name, such as {{'nll': 0.3}}, got {values!r}."
                 )
-            history.add_metrics(values)
+        history.add_validation(total / num_data, values)
 
 
 def _is_number(value: Any) -> bool:
@@ -105,7 +107,9 @@ class Best:
         if name not in last:
             raise ValueError(f"monitor={name!r} is not measured: choose among {sorted(last)}.")
         epoch = history.num_epochs - 1
-        if self.epoch is None or last[name] < self._value:
+        # No number is above NaN, so that one in the first epoch would stay the best for ever.
+        is_number = math.isnan(self._value) and not math.isnan(last[name])
+        if self.epoch is None or is_number or last[name] < self._value:
             self._value, self.epoch = last[name], epoch
             self._tensors = get_tensors(self._svi)
         return epoch - self.epoch >= self._patience
