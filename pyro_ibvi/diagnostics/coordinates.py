@@ -47,6 +47,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.diagnostics.coordinate_result import Axis, CoordinateCheck
@@ -169,7 +170,8 @@ def _measure_run(
     for step in steps:
         with module_mode(svi.model, svi.guide, training=True):
             for _ in range(step - done):
-                svi.step(*data)
+                with HANDLERS:
+                    svi.step(*data)
         done = step
         result.update(probe.measure(step))
     return result

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -175,7 +176,8 @@ def _train(
             args, kwargs = as_call(to_device(batch, device))
             tensor = first_tensor((args, kwargs))
             size = 1 if tensor is None else len(tensor)
-            total += size * sum(svi.evaluate_loss(*args, **kwargs) for _ in range(num_draws))
+            with HANDLERS:
+                total += size * sum(svi.evaluate_loss(*args, **kwargs) for _ in range(num_draws))
             num_data += size
     value = total / (num_data * num_draws)
     return value if math.isfinite(value) else math.inf

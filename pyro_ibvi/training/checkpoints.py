@@ -21,6 +21,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_ibvi._util.files import checked_path, readable_path
+from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.pairs import holds_svi
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
 from pyro_ibvi.training.contents import read_content, write_content
@@ -187,7 +188,8 @@ def _run_once(svi: SVI, saved_store: Mapping[str, Any], args: Any, kwargs: Any) 
     """Computes a gradient, as the first step does, so that everything exists that it makes."""
     store = pyro.get_param_store()
     before = set(store.keys())
-    svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
+    with HANDLERS:
+        svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     # What the training made later, or never, must not be there with another start. Parameters of
     # modules, which Pyro lists in its store as well, are compared where they live.
     in_modules = {p for module in modules_of(svi).values() for p in module.parameters()}

@@ -5,9 +5,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_ibvi import (
@@ -149,6 +150,29 @@ def test_two_models_train_in_two_threads(train):
     together = in_threads(trained, [make(seed) for seed in (1, 2)], num_threads=2)
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_two_threads_train_and_validate_by_pyros_elbo():
+    """Each has names of its own, since Pyro's store is the same for both."""
+
+    def trained(name):
+        def model(x, y):
+            slope = pyro.sample(f"{name}.slope", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            with pyro.plate(f"{name}.data", len(x)):
+                pyro.sample(f"{name}.y", dist.Normal(x @ slope, 1.0), obs=y.squeeze(-1))
+
+        def guide(x, y):
+            loc = pyro.param(f"{name}.loc", torch.zeros(3))
+            pyro.sample(f"{name}.slope", dist.Delta(loc).to_event(1))
+
+        svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-2}), Trace_ELBO())
+        batches = [(X, Y * len(name))] * 5
+        history = fit(svi, batches, 10, valid_loader=batches, progress=False)
+        return history.to_dict(), pyro.param(f"{name}.loc").tolist()
+
+    alone = [trained(name) for name in ("one", "other")]
+    pyro.clear_param_store()
+    assert in_threads(trained, ("one", "other"), num_threads=2) == alone
 
 
 def test_predictions_while_another_model_trains():
