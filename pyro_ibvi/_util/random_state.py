@@ -138,3 +138,22 @@ def find_generators(loaders: Mapping[str, Any]) -> dict[str, torch.Generator]:
             if isinstance(value, torch.Generator):
                 found[f"{name}.{place}"] = value
     return found
+
+
+@contextmanager
+def own_generators(loaders: Mapping[str, Any]) -> Iterator[None]:
+    """Gives the generators that data loaders shuffle by back as they were.
+
+    Args:
+        loaders: Data loaders by name; what has no generator is passed over.
+
+    Yields:
+        Nothing.
+    """
+    generators = find_generators(loaders)
+    before = {name: generator.get_state() for name, generator in generators.items()}
+    try:
+        yield
+    finally:
+        for name, generator in generators.items():
+            generator.set_state(before[name])

@@ -13,7 +13,8 @@ import torch
 from pyro_ibvi._util.digest import digest
 from pyro_ibvi._util.files import checked_path, whole_file
 from pyro_ibvi._util.inputs import tensors_of
-from pyro_ibvi._util.random_state import find_generators
+from pyro_ibvi._util.random_state import own_generators
+from pyro_ibvi.objectives import ClosedFormHead, DivergencePenalty
 
 Cell = tuple[int, float, int]
 
@@ -140,13 +141,9 @@ def digest_of_data(loaders: dict[str, Any]) -> str:
     Returns:
         The digest; the order of the rows counts where it is not random.
     """
-    generators = find_generators(loaders)
-    before = {name: generator.get_state() for name, generator in generators.items()}
-    with torch.random.fork_rng():
+    with own_generators(loaders), torch.random.fork_rng():
         torch.manual_seed(0)
         parts = {name: _sums(loader) for name, loader in loaders.items() if loader is not None}
-    for name, generator in generators.items():
-        generator.set_state(before[name])
     return digest(parts)[:16]
 
 
@@ -167,11 +164,12 @@ def describe_loss(loss: Any) -> str:
     """An objective with the numbers and names that it was made with.
 
     Args:
-        loss: Pyro's loss.
+        loss: Pyro's loss, or a part of one.
 
     Returns:
         The description.
     """
-    plain = (int, float, str, bool, type(None), tuple)
-    options = {n: v for n, v in sorted(vars(loss).items()) if isinstance(v, plain)}
-    return f"{type(loss).__name__}({', '.join(f'{n}={v!r}' for n, v in options.items())})"
+    plain, parts = (int, float, str, bool, type(None), tuple), (DivergencePenalty, ClosedFormHead)
+    options = {n: repr(v) for n, v in vars(loss).items() if isinstance(v, plain)}
+    options |= {n: describe_loss(v) for n, v in vars(loss).items() if isinstance(v, parts)}
+    return f"{type(loss).__name__}({', '.join(f'{n}={options[n]}' for n in sorted(options))})"

@@ -30,7 +30,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.modes import module_mode
-from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi._util.random_state import own_generators, own_random_numbers
 from pyro_ibvi.diagnostics.book import (
     Book,
     describe_loss,
@@ -71,7 +71,8 @@ def rate_transfer(
 
     Each run starts from its seed, whatever ran before, and leaves the global random state as it
     was. A loader that shuffles by the global random state, as a ``DataLoader`` without a
-    generator of its own does, is part of that.
+    generator of its own does, is part of that; one with such a generator begins each run, whatever
+    its seed, with the same order, and has the generator as before in the end.
 
     Args:
         build: Makes a fresh model and its initialized guide for a size. Over batch sizes it makes
@@ -141,7 +142,8 @@ def rate_transfer(
             continue
         size, rate, seed = cell
         start = time.perf_counter()
-        with own_random_numbers(seed):
+        loaders = {"train_loader": train_loader, "valid_loader": valid_loader}
+        with own_random_numbers(seed), own_generators(loaders):
             loader = loader_of(size)
             model, guide = checked_build(build, size)
             optim = MuPOptim(optimizer, {**(optim_args or {}), "lr": rate}, guide, family=family)

@@ -95,7 +95,8 @@ def rate_search(
         num_epochs: Number of epochs at each.
         batch_size: Number of data in a step, where they come without a loader.
         num_samples: Number of draws by which the validation data are predicted.
-        seed: Seed of all trainings; the global random state is as before in the end.
+        seed: Seed of all trainings; the global random state and the generators of loaders are as
+            before in the end.
         progress: Whether to show a progress bar; there is none where output is no terminal.
 
     Returns:

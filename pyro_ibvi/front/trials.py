@@ -13,13 +13,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pyro_ibvi._util.arguments import fits
-from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi._util.random_state import own_generators, own_random_numbers
 from pyro_ibvi.front.network import VariationalNetwork
 
 
 @dataclass
 class Trials:
-    """What all trainings have in common.
+    """What all trainings have in common: the data in the same order and the same random numbers.
 
     Attributes:
         data: Training data, in any form that ``fit`` takes.
@@ -61,7 +61,8 @@ class Trials:
         return tuple(self._nll(build, call) for build in bar)
 
     def _nll(self, build: Callable[[], Any], call: str) -> float:
-        with own_random_numbers(self.seed):
+        loaders = {"data": self.data, "valid": self.valid}
+        with own_random_numbers(self.seed), own_generators(loaders):
             bnn = build()
             if not isinstance(bnn, VariationalNetwork):
                 raise TypeError(

@@ -49,7 +49,7 @@ class TraceClosedFormHead(TraceExpectedLogLikelihood):
             :func:`~pyro_ibvi.theory.expectations.categorical_log_prob_bound`. With None a
             `Categorical` likelihood is refused.
         divergence: As for `TraceGeneralizedVI`.
-        weight: Weight of the divergence.
+        weight: Weight of the divergence, which may be set between steps.
         reduction: As for `TraceExpectedLogLikelihood`.
         **options: Those of `TraceExpectedLogLikelihood`; ``kl_weight`` stays 0.
 
@@ -94,12 +94,3 @@ class TraceClosedFormHead(TraceExpectedLogLikelihood):
             penalty=DivergencePenalty(divergence, weight),
             **options,
         )
-
-    @property
-    def weight(self) -> float:
-        """Weight of the divergence, which may be set between steps."""
-        return self.penalty.weight
-
-    @weight.setter
-    def weight(self, value: float) -> None:
-        self.penalty.weight = value

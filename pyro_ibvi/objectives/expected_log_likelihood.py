@@ -165,6 +165,23 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         self._routes = KnownRoutes()
         self._check_head()
 
+    @property
+    def weight(self) -> float:
+        """Weight of the penalty, which may be set between steps; there is none without one."""
+        return self._held_penalty().weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._held_penalty().weight = value
+
+    def _held_penalty(self) -> DivergencePenalty:
+        if self.penalty is None:
+            raise AttributeError(
+                "The objective has no penalty whose weight could be asked for: write "
+                "TraceExpectedLogLikelihood(penalty=DivergencePenalty('kl', weight=0.1))."
+            )
+        return self.penalty
+
     def _check_head(self) -> None:
         """Refuses options that a closed-form head cannot have."""
         if self.head is not None and (self._kl_weight or self.vectorize_particles):

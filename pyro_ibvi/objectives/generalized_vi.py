@@ -83,12 +83,3 @@ class TraceGeneralizedVI(TraceExpectedLogLikelihood):
     def divergence(self) -> Divergence:
         """The divergence."""
         return self.penalty.divergence
-
-    @property
-    def weight(self) -> float:
-        """Weight of the divergence."""
-        return self.penalty.weight
-
-    @weight.setter
-    def weight(self, value: float) -> None:
-        self.penalty.weight = value

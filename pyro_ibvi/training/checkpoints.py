@@ -42,10 +42,10 @@ def save_checkpoint(path: str | os.PathLike[str], svi: SVI, /, **extra: Any) -> 
 
     The file holds the parameters and buffers of model and guide as far as they are modules, the
     parameters in Pyro's store that the optimizer trains, the optimizer with its scheduler, the
-    objective's ``kl_weight``, and the global random states of torch (with CUDA), NumPy and
-    Python. It takes the place of an earlier file at once, so that a crash leaves a whole one. It
-    holds tensors, numbers and strings alone (``torch.load(path, weights_only=True)`` reads it)
-    and a digest of them, by which damage is found.
+    objective's ``kl_weight`` and the weight of its penalty, and the global random states of torch
+    (with CUDA), NumPy and Python. It takes the place of an earlier file at once, so that a crash
+    leaves a whole one. It holds tensors, numbers and strings alone (``torch.load(path,
+    weights_only=True)`` reads it) and a digest of them, by which damage is found.
 
     Buffers of a network that belongs to a model function, known to Pyro by ``pyro.module`` alone,
     are not found: write such a model as a ``PyroModule``. Nor are gradients kept that a loop
@@ -104,7 +104,7 @@ def load_checkpoint(
     """Restores what :func:`save_checkpoint` wrote, into a training that was set up likewise.
 
     Build model, guide, optimizer and objective as for the training that was saved. Learning rates
-    and ``kl_weight`` are then those of the checkpoint.
+    and weights of the objective are then those of the checkpoint.
 
     Args:
         path: The file.

@@ -1,5 +1,6 @@
 """Learning-rate transfer: best rates, resumption, and a case where they must move."""
 
+import copy
 import json
 import math
 
@@ -9,6 +10,7 @@ from pyro.infer import SVI
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.diagnostics.book import describe_loss
 
 RATES = (0.01, 0.1, 1.0)
 
@@ -77,6 +79,21 @@ def test_runs_do_not_depend_on_each_other():
     assert torch.equal(torch.random.get_rng_state(), before)
     part = ibvi.rate_transfer(build, [16, 12], RATES[1:], loader(), 1, num_draws=2)
     assert part.losses[16, 0.1] == both.losses[16, 0.1]
+
+
+@pytest.mark.parametrize("where", ["loader", "sampler"])
+def test_loaders_with_random_states_of_their_own_begin_alike_in_each_run(where):
+    def own():
+        data, generator = loader().dataset, torch.Generator().manual_seed(5)
+        if where == "loader":
+            return torch.utils.data.DataLoader(data, 8, shuffle=True, generator=generator)
+        sampler = torch.utils.data.RandomSampler(data, generator=generator)
+        return torch.utils.data.DataLoader(data, 8, sampler=sampler)
+
+    both = ibvi.rate_transfer(build, [8, 16], RATES, own(), 2, num_draws=2)
+    part = ibvi.rate_transfer(build, [16, 32], [0.1, 1.0], own(), 2, num_draws=2)
+    assert part.losses[16, 0.1] == both.losses[16, 0.1]
+    assert part.losses[16, 1.0] == both.losses[16, 1.0]
 
 
 def test_resumes_from_its_file(tmp_path):
@@ -148,6 +165,23 @@ def test_a_file_is_of_one_network_data_loss_and_optimizer(tmp_path, change, mess
     # The same data in a loader of another object are the same data.
     arguments["train_loader"] = loader()
     assert ibvi.rate_transfer(**arguments).losses == before.losses
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ibvi.TraceGeneralizedVI(weight=0.5), ibvi.TraceGeneralizedVI(weight=0.25)),
+        (ibvi.TraceGeneralizedVI(divergence="kl"), ibvi.TraceGeneralizedVI()),
+        (
+            ibvi.TraceClosedFormHead(categorical_bound="tilted"),
+            ibvi.TraceClosedFormHead(categorical_bound="jensen"),
+        ),
+    ],
+    ids=["weight", "divergence", "bound"],
+)
+def test_parts_of_an_objective_are_part_of_its_description(one, other):
+    assert describe_loss(one) != describe_loss(other)
+    assert describe_loss(one) == describe_loss(copy.deepcopy(one))
 
 
 def test_a_short_batch_counts_by_its_data():

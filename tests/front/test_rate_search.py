@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.front import RateSearch
@@ -16,6 +17,16 @@ def build():
     return lambda lr: ibvi.VariationalNetwork(
         net, ibvi.Normal(0.3), optimizer=torch.optim.SGD, lr=lr
     )
+
+
+def by_rates(build, train, valid):
+    options = {"valid_loader": valid, "num_epochs": 2, "progress": False}
+    return ibvi.rate_search(build, train, rates=(1e-3, 1e-2), **options)
+
+
+def by_grid(build, train, valid):
+    options = {"valid_loader": valid, "num_epochs": 2, "num_samples": 16, "progress": False}
+    return ibvi.grid_search(build, {"lr": [1e-3, 1e-2]}, train, **options)
 
 
 def test_it_trains_and_compares(build, data):
@@ -43,6 +54,29 @@ def test_it_trains_and_compares(build, data):
         assert bnn.evaluate(valid, num_samples=16, seed=0)["nll"] == nll
     assert str(found).splitlines()[2].split() == ["0.01", f"{found.nlls[1]:.4g}", "best"]
     assert "diverged" in str(found)
+
+
+@pytest.mark.filterwarnings("ignore:The best rate")
+@pytest.mark.parametrize("search", [by_rates, by_grid])
+def test_loaders_with_a_generator_give_every_training_the_same_batches(build, data, search):
+    """The second of two trainings is one by hand, on a loader that is as new."""
+    x, y = data
+    seen = []
+
+    def own(offset=0.0):
+        generator = torch.Generator().manual_seed(5)
+        dataset = TensorDataset(x + offset, y)
+        return DataLoader(dataset, 10, shuffle=True, generator=generator)
+
+    train, valid = own(), own(0.1)
+    found = search(lambda lr: seen.append(lr) or build(lr), train, valid)
+    torch.manual_seed(0)
+    bnn = build(1e-2)
+    bnn.fit(own(), num_epochs=2, progress=False)
+    assert seen == [1e-3, 1e-2]
+    assert bnn.evaluate(own(0.1), num_samples=16, seed=0)["nll"] == found.nlls[1]
+    for loader in (train, valid):
+        assert torch.equal(loader.generator.get_state(), own().generator.get_state())
 
 
 def test_the_picture_marks_the_best():

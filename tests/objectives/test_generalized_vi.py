@@ -15,6 +15,7 @@ from torch.distributions import Independent, MultivariateNormal, constraints, kl
 from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
+from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.theory.divergences import wasserstein2_squared
 from tests.objectives.zoo import Case, assert_same, fresh_pyro, loss_and_grads, make_case
 
@@ -324,3 +325,13 @@ def test_options_must_be_known():
             TraceGeneralizedVI(weight=weight)
     with pytest.raises(TypeError, match="weight=True: expected a number, got bool"):
         TraceGeneralizedVI(weight=True)
+
+
+def test_the_weight_is_that_of_the_penalty_whatever_holds_it():
+    loss = TraceExpectedLogLikelihood(penalty=DivergencePenalty(weight=0.5))
+    loss.weight = 0.25
+    assert loss.weight == loss.penalty.weight == 0.25
+    plain = TraceExpectedLogLikelihood()
+    assert not hasattr(plain, "weight")
+    with pytest.raises(AttributeError, match=r"no penalty .*penalty=DivergencePenalty"):
+        plain.weight = 0.5

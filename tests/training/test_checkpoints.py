@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pyro
@@ -44,17 +45,31 @@ def test_a_loop_of_ones_own_goes_on(tmp_path, optimizer, args):
     assert differences(expected, ([other.step(X, Y) for _ in range(3)], state(other))) == []
 
 
-def test_random_states_and_the_weight_of_the_kl(tmp_path):
-    svi = stepped(make_svi("adamw", loss=ibvi.TraceGeneralizedVI(weight=0.5)))
+def penalized():
+    penalty = ibvi.objectives.DivergencePenalty("wasserstein2", weight=0.5)
+    return ibvi.TraceExpectedLogLikelihood(penalty=penalty)
+
+
+@pytest.mark.parametrize(
+    "make_loss",
+    [
+        penalized,
+        partial(ibvi.TraceGeneralizedVI, weight=0.5),
+        partial(ibvi.TraceClosedFormHead, weight=0.5),
+    ],
+    ids=["penalty", "generalized", "head"],
+)
+def test_random_states_and_the_weight_of_the_penalty(tmp_path, make_loss):
+    svi = stepped(make_svi("adamw", loss=make_loss()))
     svi.loss.__self__.weight = 0.25
     random.gauss(0.0, 1.0), np.random.randn()  # each leaves a second number for later
     ibvi.save_checkpoint(tmp_path / "run.pt", svi)
     draws = [torch.rand(2), np.random.randn(), random.gauss(0.0, 1.0), np.random.randn()]
-    other = make_svi("adamw", seed=9, loss=ibvi.TraceGeneralizedVI(weight=0.5))
+    other = make_svi("adamw", seed=9, loss=make_loss())
     ibvi.load_checkpoint(tmp_path / "run.pt", other)
     again = [torch.rand(2), np.random.randn(), random.gauss(0.0, 1.0), np.random.randn()]
     assert differences(draws, again) == []
-    assert other.loss.__self__.weight == 0.25
+    assert other.loss.__self__.weight == other.loss.__self__.penalty.weight == 0.25
 
 
 SCHEDULERS = {
