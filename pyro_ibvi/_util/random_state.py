@@ -29,10 +29,8 @@ def get_random_state() -> dict[str, Any]:
     """
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": list(cuda),
+        **get_torch_state(),
         # by way of NumPy, which takes a tuple of 625 numbers three times as fast
         "python": [version, torch.from_numpy(np.array(words, dtype=np.int64)), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
@@ -45,14 +43,35 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     Args:
         state: What :func:`get_random_state` gave.
     """
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state, device)
+    set_torch_state(state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def get_torch_state() -> dict[str, Any]:
+    """States of torch's global generators, those of CUDA devices in use included.
+
+    Returns:
+        Tensors, for :func:`set_torch_state`.
+    """
+    # A graph that is being captured has numbers of its own, and none may be asked for them.
+    is_there = torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing()
+    cuda = torch.cuda.get_rng_state_all() if is_there else []
+    return {"torch": torch.get_rng_state(), "cuda": list(cuda)}
+
+
+def set_torch_state(state: Mapping[str, Any]) -> None:
+    """Sets torch's global generators; those of CUDA devices as far as there are such devices.
+
+    Args:
+        state: What :func:`get_torch_state` gave.
+    """
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
 
 
 @contextmanager

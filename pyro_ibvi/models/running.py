@@ -18,6 +18,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from pyro_ibvi._util.network_copies import is_compiled
+from pyro_ibvi._util.random_state import get_torch_state, set_torch_state
 from pyro_ibvi.models.padding import KeepRow, find_padding
 from pyro_ibvi.models.replicas import InputMap, Known, Replica, Watch, find_places
 from pyro_ibvi.models.together import FUSED, NotTogetherError, prepare
@@ -68,7 +69,7 @@ class Runner:
         self._padding = find_padding(net)
         self._num_dims = {name: p.dim() for name, p in net.named_parameters()}
         self._known: Known = {}
-        self._refused: dict[bool, Exception] = {}  # by mode, why vmap cannot run the network
+        self._refused: set[bool] = set()  # modes in which vmap cannot run the network
         self._is_compiled = any(is_compiled(module) for module in net.modules())
         self._has_warned = False
 
@@ -198,7 +199,7 @@ class Runner:
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of this network's objects is not known of a copy's.
-        return {**self.__dict__, "_known": {}, "_refused": {}}
+        return {**self.__dict__, "_known": {}, "_refused": set()}
 
     def runs_batched(self, names: Iterable[str]) -> bool:
         """Whether many draws run at once, in the present mode and as far as is known.
@@ -241,18 +242,22 @@ class Runner:
         num_draws, training = len(next(iter(drawn.values()))), self._trains()
         if num_draws == 1 or not self.runs_batched(drawn):
             return self._run_in_turn(run_one, shared, drawn, training)
-        random_state = torch.get_rng_state()
+        random_state = get_torch_state()
         try:
             return _run_together(run_one, shared, drawn, training)
         except Exception as error:  # whatever the network's own code raises of draws in a batch
-            torch.set_rng_state(random_state)
-            start = time.monotonic()
-            # A network that is at fault itself says so here, in its own words.
-            output = self._run_in_turn(run_one, shared, drawn, training)
-            self._refused[training] = error
-            if not isinstance(error, NotTogetherError):  # which nobody could change
-                self._hint(error, num_draws, time.monotonic() - start)
-            return output
+            # Words alone: the error itself keeps the batch and all activations in memory.
+            kind, words = type(error), str(error)
+        set_torch_state(random_state)
+        start = time.monotonic()
+        # A network that is at fault itself says so here, in its own words.
+        output = self._run_in_turn(run_one, shared, drawn, training)
+        if not _is_of_memory(kind, words):  # fewer draws, or a smaller batch, may fit
+            self._refused.add(training)
+        if kind is not NotTogetherError:  # which nobody could change
+            first_line = next(iter(words.splitlines()), kind.__name__)
+            self._hint(first_line, num_draws, time.monotonic() - start)
+        return output
 
     def _run_in_turn(
         self, run_one: Any, shared: dict[str, Tensor], drawn: dict[str, Tensor], training: bool
@@ -267,10 +272,9 @@ class Runner:
                 replica.keep(attributes=i == num_draws - 1)
         return tree_map(_stack, *outputs)
 
-    def _hint(self, error: Exception, num_draws: int, seconds: float) -> None:
+    def _hint(self, first_line: str, num_draws: int, seconds: float) -> None:
         if seconds > _SLOW and not self._has_warned:
             self._has_warned = True
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
             warnings.warn(
                 f"The {type(self.network).__name__} took {seconds:.1f} s for {num_draws} draws of "
                 f"its weights, one after the other: torch.vmap cannot run it on all at once "
@@ -302,6 +306,13 @@ def _run_together(
     if training and any(replica.is_changed() for replica in replicas):
         raise RuntimeError("Each draw leaves a state of its own")
     return output
+
+
+def _is_of_memory(kind: type[Exception], words: str) -> bool:
+    """Whether an error says that memory was short, which torch says of the CPU in words alone."""
+    return (
+        issubclass(kind, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in words
+    )
 
 
 def _call_compiled(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

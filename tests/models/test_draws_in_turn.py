@@ -1,7 +1,9 @@
 """Networks that vmap cannot run take their draws one after the other, with the same numbers."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -182,7 +184,7 @@ def test_vmap_is_tried_once(monkeypatch):
     for _ in range(3):
         predict(model, guide, X, num_samples=2)
     assert len(calls) == 1
-    assert not model.net.runner._refused.keys() - {False}
+    assert model.net.runner._refused == {False}
     model, guide = build(Base())
     for _ in range(3):
         predict(model, guide, X, num_samples=2)
@@ -215,7 +217,7 @@ def test_a_failed_try_leaves_no_trace():
 
     model, _ = build(Counts(), example_input=X)
     tried, told = copy.deepcopy(model), copy.deepcopy(model)
-    told.net.runner._refused[True] = RuntimeError("told beforehand")
+    told.net.runner._refused.add(True)
     outputs = []
     for each in (tried, told):
         torch.manual_seed(0)
@@ -223,6 +225,77 @@ def test_a_failed_try_leaves_no_trace():
         assert each.net.network.calls == 3
         assert [float(t) for t in each.net.network.seen] == [3.0]
     torch.testing.assert_close(*outputs)
+
+
+def test_an_error_of_vmap_keeps_no_tensor_alive():
+    seen = []
+
+    class Remembers(ReadsNumbers):
+        def forward(self, x):
+            h = torch.ones(1000)
+            seen.append(weakref.ref(h))
+            return super().forward(x) + 0 * h.sum()
+
+    class Watches(Remembers):
+        def forward(self, x):
+            alive.append(sum(each() is not None for each in seen))
+            return super().forward(x)
+
+    alive = []
+    model, _ = build(Watches(), example_input=X)
+    seen.clear()
+    alive.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        model.run(draws_of(model, 3), X)
+    finally:
+        gc.enable()
+    assert model.net.runner._refused
+    assert alive == [0, 0, 0, 0], "neither in the draws that follow"
+    assert not [each for each in seen if each() is not None], "nor afterwards"
+
+
+SHORT = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", SHORT)
+def test_a_lack_of_memory_is_not_remembered(error):
+    class Large(Base):
+        def forward(self, x):
+            if torch._C._are_functorch_transforms_active():
+                tries.append(1)
+                if len(tries) == 1:
+                    raise error
+            return super().forward(x)
+
+    tries = []
+    model, _ = build(Large())
+    draws = draws_of(model, 3)
+    outputs = [model.run(draws, X) for _ in range(2)]
+    torch.testing.assert_close(*outputs)
+    assert len(tries) == 2
+    assert not model.net.runner._refused
+
+
+def test_a_failed_try_gives_the_numbers_of_cuda_devices_back(monkeypatch):
+    put_back, state = [], torch.arange(16, dtype=torch.uint8)
+    for name, value in {
+        "is_initialized": lambda: True,
+        "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,
+        "device_count": lambda: 1,
+        "get_rng_state_all": lambda: [state],
+        "set_rng_state": lambda each, device: put_back.append((each, device)),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    model, _ = build(ReadsNumbers(), example_input=X)
+    put_back.clear()
+    model.run(draws_of(model, 3), X)
+    assert put_back == [(state, 0)]
 
 
 def test_an_error_of_the_networks_own_is_told_in_its_own_words():
