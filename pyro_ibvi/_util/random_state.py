@@ -84,11 +84,17 @@ def own_random_numbers(seed: int | None = None) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    is_there, former = torch.cuda.is_initialized(), torch.initial_seed()
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if is_there else ()):
+        if seed is None:
+            yield
+            return
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if not is_there:  # devices had no state yet, but would have had the seed of all
+                torch.cuda.manual_seed_all(former)
 
 
 class _Numbers:

@@ -8,12 +8,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from pyro_ibvi._util.digest import digest
 from pyro_ibvi._util.files import checked_path, whole_file
 from pyro_ibvi._util.inputs import tensors_of
-from pyro_ibvi._util.random_state import own_generators
+from pyro_ibvi._util.random_state import own_generators, own_random_numbers
 from pyro_ibvi.objectives import ClosedFormHead, DivergencePenalty
 
 Cell = tuple[int, float, int]
@@ -141,8 +139,7 @@ def digest_of_data(loaders: dict[str, Any]) -> str:
     Returns:
         The digest; the order of the rows counts where it is not random.
     """
-    with own_generators(loaders), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with own_generators(loaders), own_random_numbers(0):
         parts = {name: _sums(loader) for name, loader in loaders.items() if loader is not None}
     return digest(parts)[:16]
 

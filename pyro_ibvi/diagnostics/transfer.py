@@ -205,8 +205,7 @@ def _open_book(
 
 def _digest_at(build: Build, size: int) -> str:
     """A digest of what is trained at a size, by the run of seed 0."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with own_random_numbers(0):
         return digest_of_pair(*checked_build(build, size))
 
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, PerDatum
@@ -43,7 +44,7 @@ def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide
     kind = batch_of(x).device.type
     whole = torch.autocast(kind, enabled=False)
     x = map_tensors(at_least_float32, x) if torch.is_autocast_enabled(kind) else x
-    with torch.random.fork_rng(devices=[]), whole:
+    with own_random_numbers(), whole:
         if not per_datum.inputs or _is_aligned(per_datum, model, guide, x, list(per_datum.inputs)):
             return
         for name, inputs in list(per_datum.inputs.items()):
@@ -100,7 +101,7 @@ def _output(
     replica.put(net.network_values(named), find_places(net.network))
     for layer, function in maps.items():
         replica.map_input(layer, function)
-    torch.manual_seed(seed)  # dropout and other numbers of the network's are the same both times
-    output = model.call(replica.network, named, x)
+    with own_random_numbers(seed):  # dropout and other numbers are the same both times
+        output = model.call(replica.network, named, x)
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
     return tensors[0]

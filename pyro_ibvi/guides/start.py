@@ -18,6 +18,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution, biject_to
 from torch.distributions.transforms import Transform
 
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.covariance import LowRank
 from pyro_ibvi.guides.sites import Layer, Site, is_real
@@ -108,7 +109,7 @@ def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
         # LogNormal and the like, whose own transform is the support's.
         return base.base_dist.stddev
     try:
-        with torch.random.fork_rng(devices=[]):
+        with own_random_numbers():
             distinct = _distinct(base)
             if distinct is None:
                 return _sampled_scale(fn, biject_to(site.support))

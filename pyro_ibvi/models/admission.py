@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.network_copies import copy_network, is_parallel
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.torch_losses import likelihood_for
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import MaximalUpdate, Parametrization
@@ -54,7 +55,7 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
     net = _on_one_device(copy_network(net))
     if example_input is not None and any(is_lazy(p) for p in net.parameters()):
         args, kwargs = as_call(example_input)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), module_mode(net, training=False):
+        with torch.no_grad(), own_random_numbers(), module_mode(net, training=False):
             net(*args, **kwargs)
     return net
 

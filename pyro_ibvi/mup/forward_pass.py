@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_ibvi._util.inputs import as_call, tensors_of
 from pyro_ibvi._util.network_copies import is_parallel
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.mup.layers import is_known
 
 #: Functions, methods and operators by name that take rows from a table.
@@ -92,7 +93,7 @@ def trace_steps(net: nn.Module, *, training: bool = False) -> Iterator[Step]:
         The steps, in their order.
     """
     net.train(training)
-    with torch.random.fork_rng(devices=[]):
+    with own_random_numbers():
         graph = _LayerTracer().trace(net)
     for node in graph.nodes:
         is_read = node.op == "get_attr"
@@ -150,7 +151,7 @@ def record_steps(net: nn.Module, example_input: Any, *, training: bool = False) 
     args, kwargs = as_call(example_input)
     recorder = _Recorder(net)
     net.train(training)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder:
+    with torch.no_grad(), own_random_numbers(), recorder:
         net(*args, **kwargs)
     return recorder.steps
 
