@@ -282,6 +282,7 @@ def test_a_lack_of_memory_is_not_remembered(error):
 
 
 def test_a_failed_try_gives_the_numbers_of_cuda_devices_back(monkeypatch):
+    model, _ = build(ReadsNumbers(), example_input=X)
     put_back, state = [], torch.arange(16, dtype=torch.uint8)
     for name, value in {
         "is_initialized": lambda: True,
@@ -292,8 +293,6 @@ def test_a_failed_try_gives_the_numbers_of_cuda_devices_back(monkeypatch):
         "set_rng_state": lambda each, device: put_back.append((each, device)),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    model, _ = build(ReadsNumbers(), example_input=X)
-    put_back.clear()
     model.run(draws_of(model, 3), X)
     assert put_back == [(state, 0)]
 
