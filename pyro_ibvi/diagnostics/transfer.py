@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.handlers import HANDLERS
-from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
+from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_generators, own_random_numbers
 from pyro_ibvi.diagnostics.book import (
@@ -44,6 +44,7 @@ from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelih
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.loop import fit
 from pyro_ibvi.training.optim import MuPOptim
+from pyro_ibvi.training.step import batch_size
 
 #: Makes the loader for a size.
 LoaderOf: TypeAlias = Callable[[int], Iterable[Any]]
@@ -176,8 +177,7 @@ def _train(
     with module_mode(svi.model, svi.guide, training=False):
         for batch in loss_loader:
             args, kwargs = as_call(to_device(batch, device))
-            tensor = first_tensor((args, kwargs))
-            size = 1 if tensor is None else len(tensor)
+            size = batch_size(svi.model, args, kwargs)
             with HANDLERS:
                 total += size * sum(svi.evaluate_loss(*args, **kwargs) for _ in range(num_draws))
             num_data += size

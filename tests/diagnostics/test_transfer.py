@@ -184,22 +184,6 @@ def test_parts_of_an_objective_are_part_of_its_description(one, other):
     assert describe_loss(one) == describe_loss(copy.deepcopy(one))
 
 
-def test_a_short_batch_counts_by_its_data():
-    x = torch.randn(9, 2)
-    y = torch.cat([torch.zeros(8, 1), torch.full((1, 1), 30.0)])
-    data = torch.utils.data.TensorDataset(x, y)
-
-    def losses(batch_size):
-        valid = torch.utils.data.DataLoader(data, batch_size=batch_size)
-        return ibvi.rate_transfer(
-            build, [8, 16], [1e-9, 2e-9], loader(), 1, valid_loader=valid, num_draws=200
-        ).losses[8, 1e-9][0]
-
-    # One far target among nine: 50 nats each, and not the 225 of a mean over two batches.
-    assert losses(8) == pytest.approx(losses(9), rel=0.03)
-    assert losses(9) < 75
-
-
 def test_divergence_is_a_result(tmp_path):
     path = tmp_path / "runs.json"
     rates = [0.01, 1e6]
