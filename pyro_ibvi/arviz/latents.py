@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from pyro.poutine import Trace
 
+from pyro_ibvi._util.names import chosen, chosen_by_any
 from pyro_ibvi.arviz.dependence import Sources
 from pyro_ibvi.arviz.sites import Kinds, Site, sample_sites
 
@@ -104,7 +104,7 @@ class Pair:
             ValueError: If a pattern fits no latent site, or a site can be neither.
         """
         for pattern in wanted or ():
-            if not any(_match(n, pattern) for n in self.latent):
+            if not chosen(pattern, self.latent):
                 raise ValueError(
                     f"local names {pattern!r}; the latent sites are {sorted(self.latent)}."
                 )
@@ -121,24 +121,25 @@ class Pair:
         Returns:
             The sites.
         """
-        local = {n for n in self.latent if self._is_local(n, wanted)}
+        named = None if wanted is None else chosen_by_any(wanted, self.latent)
+        local = {n for n in self.latent if self._is_local(n, named)}
         summed = {n: how for n in local if (how := self._enumeration(n))}
         return Latents(frozenset(self.latent) - local, frozenset(local) - set(summed), summed)
 
-    def _is_local(self, name: str, wanted: Collection[str] | None) -> bool:
+    def _is_local(self, name: str, named: Collection[str] | None) -> bool:
         if name not in self.guide_sites:
             return True
-        if wanted is not None:
-            return any(_match(name, pattern) for pattern in wanted)
+        if named is not None:
+            return name in named
         elsewhere = bool(_plates(self.sites[name])) and not self.fits(name)
         return elsewhere or self.is_per_datum(name) or self.has_seen(name)
 
     def _check(self, local: Collection[str], wanted: Collection[str] | None) -> None:
+        named = chosen_by_any(wanted or (), self.latent)
         for name in sorted(self.latent):
             if name in local:
-                chosen = wanted is not None and any(_match(name, p) for p in wanted)
                 drawn = name in self.guide_sites
-                if drawn and not chosen and self.is_shared(name) and self.has_seen(name):
+                if drawn and name not in named and self.is_shared(name) and self.has_seen(name):
                     raise ValueError(
                         f"The guide draws {name!r}, which all data share, from the data that are "
                         f"scored: it has seen them. Condition it on other data, as by a guide "
@@ -174,7 +175,3 @@ class Pair:
 
 def _plates(site: Site) -> set[str]:
     return {frame.name for frame in site["cond_indep_stack"]}
-
-
-def _match(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)

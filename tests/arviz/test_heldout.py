@@ -238,6 +238,24 @@ def test_groups_that_the_fit_knows_are_given():
     assert within(new, stats.norm(0, 1.25**0.5).logpdf(y.numpy()))
 
 
+def test_a_name_is_no_pattern_of_another():
+    """A name that is a pattern too chooses the site that has it, and no other."""
+
+    def model(y):
+        shared = [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("z[0]", "z0")]
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(sum(shared), 0.5), obs=y)
+
+    def guide(y):
+        for name in ("z[0]", "z0"):
+            pyro.sample(name, dist.Normal(0.0, 0.1))
+
+    found = log_predictive_density(model, guide, FRESH, num_samples=4, local=["z[0]"])
+    assert (found.given, found.averaged) == (("z0",), ("z[0]",))
+    found = log_predictive_density(model, guide, FRESH, num_samples=4, local=["z*"])
+    assert found.averaged == ("z0", "z[0]")
+
+
 def test_what_cannot_be_integrated_is_named():
     def improper(y):
         with pyro.plate("data", len(y)):
