@@ -15,6 +15,7 @@ from pyro_ibvi.guides.sites import Layer, Site
 from pyro_ibvi.theory.divergences import wasserstein2_squared
 from pyro_ibvi.theory.kronecker_divergences import kronecker_wasserstein2_squared
 from pyro_ibvi.theory.limits import null_space_projection
+from pyro_ibvi.theory.multiplicative import blockwise_wasserstein2_squared
 
 # Mean, factor and layer factor by site.
 SiteState = tuple[Tensor, Tensor | None, Tensor | None]
@@ -79,19 +80,18 @@ def squared_distance(group: Layer, now: State, start: State) -> Tensor:
     if group.has_factor:
         return kronecker_wasserstein2_squared(*_matrix(group, now), *_matrix(group, start))
     if isinstance(group.covariance, Multiplicative):
-        return _blockwise_distance(group.covariance, *(s[group.name] for s in (now, start)))
+        (loc, directions, index), (loc_before, before, _) = (
+            _blocks(group.covariance, state[group.name]) for state in (now, start)
+        )
+        return blockwise_wasserstein2_squared(loc, directions, index, loc_before, before)
     return wasserstein2_squared(*_joint(group, now), *_joint(group, start))
 
 
-def _blockwise_distance(covariance: Multiplicative, now: SiteState, start: SiteState) -> Tensor:
-    """The distance of two laws of noise on inputs, each of which moves weights of its own."""
-    assert now[1] is not None
-    assert start[1] is not None
-    directions, index = covariance.blocks(now[1], now[0])
-    before, _ = covariance.blocks(start[1], start[0])
-    products = directions.new_zeros(now[1].numel()).index_add(0, index, directions * before)
-    spread = (directions.square() + before.square()).sum() - 2 * products.abs().sum()
-    return (now[0] - start[0]).square().sum() + spread.clamp(min=0)
+def _blocks(covariance: Multiplicative, site: SiteState) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, directions of the noise on inputs, and the input of each weight."""
+    loc, factor, _ = site
+    assert factor is not None
+    return loc.reshape(-1), *covariance.blocks(factor, loc)
 
 
 def total_variance(groups: list[Layer], state: State) -> Tensor:

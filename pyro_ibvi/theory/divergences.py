@@ -163,7 +163,7 @@ def gaussian_kl(
         scale_a, scale_b = factor_a.abs(), factor_b.abs()
         quadratic = ((scale_a / scale_b).square() + ((loc_a - loc_b) / scale_b).square()).sum()
     else:
-        columns = torch.column_stack([_as_matrix(factor_a), loc_a - loc_b])
+        columns = torch.column_stack([as_matrix(factor_a), loc_a - loc_b])
         if factor_b.ndim == 1:
             scale_b = factor_b.abs()
             quadratic = (columns / scale_b.unsqueeze(-1)).square().sum()
@@ -297,7 +297,8 @@ def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0), vectors
 
 
-def _as_matrix(factor: Tensor) -> Tensor:
+def as_matrix(factor: Tensor) -> Tensor:
+    """A factor with its columns, one for each entry of standard deviations."""
     return factor.diag() if factor.ndim == 1 else factor
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_ibvi.theory.divergences import triangular_root, wasserstein2_squared
+from pyro_ibvi.theory.divergences import as_matrix, triangular_root, wasserstein2_squared
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -108,7 +108,7 @@ def kronecker_gaussian_kl(
     _check_density("second", factors_b)
     num_outputs, num_inputs = loc_a.shape
     (a, b), (c, d) = factors_a, factors_b
-    trace = _whitened(_matrix(a), c).square().sum() * _whitened(_matrix(b), d).square().sum()
+    trace = _whitened(as_matrix(a), c).square().sum() * _whitened(as_matrix(b), d).square().sum()
     shift = _whitened(_whitened(loc_a - loc_b, c).mT, d).square().sum()
     log_det_a = num_inputs * _log_det(a) + num_outputs * _log_det(b)
     log_det_b = num_inputs * _log_det(c) + num_outputs * _log_det(d)
@@ -120,10 +120,6 @@ def kronecker_gaussian_kl(
 def _distance(factor_a: Tensor, factor_b: Tensor) -> Tensor:
     zero = factor_a.new_zeros(len(factor_a))
     return wasserstein2_squared(zero, factor_a, zero, factor_b)
-
-
-def _matrix(factor: Tensor) -> Tensor:
-    return factor.diag() if factor.ndim == 1 else factor
 
 
 def _log_det(factor: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ a ridge penalty of the means with a weight for each feature: dropout as adaptive
   :math:`\rho m_j^2 - s_j^2` is conserved. So what noise a finite training keeps is set by the
   product of rate and steps.
 - The 2-Wasserstein distance to independent Gaussians has a closed form,
-  :func:`multiplicative_wasserstein2_squared`, for layers of several outputs too.
+  :func:`multiplicative_wasserstein2_squared`, for layers of several outputs too, and so has that
+  to other noise on the same inputs, :func:`blockwise_wasserstein2_squared`.
 
 References:
     Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, 2014, *Dropout: A Simple Way to
@@ -126,3 +127,38 @@ def multiplicative_wasserstein2_squared(
     cross = torch.where(is_moved, roots, torch.zeros_like(roots)).sum()
     spread = (directions.square() + scale_other.square()).sum()
     return (loc - loc_other).square().sum() + spread - 2 * cross
+
+
+def blockwise_wasserstein2_squared(
+    loc: Float[Tensor, " P"],
+    directions: Float[Tensor, " P"],
+    index: Int[Tensor, " P"],
+    loc_other: Float[Tensor, " P"],
+    directions_other: Float[Tensor, " P"],
+) -> Float[Tensor, ""]:
+    r"""Squared 2-Wasserstein distance of noise on inputs from other noise on the same inputs.
+
+    With rank-one blocks for the same sets :math:`B_j` of weights on both sides it is
+
+    .. math:: W_2^2 = |m - m'|^2 + \sum_p (d_p^2 + d_p'^2)
+        - 2 \sum_j \Big| \sum_{p \in B_j} d_p d_p' \Big|
+
+    Args:
+        loc: Mean, shape ``(P,)``.
+        directions: What one standard deviation of its noise adds to each weight, ``(P,)``.
+        index: Which noise variable moves each weight, in both laws, ``(P,)``.
+        loc_other: Mean of the other law, ``(P,)``.
+        directions_other: Its directions, ``(P,)``.
+
+    Returns:
+        The squared distance, of shape ().
+
+    Example:
+        >>> zero, one, index = torch.zeros(2), torch.ones(2), torch.tensor([0, 0])
+        >>> blockwise_wasserstein2_squared(zero, one, index, one, torch.tensor([1.0, -1.0])).item()
+        6.0
+    """
+    products = directions.new_zeros(int(index.max()) + 1)
+    products = products.index_add(0, index, directions * directions_other)
+    spread = (directions.square() + directions_other.square()).sum() - 2 * products.abs().sum()
+    return (loc - loc_other).square().sum() + spread.clamp(min=0)

@@ -8,6 +8,7 @@ from pyro_ibvi.theory import (
     multiplicative_wasserstein2_squared,
     wasserstein2_squared,
 )
+from pyro_ibvi.theory.multiplicative import blockwise_wasserstein2_squared
 from tests.theory.linear import N, P, problem, randn
 
 
@@ -108,6 +109,16 @@ def test_distance_to_the_prior_is_that_of_the_dense_form():
     found = multiplicative_wasserstein2_squared(
         loc.flatten(), directions.flatten(), index.flatten(), other.flatten(), scale.flatten()
     )
+    torch.testing.assert_close(found, expected)
+
+
+def test_distance_to_other_noise_on_the_same_inputs_is_that_of_the_dense_form():
+    loc, other, directions, before = (randn(12, seed=seed) for seed in range(4))
+    index = torch.arange(4).expand(3, 4).flatten()
+    rows = torch.zeros(2, 12, 4, dtype=loc.dtype)
+    rows[:, torch.arange(12), index] = torch.stack([directions, before])
+    expected = wasserstein2_squared(loc, rows[0], other, rows[1])
+    found = blockwise_wasserstein2_squared(loc, directions, index, other, before)
     torch.testing.assert_close(found, expected)
 
 
