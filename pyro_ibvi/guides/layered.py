@@ -91,12 +91,7 @@ class LayeredGuide(AutoGuide, MuPGuide):
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The sites, those together that share their noise, each with its covariance."""
-        if self._layers is None:
-            raise RuntimeError(
-                "The guide has no layers yet: call guide.initialize(*args) with the model's "
-                "arguments, targets included."
-            )
-        return tuple(self._layers)
+        return tuple(self._made_layers())
 
     def loc(self, name: str) -> Tensor:
         """Mean of a site in unconstrained space, in the site's shape."""
@@ -178,7 +173,7 @@ class LayeredGuide(AutoGuide, MuPGuide):
     def _made_layers(self) -> list[Layer]:
         if self._layers is None:
             raise RuntimeError(
-                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
+                "The guide has no layers yet: call guide.initialize(*args) with the model's "
                 "arguments, targets included."
             )
         return self._layers

@@ -50,7 +50,8 @@ def without_model(guide: nn.Module) -> dict[str, Any]:
         The attributes, without the model.
     """
     state = guide.__dict__.copy()
-    state.update({name: copy.copy(value) for name, value in _LEFT_BEHIND.items()})
+    for name in state.keys() & _LEFT_BEHIND.keys():
+        state[name] = copy.copy(_LEFT_BEHIND[name])
     return state
 
 

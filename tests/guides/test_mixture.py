@@ -232,6 +232,8 @@ def test_copies_and_states() -> None:
     new.load_state_dict(pickle.loads(pickle.dumps(guide)).state_dict())
     for own, other in zip(new.parameters(), guide.parameters(), strict=True):
         assert torch.equal(own, other)
+    for copied in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        assert vars(copied).keys() == vars(guide).keys()
 
 
 def test_predictions_are_the_same_from_the_same_seed_and_from_frozen_draws() -> None:
