@@ -23,8 +23,6 @@ from torch.optim import Optimizer
 
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
-    Bernoulli,
-    Categorical,
     RandomModule,
     SupervisedModel,
     init_to_network,
@@ -36,6 +34,7 @@ from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.mup.parametrization import MaximalUpdate
 from pyro_ibvi.objectives.routes import NumDraws
+from pyro_ibvi.prediction.mixture import kind_of
 
 _CONV = nn.modules.conv._ConvNd
 
@@ -216,7 +215,4 @@ def is_of_labels(likelihood: Any) -> bool:
     Returns:
         Whether it is.
     """
-    inner = getattr(likelihood, "likelihood", None)
-    return isinstance(likelihood, (Categorical, Bernoulli)) or (
-        inner is not None and is_of_labels(inner)
-    )
+    return kind_of(likelihood) in ("categorical", "bernoulli")

@@ -21,6 +21,7 @@ from pyro_ibvi.models.likelihoods import (
     Poisson,
 )
 from pyro_ibvi.models.tasks import MultiTask
+from pyro_ibvi.models.weighted import Weighted
 from pyro_ibvi.models.wrapped import Masked, Standardized, elementwise
 from pyro_ibvi.prediction import marginals
 
@@ -349,7 +350,7 @@ def kind_of(likelihood: Likelihood) -> str:
     Returns:
         ``"normal"``, ``"poisson"``, ``"bernoulli"``, ``"categorical"``, ``"tasks"``, ``"other"``.
     """
-    while isinstance(likelihood, (Masked, Standardized)):
+    while isinstance(likelihood, (Masked, Standardized, Weighted)):
         likelihood = likelihood.likelihood
     kinds: dict[str, Any] = {
         "normal": (Normal, HeteroscedasticNormal),

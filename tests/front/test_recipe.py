@@ -11,6 +11,7 @@ from torch import nn
 import pyro_ibvi as ibvi
 from pyro_ibvi.front.recipe import PAPER, RELATIVE, as_random, default_optimizer, is_of_labels
 from pyro_ibvi.models import Masked
+from pyro_ibvi.models.weighted import Weighted
 
 
 def make_convnet() -> nn.Sequential:
@@ -189,7 +190,9 @@ def test_network_without_a_dense_layer_behind_another() -> None:
 
 def test_labels_are_seen_through_wrappers() -> None:
     assert is_of_labels(Masked(ibvi.Bernoulli()))
+    assert is_of_labels(Weighted(ibvi.Categorical()))
     assert not is_of_labels(Masked(ibvi.Normal(1.0)))
+    assert not is_of_labels(Weighted(Masked(ibvi.Normal(1.0))))
 
 
 def test_relative_noise_for_numbers_by_its_covariance() -> None:
