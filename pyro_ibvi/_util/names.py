@@ -68,16 +68,3 @@ def assigned(
         if exact or fits:
             counts[name] = (exact or fits)[0]
     return counts
-
-
-def layer_of(name: str) -> tuple[str, ...]:
-    """The name of a parameter's layer, as an alias of the parameter's.
-
-    Args:
-        name: Name of the parameter.
-
-    Returns:
-        The layer's name, none for a parameter of the network itself.
-    """
-    layer = name.rpartition(".")[0]
-    return (layer,) if layer else ()

@@ -119,7 +119,7 @@ class RandomModule(PyroModule):
             net.get_parameter(chosen).requires_grad_(False)
         for warning in (
             attention_warning(net, flow, self.roles, self.parametrization),
-            tied_warning(self.roles, roles, self.parametrization),
+            tied_warning(net, self.roles, roles, self.parametrization),
             depth_warning(self.roles, self.parametrization),
         ):
             if warning is not None:

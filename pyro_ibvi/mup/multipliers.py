@@ -17,13 +17,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pyro_ibvi._util.names import assigned, layer_of
+from pyro_ibvi._util.names import assigned
 from pyro_ibvi.mup.flow import Flow
-from pyro_ibvi.mup.layers import parameter_path
+from pyro_ibvi.mup.layers import layer_names, parameter_path
 from pyro_ibvi.mup.parametrization import BaseShapes, MaximalUpdate, Parametrization
 from pyro_ibvi.mup.roles import RoleOverrides, WeightRole
 
@@ -147,6 +148,7 @@ def logit_divisor(weight: WeightRole, parametrization: Parametrization) -> float
 
 
 def tied_warning(
+    net: nn.Module,
     roles: Mapping[str, WeightRole],
     overrides: RoleOverrides | None,
     parametrization: Parametrization,
@@ -154,6 +156,7 @@ def tied_warning(
     """What to tell the user of embeddings that are read-outs too.
 
     Args:
+        net: The network.
         roles: The roles by parameter name.
         overrides: Roles that the user has given.
         parametrization: The parametrization.
@@ -161,7 +164,7 @@ def tied_warning(
     Returns:
         A sentence, or None if there are none or the user has said what they are.
     """
-    given = assigned(overrides or {}, roles, layer_of)
+    given = assigned(overrides or {}, roles, partial(layer_names, net))
     tied = {
         name: divisor
         for name, weight in roles.items()
