@@ -9,7 +9,7 @@ array of a draw has exactly the shape that the site has in Pyro.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,6 @@ class Variable:
     def nbytes(self) -> int:
         """Size of one draw in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def log_likelihood(self, dtype: np.dtype) -> Variable:
-        """The pointwise log-likelihood of this variable: its batch dimensions only."""
-        k = self.num_batch
-        return replace(self, shape=self.shape[:k], dims=self.dims[:k], dtype=dtype)
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -233,12 +233,6 @@ def _roles(site: Site) -> tuple[str, ...]:
     return () if role is None else (role,)
 
 
-def _is_real(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real)) or support is constraints.real_vector
-
-
 def is_real(support: constraints.Constraint) -> bool:
     """Whether a support is all real numbers, entry by entry.
 

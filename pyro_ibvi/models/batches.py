@@ -168,12 +168,7 @@ class Signature:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        while True:
-            inner = getattr(network, "_orig_mod", None)
-            if inner is None and isinstance(network, nn.DataParallel):
-                inner = network.module
-            if not isinstance(inner, nn.Module):
-                break
+        while isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):  # compiled
             network = inner
         try:
             parameters = list(inspect.signature(network.forward).parameters.values())

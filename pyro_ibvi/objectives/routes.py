@@ -39,14 +39,6 @@ class DirectRoute(Protocol):
         ...
 
 
-class HasDirectRoute(Protocol):
-    """A guide that may have a direct route; other guides need none."""
-
-    def direct_route(self, model: Any) -> DirectRoute | None:
-        """The route for a model, the same object as long as the pair lives, or None."""
-        ...
-
-
 def as_draws(draws: object) -> NumDraws:
     """Checks the number of draws in a step.
 
