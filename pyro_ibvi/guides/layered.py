@@ -173,7 +173,7 @@ class LayeredGuide(AutoGuide, MuPGuide):
     def _made_layers(self) -> list[Layer]:
         if self._layers is None:
             raise RuntimeError(
-                "The guide has no layers yet: call guide.initialize(*args) with the model's "
+                "The guide has no parameters yet: call guide.initialize(*args) with the model's "
                 "arguments, targets included."
             )
         return self._layers

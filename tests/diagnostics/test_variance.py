@@ -171,7 +171,7 @@ def test_sites_of_a_hand_written_model():
 
     x, y = torch.randn(NUM_DATA, NUM_FEATURES), torch.randn(NUM_DATA)
     guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
-    with pytest.raises(RuntimeError, match="The guide has no layers yet"):
+    with pytest.raises(RuntimeError, match="The guide has no parameters yet"):
         ibvi.VarianceMonitor(guide)
     guide.initialize(x, y)
     monitor = ibvi.VarianceMonitor(guide, inputs={"w": x})
