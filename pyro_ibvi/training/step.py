@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
+from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -63,6 +64,7 @@ class Stepper:
             The loss, the batches weighted by their sizes.
 
         Raises:
+            DataError: If one of several batches is empty.
             FloatingPointError: If a loss is not finite. As after any error, parameters, their
                 gradients and buffers are those before the step.
         """
@@ -81,6 +83,11 @@ class Stepper:
             total, done = 0.0, 0
             for args, kwargs in calls:
                 size = batch_size(model, args, kwargs)
+                if size == 0 and len(calls) > 1:
+                    raise DataError(
+                        f"The batch is empty: at {where} it has no data by which its gradient "
+                        f"could count among those of {len(calls)} batches."
+                    )
                 if done:
                     self._scale_gradients(done / size)
                 with self._precision():

@@ -42,6 +42,16 @@ def test_accumulated_batches_are_one_large_batch(reduction):
         torch.testing.assert_close(value, parameters(whole)[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_empty_batch_among_several_is_refused(place):
+    x, y = make_data()
+    sizes = [0, 20] if place == 0 else [20, 0]
+    batches = list(zip(x[:20].split(sizes), y[:20].split(sizes), strict=True))
+    for svi in (make_svi(), make_stock(pyro.optim.SGD({"lr": 1e-3}))):
+        with pytest.raises(ValueError, match=r"The batch is empty: at step 0 of epoch 0"):
+            ibvi.fit(svi, batches, 1, accumulate=2, progress=False)
+
+
 def test_a_schedule_by_steps():
     svi = make_svi(scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5))
     start = [group["lr"] for group in svi.optim.optimizer.param_groups]
