@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.digest import digest
 from pyro_ibvi._util.files import checked_path, whole_file
+from pyro_ibvi._util.misfits import listed, misfits
 from pyro_ibvi._version import __version__
 
 _KEY = "pyro_ibvi"
@@ -105,16 +106,9 @@ def check_fit(path: Path, there: Mapping[str, Tensor], here: Mapping[str, Any]) 
     Raises:
         ValueError: If they differ in name, type or shape.
     """
-    found = [f"it lacks {name}" for name in here if name not in there]
-    found += [f"it has {name}, which is not here" for name in there if name not in here]
-    found += [
-        f"{name} is {_kind(tensor)} there and {_kind(here[name])} here"
-        for name, tensor in there.items()
-        if name in here and _kind(tensor) != _kind(here[name])
-    ]
+    found = misfits(there, here)
     if found:
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ValueError(f"{path} is of another network: {'; '.join(found[:5])}{more}.")
+        raise ValueError(f"{path} is of another network: {listed(found)}.")
 
 
 def _storable(name: str, value: Any) -> Tensor:
@@ -146,7 +140,3 @@ def _what_else(path: Path) -> str:
             "fit(..., checkpoint=) or load_checkpoint) or a state_dict"
         )
     return "it is damaged, or no saved network" if start else "it is empty"
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.files import checked_path, readable_path
 from pyro_ibvi._util.handlers import HANDLERS
+from pyro_ibvi._util.misfits import listed, misfits
 from pyro_ibvi._util.pairs import holds_svi
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
 from pyro_ibvi.training.contents import read_content, write_content
@@ -174,11 +175,10 @@ def _trained_and_stored(svi: SVI) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def _check_fit(path: Any, content: Mapping[str, Any], svi: SVI) -> None:
-    misfits = _misfits(content, svi)
-    if misfits:
-        more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+    found = _misfits(content, svi)
+    if found:
         raise ValueError(
-            f"{path} is a checkpoint of another model: {'; '.join(misfits[:5])}{more}. If a "
+            f"{path} is a checkpoint of another model: {listed(found)}. If a "
             f"parameter appears only when the model is run, run it once beforehand, as by "
             f"svi.evaluate_loss(x, y), or pass such arguments: load_checkpoint(path, svi, x, y)."
         )
@@ -206,22 +206,11 @@ def _misfits(content: Mapping[str, Any], svi: SVI) -> list[str]:
     store = pyro.get_param_store().named_parameters()
     here.update({f"store.{n}": p for n, p in store if f"store.{n}" in content["store"]})
     there.update(content["store"])
-    found = [f"it lacks {name}" for name in here if name not in there]
-    found += [f"it has {name}, which is not here" for name in there if name not in here]
-    for name, tensor in there.items():
-        if name in here and _describe(tensor) != _describe(here[name]):
-            found.append(f"{name} is {_describe(tensor)} there, {_describe(here[name])} here")
-    return found
+    return misfits(there, here)
 
 
 def _flat(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{kind}.{name}": v for kind, state in states.items() for name, v in state.items()}
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
 
 
 def _loss(svi: SVI) -> Any:

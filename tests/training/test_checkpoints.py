@@ -179,13 +179,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     ibvi.save_checkpoint(path, stepped(make_svi("momentum")))
     with pytest.raises(
         ValueError,
-        match=r"of another model: model\.net\.net\.0\.weight is float32 of shape \(6, 2\) there, "
-        r"float32 of shape \(7, 2\) here; .*; and \d+ more",
+        match=r"of another model: model\.net\.net\.0\.weight is float32 of shape \(6, 2\) there "
+        r"and float32 of shape \(7, 2\) here; .*; and \d+ more",
     ):
         ibvi.load_checkpoint(path, make_svi("momentum", width=7))
     svi = make_svi("momentum")
     svi.model.double(), svi.guide.double()
-    with pytest.raises(ValueError, match=r"float32 of shape \(6, 2\) there, float64 of shape"):
+    with pytest.raises(ValueError, match=r"float32 of shape \(6, 2\) there and float64 of shape"):
         ibvi.load_checkpoint(path, svi)
     svi = make_svi("momentum")
     svi.model.register_buffer("count", torch.zeros(1))
