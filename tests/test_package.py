@@ -55,6 +55,35 @@ assert not loaded, loaded
     assert run.stdout == run.stderr == ""
 
 
+def test_a_torch_without_muon_serves_everything_else():
+    """Muon came with torch 2.9, and the package is for 2.6 and later."""
+    code = """
+import torch
+del torch.optim.Muon
+import pyro_ibvi as ibvi
+from pyro_ibvi.training import MuonWithAdamW
+x = torch.linspace(-1, 1, 8).unsqueeze(-1)
+bnn = ibvi.VariationalNetwork(torch.nn.Linear(1, 1), ibvi.Normal(0.1))
+bnn.fit(x, x, num_epochs=1, progress=False)
+make = (
+    lambda: ibvi.VariationalNetwork(
+        torch.nn.Linear(1, 1), ibvi.Normal(0.1), optimizer=MuonWithAdamW),
+    lambda: ibvi.MuPOptim(MuonWithAdamW, {"lr": 0.1}, bnn.guide),
+    lambda: MuonWithAdamW([torch.nn.Parameter(torch.zeros(2, 2))]),
+)
+for build in make:
+    try:
+        build()
+    except RuntimeError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("has no Muon: install torch 2.9 or later" in line for line in lines)
+
+
 def test_public_names_are_there_and_documented():
     assert len(set(ibvi.__all__)) == len(ibvi.__all__)
     for name in ibvi.__all__:

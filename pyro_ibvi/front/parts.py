@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi.objectives import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.routes import NumDraws
-from pyro_ibvi.training import default_rate
+from pyro_ibvi.training import MuonWithAdamW, default_rate
 from pyro_ibvi.training.checks import check_loss
 
 #: Arguments with which a default learning rate goes; torch's decay is meant for smaller rates.
@@ -18,7 +18,8 @@ _DEFAULT_ARGS: Mapping[type[Optimizer], Mapping[str, Any]] = {
     torch.optim.SGD: {"momentum": 0.9},
     torch.optim.Adam: {},
     torch.optim.AdamW: {"weight_decay": 0.0},
-    torch.optim.Muon: {"weight_decay": 0.0},
+    # torch.optim.Muon, which older torch lacks, stands for it.
+    MuonWithAdamW: {"weight_decay": 0.0},
 }
 
 
@@ -78,7 +79,8 @@ def optimizer_args(
         if "lr" in args:
             raise ValueError(f"The learning rate is given twice: lr={lr} and {args['lr']}.")
         args["lr"] = lr
-    default = next((a for c, a in _DEFAULT_ARGS.items() if c is optimizer), None)
+    kind = MuonWithAdamW if optimizer is getattr(torch.optim, "Muon", None) else optimizer
+    default = next((a for c, a in _DEFAULT_ARGS.items() if c is kind), None)
     if default is not None:
         return {"lr": default_rate(optimizer), **default, **args}
     if "lr" not in args:

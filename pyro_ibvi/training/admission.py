@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from pyro_ibvi._util.pairs import check_part
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.training.families import check_arguments
+from pyro_ibvi.training.muon import MuonWithAdamW, check_muon
 from pyro_ibvi.training.param_groups import HasRates
 
 #: A global rate of SGD on a mean, over one minus the momentum, that no network learns at: ten
@@ -29,6 +30,7 @@ def check_optim_args(optimizer: type[Optimizer], optim_args: Any) -> None:
 
     Raises:
         TypeError: If it is no dictionary, or names what the optimizer does not take.
+        RuntimeError: If the installed torch lacks the optimizer.
         ValueError: If there is no learning rate.
     """
     if not isinstance(optim_args, dict):
@@ -39,6 +41,8 @@ def check_optim_args(optimizer: type[Optimizer], optim_args: Any) -> None:
     if "lr" not in optim_args:
         raise ValueError('optim_args needs the global learning rate: {"lr": 0.05, ...}.')
     check_arguments(optimizer, optim_args)
+    if isinstance(optimizer, type) and issubclass(optimizer, MuonWithAdamW):
+        check_muon()
 
 
 def check_clip_norm(clip_norm: Any) -> None:
@@ -97,7 +101,7 @@ def check_takes_part(guide: Any, params: list[Tensor]) -> None:
         )
 
 
-def warn_of_sum(
+def warn_of_rate_for_sum(
     optim_args: dict[str, Any], family: Family, objective: str, num_terms: float
 ) -> bool:
     """Warns where a rate that would suit a loss per datum meets a sum over data.

@@ -94,7 +94,7 @@ def warn_of_sum(svi: SVI) -> None:
     num_data = getattr(svi.model, "num_data", None)
     is_sum = isinstance(loss, ELBO) and getattr(loss, "reduction", "sum") == "sum"
     if isinstance(svi.optim, MuPOptim) and is_sum and isinstance(num_data, int):
-        svi.optim.learn_scale(type(loss).__name__, num_data)
+        svi.optim.warn_of_scale(type(loss).__name__, num_data)
 
 
 def check_no_data(name: str, loader: Any) -> None:

@@ -20,6 +20,19 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 
+def check_muon() -> None:
+    """Checks that the installed torch has Muon.
+
+    Raises:
+        RuntimeError: If it has not.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(
+            f"The installed torch {torch.__version__} has no Muon: install torch 2.9 or later, or "
+            f"train by torch.optim.AdamW."
+        )
+
+
 class MuonWithAdamW(Optimizer):
     """``torch.optim.Muon`` and ``torch.optim.AdamW`` over groups of one optimizer.
 
@@ -53,10 +66,7 @@ class MuonWithAdamW(Optimizer):
         eps: float = 1e-7,
         adamw: Mapping[str, Any] | None = None,
     ) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(
-                f"The installed torch {torch.__version__} has no Muon: install torch 2.9 or later."
-            )
+        check_muon()
         self._muon_defaults = {
             "momentum": momentum,
             "nesterov": nesterov,

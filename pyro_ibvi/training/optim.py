@@ -19,7 +19,7 @@ from pyro_ibvi.training.admission import (
     check_guide,
     check_optim_args,
     check_takes_part,
-    warn_of_sum,
+    warn_of_rate_for_sum,
 )
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.kernels import can_fuse, choose_kernels, has_choice
@@ -142,7 +142,6 @@ class MuPOptim(PyroOptim):
             params = list(params)
             self._begin(params)
         self.register(params)
-        check_ratios(self.optimizer.param_groups, self._scheduler)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self._names), self.clip_norm)
         if self._is_fused:
@@ -151,16 +150,17 @@ class MuPOptim(PyroOptim):
         for parameter in self._names:  # zero_grad, without its detours
             parameter.grad = None
 
-    def make_torch(self) -> tuple[Optimizer, Any]:
+    def make_torch(self, params: Iterable[Tensor] = ()) -> tuple[Optimizer, Any]:
         """A new torch optimizer at the same rates, and its scheduler, for a loop that is not SVI.
 
         Such a loop steps both itself, clips, and may scale gradients, which is why no fused
-        kernels are chosen for it. A step is refused if a schedule has lost the ratios of the
-        rates, also after ``load_state_dict``.
+        kernels are chosen for it. A step is refused if the ratios of the rates are lost.
+
+        Args:
+            params: Parameters beside those that the guide knows, as ``SVI`` would pass them.
 
         Returns:
-            The optimizer, which holds the parameters that guide and model have now, and the
-            scheduler or None.
+            The optimizer, of parameters that are there now, and the scheduler or None.
         """
         args: dict[str, Any] = dict(self.pt_optim_args)  # type: ignore[arg-type]
         if has_choice(self.pt_optim_constructor, args):
@@ -173,6 +173,7 @@ class MuPOptim(PyroOptim):
             decayed=self.decayed,
             scheduler=self._make_scheduler,
         )
+        new.register(params)
         return new.optimizer, new.scheduler
 
     def register(self, params: Iterable[Tensor]) -> None:
@@ -248,8 +249,8 @@ class MuPOptim(PyroOptim):
         """
         self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
 
-    def learn_scale(self, objective: str, num_terms: float) -> None:
-        """Hears what the loss is a sum of, and warns once if the rates are too large for that.
+    def warn_of_scale(self, objective: str, num_terms: float) -> None:
+        """Warns once if the rates are too large for what the loss is a sum of.
 
         Args:
             objective: Name of the loss.
@@ -257,14 +258,14 @@ class MuPOptim(PyroOptim):
         """
         args: dict[str, Any] = self.pt_optim_args  # type: ignore[assignment]
         if not self._told_of_sum:
-            self._told_of_sum = warn_of_sum(args, self.family, objective, num_terms)
+            self._told_of_sum = warn_of_rate_for_sum(args, self.family, objective, num_terms)
 
     def _begin(self, params: list[Tensor]) -> None:
         """Checks, at the first step, that it is one of this guide and of a loss for its rates."""
         check_takes_part(self.guide, params)
         scale = noted_scale(self.guide)
         if scale is not None:
-            self.learn_scale(scale.objective, scale.num_terms)
+            self.warn_of_scale(scale.objective, scale.num_terms)
         self._has_stepped = True
 
     def _build(self, params: list[Tensor]) -> None:

@@ -20,6 +20,7 @@ from pyro_ibvi import (
     SupervisedModel,
     TraceExpectedLogLikelihood,
 )
+from pyro_ibvi.training import optim, ratios
 
 X, Y = torch.linspace(-1, 1, 20).reshape(10, 2), torch.linspace(0, 1, 10).reshape(10, 1)
 LOSS = TraceExpectedLogLikelihood(reduction="mean")
@@ -350,3 +351,12 @@ def test_a_state_of_another_width_or_optimizer_is_refused(optimizer, is_used):
         restore(64)
     with pytest.raises(ValueError, match=r"state is of the optimizer .*, but this one is Adamax"):
         restore(8, torch.optim.Adamax)
+
+
+def test_ratios_of_the_rates_are_looked_at_once_a_step(monkeypatch):
+    run, seen = Run(*OPTIMIZERS[0]), []
+    for module in (optim, ratios):
+        monkeypatch.setattr(module, "check_ratios", lambda *args: seen.append(args))
+    for _ in range(3):
+        run.svi.step(X, Y)
+    assert len(seen) == 3
