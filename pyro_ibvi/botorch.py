@@ -17,7 +17,8 @@ from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.running import network_mode
-from pyro_ibvi.prediction.predictive import Seed, draw_parameters, seeded_numbers
+from pyro_ibvi.prediction.predictive import draw_parameters
+from pyro_ibvi.prediction.seeds import Seed, seeded_numbers
 
 __all__ = ["FunctionDraws"]
 

@@ -22,11 +22,12 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.front.batches import count_rows
+from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction import Prediction, predict, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
-from pyro_ibvi.prediction.scores import scored_parts, summarize
+from pyro_ibvi.prediction.scores import join_parts, score_batches, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
 from pyro_ibvi.training.checks import check_no_data, check_schedule, check_svi, warn_of_sum
 from pyro_ibvi.training.schedules import Interval
@@ -52,7 +53,8 @@ class IBVIModule(lightning.LightningModule):
     Args:
         net: The network; or a :class:`~pyro_ibvi.VariationalNetwork`, which is trained by it and
             then predicts and saves; or a ``pyro.infer.SVI`` of a model, its guide, a
-            :class:`~pyro_ibvi.MuPOptim` and an objective.
+            :class:`~pyro_ibvi.MuPOptim` and an objective. A model that is no
+            :class:`~pyro_ibvi.SupervisedModel` is trained, and neither predicts nor is scored.
         likelihood: The likelihood, for a network.
         num_data: Number of training data in all processes, where the loader cannot tell.
         schedule_every: When the scheduler takes a step: after each ``"epoch"`` or ``"step"``.
@@ -114,6 +116,12 @@ class IBVIModule(lightning.LightningModule):
         for name, number in (("num_data", num_data), ("num_samples", num_samples)):
             if number is not None:
                 check_positive_int(name, number)
+        if num_data is not None and not hasattr(svi.model, "num_data"):
+            raise TypeError(
+                f"num_data={num_data} is for a SupervisedModel, and {type(svi.model).__name__} "
+                f"counts its data itself: leave it out, and write pyro.plate('data', {num_data}, "
+                f"subsample=x) in the model."
+            )
         self.loss = objective(svi.model, svi.guide)
         self._optim = svi.optim
         self._num_data = num_data
@@ -142,9 +150,7 @@ class IBVIModule(lightning.LightningModule):
         Returns:
             The prediction, by the same draws at each call.
         """
-        temperature = 1.0 if self.bnn is None else self.bnn.temperature
-        options: dict[str, Any] = {"num_samples": self._num_samples, "temperature": temperature}
-        return predict(self.model, self.guide, x, generator=self._seed, **options)
+        return predict(self._supervised, self.guide, x, **self._draws)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """The loss of a batch.
@@ -202,7 +208,7 @@ class IBVIModule(lightning.LightningModule):
             The prediction.
         """
         args, kwargs = as_call(batch)
-        return self.forward(self.model.read(*args, **kwargs)[0])
+        return self.forward(self._supervised.read(*args, **kwargs)[0])
 
     def on_train_start(self) -> None:
         """Counts the data, and gives each process draws of its own.
@@ -213,7 +219,8 @@ class IBVIModule(lightning.LightningModule):
         """
         check_no_data("train_dataloaders", self.trainer.train_dataloader)
         num_data = self._num_data
-        if num_data is None and (self.bnn is not None or self.model.num_data is None):
+        is_counted = getattr(self.model, "num_data", 0) is not None
+        if num_data is None and (self.bnn is not None or not is_counted):
             loader: Any = self.trainer.train_dataloader
             num_data = count_rows(loader)
             if num_data is None:
@@ -240,7 +247,8 @@ class IBVIModule(lightning.LightningModule):
         Returns:
             The optimizer, or a dictionary of both.
         """
-        optimizer, scheduler = self._optim.make_torch()
+        trained = [p for p in self.loss.parameters() if p.requires_grad]
+        optimizer, scheduler = self._optim.make_torch(trained)
         if scheduler is None:
             return optimizer
         schedule = {"scheduler": scheduler, "interval": self._schedule_every}
@@ -269,8 +277,8 @@ class IBVIModule(lightning.LightningModule):
         Args:
             checkpoint: The checkpoint.
         """
-        temperature = 1.0 if self.bnn is None else self.bnn.temperature
-        checkpoint[_KEY] = {"num_data": self.model.num_data, "temperature": temperature}
+        num_data = getattr(self.model, "num_data", None)
+        checkpoint[_KEY] = {"num_data": num_data, "temperature": self._temperature}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes that back.
@@ -279,26 +287,42 @@ class IBVIModule(lightning.LightningModule):
             checkpoint: The checkpoint.
         """
         saved = checkpoint.get(_KEY, {})
-        self.model.num_data = saved.get("num_data", self.model.num_data)
+        if hasattr(self.model, "num_data"):
+            self.model.num_data = saved.get("num_data", self.model.num_data)
         if self.bnn is not None:
             self.bnn.temperature = saved.get("temperature", self.bnn.temperature)
 
+    @property
+    def _temperature(self) -> float:
+        return 1.0 if self.bnn is None else self.bnn.temperature
+
+    @property
+    def _draws(self) -> dict[str, Any]:
+        """How the network predicts, wherever it does."""
+        draws = {"num_samples": self._num_samples, "generator": self._seed}
+        return {**draws, "temperature": self._temperature}
+
+    @property
+    def _supervised(self) -> SupervisedModel:
+        """The model, if it is one that predicts."""
+        if not isinstance(self.model, SupervisedModel):
+            raise TypeError(
+                f"IBVIModule predicts and scores by a SupervisedModel, got "
+                f"{type(self.model).__name__}: train it without validation data, and predict by "
+                f"pyro.infer.Predictive(model, guide=guide, num_samples={self._num_samples})."
+            )
+        return self.model
+
     def _score(self, batch: Any) -> None:
-        options: dict[str, Any] = {"num_samples": self._num_samples, "generator": self._seed}
-        for prediction, y in predict_batches(self.model, self.guide, [batch], **options):
-            if y is None:
-                raise ValueError(
-                    "Scores need targets, and the batch has none: let the loader yield (x, y)."
-                )
-            for task, scored in scored_parts(prediction, y).items():
-                self._scored.setdefault(task, []).append(scored)
+        predictions = predict_batches(self._supervised, self.guide, [batch], **self._draws)
+        for task, scored in score_batches(predictions).items():
+            self._scored.setdefault(task, []).append(scored)
 
     def _log_scores(self, prefix: str) -> None:
         parts, self._scored = _of_all_processes(self._scored), {}
         if not parts:
             return
-        whole = {task: Scored.join(found) for task, found in parts.items()}
-        scores = {prefix + name: v for name, v in summarize(whole, NUM_BINS).items()}
+        scores = {prefix + n: v for n, v in summarize(join_parts(parts), NUM_BINS).items()}
         self.log_dict(scores, prog_bar=True, sync_dist=True)  # alike in all processes
 
 

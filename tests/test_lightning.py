@@ -229,6 +229,19 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     torch.testing.assert_close(*halves, rtol=1e-6, atol=1e-7)
 
 
+def test_scores_are_at_the_temperature_at_which_it_predicts():
+    module = make()
+    train(module)
+    found = module.bnn.calibrate(X, LABELS.flip(0), seed=0)
+    assert found.value > 1.1
+    trainer = make_trainer()
+    trainer.test(module, make_loader(), verbose=False)
+    nll = trainer.callback_metrics["test_nll"].item()
+    assert nll == pytest.approx(ibvi.score(module(X), LABELS)["nll"], rel=1e-5)
+    evaluated = module.bnn.evaluate(X, LABELS, num_samples=16, seed=0)["nll"]
+    assert nll == pytest.approx(evaluated, rel=1e-5)
+
+
 def test_early_stopping_looks_at_predictions():
     stop = lightning.pytorch.callbacks.EarlyStopping("val_nll", patience=1, min_delta=100.0)
     trainer = make_trainer(20, callbacks=[stop])
@@ -354,7 +367,7 @@ MEAN = ibvi.TraceExpectedLogLikelihood(reduction="mean")
         (
             lambda: make_trainer().fit(make(), make_loader(), Stream(X[:5])),
             ValueError,
-            r"Scores need targets, and the batch has none",
+            r"There is nothing to score by: .* let the loader yield \(x, y\)",
         ),
         (
             lambda: train(

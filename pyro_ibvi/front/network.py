@@ -20,7 +20,7 @@ from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
 from pyro_ibvi.front.recipe import as_random, default_optimizer
-from pyro_ibvi.front.scoring import calibrate_batches, score_batches
+from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
@@ -200,7 +200,8 @@ class VariationalNetwork:
         batches = self._batches(data, y, batch_size, shuffle=True)
         if valid_loader is not None:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
-            options.setdefault("metrics", partial(score_batches, num_samples=_NUM_VALID_SAMPLES))
+            draws = self._draws(_NUM_VALID_SAMPLES, None)
+            options.setdefault("metrics", partial(validation_scores, **draws))
         self.model.num_data = settled_num_data(num_data, batches)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
@@ -291,8 +292,8 @@ class VariationalNetwork:
         """
         check_parts(self)
         batches = self._batches(data, y, 1000, shuffle=False)
-        options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
-        found = calibrate_batches(self.model, self.guide, batches, **options)
+        draws = self._draws(num_samples, seed)
+        found = calibrate_batches(self.model, self.guide, batches, **draws)
         self.temperature = found.value
         return found
 

@@ -11,18 +11,19 @@ from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.prediction import Prediction, Temperature, fit_temperature, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
-from pyro_ibvi.prediction.scored import Scored
-from pyro_ibvi.prediction.scores import scored_parts, summarize
+from pyro_ibvi.prediction.scores import checked_targets, score_batches, summarize
+from pyro_ibvi.prediction.seeds import Seed
 
 
 @torch.no_grad()
-def score_batches(
+def validation_scores(
     model: SupervisedModel,
     guide: MuPGuide,
     batches: Iterable[Any],
     *,
     num_samples: int,
-    seed: int | None = None,
+    generator: Seed = None,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Scores on all batches together, each seen by the same draws of the weights.
 
@@ -31,7 +32,8 @@ def score_batches(
         guide: Its guide.
         batches: Batches of inputs and targets.
         num_samples: Number of draws of the weights.
-        seed: Makes the draws the same at each call.
+        generator: A seed makes the draws the same at each call.
+        temperature: Temperature of the likelihood.
 
     Returns:
         The scores by name, see :func:`~pyro_ibvi.score`.
@@ -39,12 +41,9 @@ def score_batches(
     Raises:
         ValueError: If there is no batch, or no target.
     """
-    parts: dict[str, list[Scored]] = {}
-    options: dict[str, Any] = {"num_samples": num_samples, "generator": seed}
-    for prediction, y in predict_batches(model, guide, batches, **options):
-        for task, scored in scored_parts(prediction, _checked_target(y)).items():
-            parts.setdefault(task, []).append(scored)
-    return summarize({task: Scored.join(found) for task, found in parts.items()}, NUM_BINS)
+    options: dict[str, Any] = {"generator": generator, "temperature": temperature}
+    predictions = predict_batches(model, guide, batches, num_samples=num_samples, **options)
+    return summarize(score_batches(predictions), NUM_BINS)
 
 
 def calibrate_batches(
@@ -53,7 +52,8 @@ def calibrate_batches(
     batches: Iterable[Any],
     *,
     num_samples: int,
-    seed: int | None = None,
+    generator: Seed = None,
+    temperature: float = 1.0,
 ) -> Temperature:
     """The temperature of the least negative log predictive density on all batches together.
 
@@ -62,7 +62,8 @@ def calibrate_batches(
         guide: Its guide.
         batches: Batches of validation data.
         num_samples: Number of draws of the weights.
-        seed: Makes the draws the same at each call.
+        generator: A seed makes the draws the same at each call.
+        temperature: Temperature of the prediction as it is before.
 
     Returns:
         The temperature, see :func:`~pyro_ibvi.prediction.fit_temperature`.
@@ -71,17 +72,11 @@ def calibrate_batches(
         ValueError: If there is no batch, or no target.
     """
     outputs, targets = [], []
-    options: dict[str, Any] = {"num_samples": num_samples, "generator": seed}
-    for prediction, y in predict_batches(model, guide, batches, **options):
+    options: dict[str, Any] = {"generator": generator, "temperature": temperature}
+    for prediction, y in predict_batches(
+        model, guide, batches, num_samples=num_samples, **options
+    ):
         outputs.append(prediction.outputs)
-        targets.append(prediction.target(_checked_target(y)))
-    whole = Prediction(torch.cat(outputs, dim=1), model.likelihood)
+        targets.append(prediction.target(checked_targets(y)))
+    whole = Prediction(torch.cat(outputs, dim=1), prediction.likelihood)
     return fit_temperature(whole, torch.cat(targets))
-
-
-def _checked_target(y: Any) -> Any:
-    if y is None:
-        raise ValueError(
-            "There is nothing to score by: the data hold inputs alone. Pass targets, too."
-        )
-    return y

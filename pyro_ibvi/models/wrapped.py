@@ -45,6 +45,7 @@ class Masked(Likelihood):
         _check_elementwise("Masked", likelihood)
         self.likelihood = likelihood
         self._has_temperature = likelihood._has_temperature
+        self.temperature = likelihood.temperature
         self.discrete = likelihood.discrete
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
@@ -70,7 +71,8 @@ class Masked(Likelihood):
         self.likelihood.check_target(target, output)
 
     def set_temperature(self, temperature: float | Tensor) -> None:
-        """Sets the temperature of the likelihood inside."""
+        """Sets the temperature of the likelihood inside, which is this one's too."""
+        super().set_temperature(temperature)
         self.likelihood.set_temperature(temperature)
 
 
@@ -112,6 +114,7 @@ class Standardized(Likelihood):
             )
         self.likelihood = likelihood
         self._has_temperature = likelihood._has_temperature
+        self.temperature = likelihood.temperature
         # A model brings them to the type of its network.
         dtype = torch.float64
         loc, scale = (torch.as_tensor(as_tensors(v, dtype), dtype=dtype) for v in (loc, scale))
@@ -166,7 +169,8 @@ class Standardized(Likelihood):
         self.likelihood.check_target(target, output)
 
     def set_temperature(self, temperature: float | Tensor) -> None:
-        """Sets the temperature of the likelihood inside."""
+        """Sets the temperature of the likelihood inside, which is this one's too."""
+        super().set_temperature(temperature)
         self.likelihood.set_temperature(temperature)
 
 

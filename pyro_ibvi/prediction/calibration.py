@@ -47,7 +47,8 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
 
     Returns:
         The temperature: pass its ``value`` to :func:`~pyro_ibvi.predict`, or to
-        ``Prediction.at_temperature``. It is 1 where no other is better.
+        ``Prediction.at_temperature``. It is the prediction's own, 1 unless it was given another,
+        where none is better.
 
     Raises:
         TypeError: If the likelihood has no temperature.
@@ -68,8 +69,10 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
     y = y.double() if y.is_floating_point() else y
     outputs = prediction.outputs.detach().double()
     likelihood = prediction.likelihood.at_temperature(1.0)
-    before = float(_nll(outputs, likelihood, y, torch.ones((), dtype=outputs.dtype)))
-    log_value = torch.zeros((), dtype=outputs.dtype, device=outputs.device, requires_grad=True)
+    own = float(prediction.likelihood.temperature)
+    start = outputs.new_tensor(own)
+    before = float(_nll(outputs, likelihood, y, start))
+    log_value = start.log().clamp(-_BOUND, _BOUND).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [log_value], max_iter=num_steps, line_search_fn="strong_wolfe", tolerance_change=1e-12
     )
@@ -86,7 +89,7 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
     value = float(torch.tensor(value, dtype=prediction.outputs.dtype))  # as it will be used
     nll = float(_nll(outputs, likelihood, y, torch.tensor(value, dtype=outputs.dtype)))
     if not nll < before:
-        return Temperature(1.0, before, before)
+        return Temperature(own, before, before)
     return Temperature(value, before, nll)
 
 

@@ -39,7 +39,11 @@ class ConformalIntervals:
 
         Returns:
             Lower and upper ends, in the targets' shape and units.
+
+        Raises:
+            TypeError: If the prediction is not one of numbers.
         """
+        _check_numbers(prediction)
         half = self.threshold * prediction.stddev
         return prediction.mean - half, prediction.mean + half
 
@@ -64,10 +68,11 @@ class ConformalSets:
 
         Returns:
             Whether each class is in the set, in the shape of ``prediction.mean``.
+
+        Raises:
+            TypeError: If the prediction is not one of class labels.
         """
-        likelihood = prediction.likelihood
-        assert isinstance(likelihood, Categorical)
-        dim = likelihood.class_dim_of(prediction.mean, 1)
+        dim = _checked_labels(prediction).class_dim_of(prediction.mean, 1)
         largest = prediction.mean.amax(dim, keepdim=True)
         return (prediction.mean >= self.threshold) | (prediction.mean == largest)
 
@@ -100,8 +105,7 @@ def conformal_intervals(
         >>> conformal_intervals(prediction, torch.arange(9.0).unsqueeze(-1)).threshold
         8.0
     """
-    if kind_of(prediction.likelihood) in ("categorical", "bernoulli", "tasks"):
-        raise TypeError("Intervals are of numbers: for class labels write conformal_sets.")
+    _check_numbers(prediction)
     scores = (prediction.target(y) - prediction.mean).abs() / prediction.stddev
     if scores.dim() > 1:
         scores = scores.flatten(1).amax(1)  # nan where a target is missing
@@ -135,13 +139,33 @@ def conformal_sets(prediction: Prediction, y: Any, *, coverage: float = 0.9) -> 
         >>> sets(prediction)[0]
         tensor([ True, False])
     """
-    if kind_of(prediction.likelihood) != "categorical":
-        raise TypeError("Sets are of class labels: for numbers write conformal_intervals.")
+    _checked_labels(prediction)
     scored = score_labels(prediction, y)
     assert scored.probabilities is not None
     assert scored.labels is not None
     right = scored.probabilities.gather(-1, scored.labels.unsqueeze(-1)).squeeze(-1)
     return ConformalSets(-_threshold(-right, coverage), coverage)
+
+
+def _check_numbers(prediction: Any) -> None:
+    _check_prediction(prediction)
+    if kind_of(prediction.likelihood) in ("categorical", "bernoulli", "tasks"):
+        raise TypeError("Intervals are of numbers: for class labels write conformal_sets.")
+
+
+def _checked_labels(prediction: Any) -> Categorical:
+    _check_prediction(prediction)
+    if not isinstance(prediction.likelihood, Categorical):
+        raise TypeError("Sets are of class labels: for numbers write conformal_intervals.")
+    return prediction.likelihood
+
+
+def _check_prediction(prediction: Any) -> None:
+    if not isinstance(prediction, Prediction):
+        raise TypeError(
+            f"Intervals and sets are of what predict returned, got {type(prediction).__name__}: "
+            f"write intervals(ibvi.predict(model, guide, x))."
+        )
 
 
 def _threshold(scores: Tensor, coverage: float) -> float:

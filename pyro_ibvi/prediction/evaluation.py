@@ -14,9 +14,10 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction import metrics
 from pyro_ibvi.prediction.mixture import Prediction, kind_of
-from pyro_ibvi.prediction.predictive import Seed, predict_batches, seed_of
+from pyro_ibvi.prediction.predictive import predict_batches
 from pyro_ibvi.prediction.scored import Scored
-from pyro_ibvi.prediction.scores import scored_parts
+from pyro_ibvi.prediction.scores import score_batches
+from pyro_ibvi.prediction.seeds import Seed, seed_of
 
 #: Share of the predictions that a selective predictor keeps, for one number of its curve.
 _KEPT = 0.8
@@ -56,14 +57,15 @@ def evaluate(
         ``aurc``, the area under the risk-coverage curve: the mean loss (errors, or squared
         errors) of the surest predictions, averaged over the share that is kept. For labels
         ``accuracy``, ``error``, ``ece``, ``brier``, and ``error_at_80``, the error of the surest
-        80 %. For numbers ``rmse``, ``mae``, ``coverage`` of the central 95 % interval, and
-        ``crps`` under the Normal family, in the targets' units. With foreign data ``auroc`` and
+        80 %. For numbers ``rmse``, ``mae``, ``coverage`` of the central 95 % interval, where the
+        likelihood's distribution function is known, and ``crps`` under the Normal family, in the
+        targets' units. With foreign data ``auroc`` and
         ``fpr95``, the share of them that passes where 95 % of the others do. Of several tasks
         the names begin with ``task/``.
 
     Raises:
-        ValueError: If a batch has no target.
-        DataError: If a loader is empty, or nothing was observed.
+        ValueError: If a batch has no target, a loader is empty, or a number is not positive.
+        DataError: If nothing was observed.
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
@@ -83,16 +85,7 @@ def evaluate(
         "generator": generator,
         "temperature": temperature,
     }
-    parts: dict[str, list[Scored]] = {}
-    for prediction, y in predict_batches(model, guide, data, **options):
-        if y is None:
-            raise ValueError(
-                "evaluate needs targets, and the batches have none: let the loader yield (x, y), "
-                "or name the target by SupervisedModel(..., target=...)."
-            )
-        for task, scored in scored_parts(prediction, y, ranked=True).items():
-            parts.setdefault(task, []).append(scored)
-    joined = {task: Scored.join(batches) for task, batches in parts.items()}
+    joined = score_batches(predict_batches(model, guide, data, **options), ranked=True)
     scores = {
         task + name: value
         for task, scored in joined.items()
@@ -114,8 +107,6 @@ def _all_scores(scored: Scored, num_bins: int) -> dict[str, float]:
         scores["error_at_80"] = risks[max(0, round(_KEPT * len(risks)) - 1)]
     elif scored.errors is not None:
         scores["mae"] = scored.errors.abs().mean()
-    if scored.levels is not None:
-        scores["coverage"] = ((scored.levels - 0.5).abs() <= 0.475).float().mean()
     if scored.ranked is not None:
         scores["crps"] = scored.ranked.mean()
     return {name: float(value) for name, value in scores.items()}

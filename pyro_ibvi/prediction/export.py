@@ -19,7 +19,8 @@ from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.mixture import whole_moments
-from pyro_ibvi.prediction.predictive import draw_parameters, seeded_numbers
+from pyro_ibvi.prediction.predictive import draw_parameters
+from pyro_ibvi.prediction.seeds import seeded_numbers
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from pyro_ibvi._util.inputs import as_call, is_array, to_device
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.pairs import check_pair, check_unwrapped
 from pyro_ibvi._util.past import warn_of_one_left_behind
-from pyro_ibvi._util.random_state import own_random_numbers, thread_random_numbers
 from pyro_ibvi.guides import MuPGuide
+from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.budget import Memory, cut_to_budget, read_memory
@@ -30,9 +29,7 @@ from pyro_ibvi.prediction.loaders import as_loader, check_batches, unshuffled
 from pyro_ibvi.prediction.mixture import Prediction
 from pyro_ibvi.prediction.outputs import Outputs
 from pyro_ibvi.prediction.rows import Rows
-
-#: What makes draws reproducible: a seed, or a generator that gives one.
-Seed = int | torch.Generator | None
+from pyro_ibvi.prediction.seeds import Seed, seed_of, seeded_numbers
 
 
 @named_arguments()
@@ -75,7 +72,8 @@ def predict(
             touching the global random state.
         temperature: Temperature of the likelihood, see
             :func:`~pyro_ibvi.prediction.fit_temperature`.
-        differentiable: Whether to keep the graph, for gradients with respect to the inputs.
+        differentiable: Whether to keep the graph, for gradients with respect to the inputs, which
+            are then no loader and no data set.
 
     Returns:
         The prediction.
@@ -83,7 +81,7 @@ def predict(
     Raises:
         TypeError: If the model is not a :class:`~pyro_ibvi.SupervisedModel`, or the guide is none.
         ValueError: If a size is not positive, the guide is another model's, the inputs do not
-            fit or hold NaN, or they cannot be cut into batches.
+            fit or hold NaN, they cannot be cut into batches, or a loader has no gradients to give.
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
@@ -93,34 +91,29 @@ def predict(
         >>> pred.mean.shape, torch.equal(pred.variance, pred.epistemic + pred.aleatoric)
         (torch.Size([5, 1]), True)
     """
-    _check(model, guide, num_samples)
-    if max_memory is not None:
-        read_memory(max_memory)
-    sizes = {"num_samples": num_samples, "chunk_size": chunk_size, "batch_size": batch_size}
-    for name, size in sizes.items():
-        if size is not None or name == "num_samples":
-            check_positive_int(name, size)
-    likelihood = model.likelihood
-    if temperature != 1.0:
-        likelihood = likelihood.at_temperature(temperature)
+    _check(model, guide, num_samples, chunk_size, batch_size, max_memory)
+    likelihood = _at_temperature(model, temperature)
+    if isinstance(x, Dataset):
+        x = as_loader(x, batch_size)
+    if isinstance(x, DataLoader):
+        if differentiable:
+            raise ValueError(
+                "differentiable=True is for gradients with respect to inputs that are given as "
+                "tensors, and a loader reads its own: write one prediction for each batch, "
+                "predict(model, guide, x, differentiable=True) for x, y in loader, with a seed."
+            )
+        parts = predict_batches(
+            model,
+            guide,
+            unshuffled(x),
+            num_samples=num_samples,
+            chunk_size=chunk_size,
+            batch_size=batch_size,
+            max_memory=max_memory,
+            generator=generator,
+        )
+        return Prediction(torch.cat([part.outputs for part, _ in parts], dim=1), likelihood)
     with torch.set_grad_enabled(differentiable):
-        if isinstance(x, Dataset):
-            x = as_loader(x, batch_size)
-        if isinstance(x, DataLoader):
-            parts = [
-                part.outputs
-                for part, _ in predict_batches(
-                    model,
-                    guide,
-                    unshuffled(x),
-                    num_samples=num_samples,
-                    chunk_size=chunk_size,
-                    batch_size=batch_size,
-                    max_memory=max_memory,
-                    generator=generator,
-                )
-            ]
-            return Prediction(torch.cat(parts, dim=1), likelihood)
         rows = prepare_rows(model, x)
         with _evaluation(guide), seeded_numbers(generator, guide):
             outputs = run_draws(
@@ -158,11 +151,13 @@ def predict_batches(
             batches.
         temperature: As for :func:`predict`.
 
-    Yields:
-        The prediction and the targets of each batch, None where there are none.
+    Returns:
+        An iterator over the prediction and the targets of each batch, None where there are none.
+        It raises a ``ValueError`` where there is no batch.
 
     Raises:
-        DataError: If there is no batch.
+        TypeError: As for :func:`predict`, or if the loader gives no batches.
+        ValueError: As for :func:`predict`.
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
@@ -172,15 +167,27 @@ def predict_batches(
         >>> [len(part.mean) for part, _ in parts]
         [4, 4, 1]
     """
-    _check(model, guide, num_samples)
-    likelihood = model.likelihood
-    if temperature != 1.0:
-        likelihood = likelihood.at_temperature(temperature)
+    _check(model, guide, num_samples, chunk_size, batch_size, max_memory)
+    likelihood = _at_temperature(model, temperature)
     seed = seed_of(generator)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     if isinstance(loader, Dataset):
         loader = as_loader(loader, batch_size)
     check_batches(loader)
+
+    def run(rows: Rows) -> Prediction:
+        with torch.no_grad(), _evaluation(guide), seeded_numbers(seed, guide):
+            outputs = run_draws(
+                model, guide, rows, num_samples, chunk_size, batch_size, max_memory
+            )
+        return Prediction(outputs, likelihood)
+
+    return _one_by_one(model, loader, batch_size, run)
+
+
+def _one_by_one(
+    model: SupervisedModel, loader: Any, batch_size: int | None, run: Callable[[Rows], Prediction]
+) -> Iterator[tuple[Prediction, Any]]:
     if is_array(loader) or isinstance(loader, Mapping):
         whole = prepare_rows(model, loader)
         batches = ((part, None) for part in whole.batches(batch_size))
@@ -189,17 +196,19 @@ def predict_batches(
     is_empty = True
     for x, y in batches:
         is_empty = False
-        rows = prepare_rows(model, x)
-        with torch.no_grad(), _evaluation(guide), seeded_numbers(seed, guide):
-            outputs = run_draws(
-                model, guide, rows, num_samples, chunk_size, batch_size, max_memory
-            )
-        yield Prediction(outputs, likelihood), y
+        yield run(prepare_rows(model, x)), y
     if is_empty:
         raise DataError("The loader is empty: it yielded no batch.")
 
 
-def _check(model: Any, guide: Any, num_samples: int) -> None:
+def _check(
+    model: Any,
+    guide: Any,
+    num_samples: int,
+    chunk_size: int | None,
+    batch_size: int | None,
+    max_memory: Memory | None,
+) -> None:
     check_unwrapped(model=model, guide=guide)
     if isinstance(model, MuPGuide):
         raise TypeError(
@@ -217,7 +226,18 @@ def _check(model: Any, guide: Any, num_samples: int) -> None:
             f"predict(model, guide, x)."
         )
     check_pair(model, guide)
+    check_positive_int("num_samples", num_samples)
+    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
+        if size is not None:
+            check_positive_int(name, size)
+    if max_memory is not None:
+        read_memory(max_memory)
     warn_of_one_left_behind(model, guide)
+
+
+def _at_temperature(model: SupervisedModel, temperature: float) -> Likelihood:
+    likelihood = model.likelihood
+    return likelihood if temperature == 1.0 else likelihood.at_temperature(temperature)
 
 
 def prepare_rows(model: SupervisedModel, x: Any) -> Rows:
@@ -325,49 +345,6 @@ def _evaluation(guide: Any) -> Iterator[None]:
         if not isinstance(guide, MuPGuide):  # which acts the same in both modes
             stack.enter_context(module_mode(guide, training=False))
         yield
-
-
-@contextmanager
-def seeded_numbers(generator: Seed, guide: Any) -> Iterator[None]:
-    """Random numbers from a seed, or from that of a generator.
-
-    Other guides than this package's know the global random state alone.
-
-    Args:
-        generator: The seed or generator; without one the global random state goes on.
-        guide: The guide that draws.
-
-    Yields:
-        Nothing.
-    """
-    seed = seed_of(generator)
-    if seed is None:
-        yield
-        return
-    numbers = thread_random_numbers if isinstance(guide, MuPGuide) else own_random_numbers
-    with numbers(seed):
-        yield
-
-
-def seed_of(generator: Seed) -> int | None:
-    """The seed that a user gave, or that his generator gives.
-
-    Args:
-        generator: The seed or the generator.
-
-    Returns:
-        The seed, None where there is neither.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    if isinstance(generator, torch.Generator):
-        return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
-    if generator is None:
-        return None
-    if isinstance(generator, Integral) and not isinstance(generator, bool):
-        return int(generator)
-    raise TypeError(f"generator must be a seed or a torch.Generator, got {generator!r}.")
 
 
 def _chunks(

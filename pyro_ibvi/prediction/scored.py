@@ -15,6 +15,9 @@ from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction import marginals, metrics
 from pyro_ibvi.prediction.mixture import Prediction, kind_of
 
+#: Probability of the interval whose share of the targets is measured.
+_COVERAGE = 0.95
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -28,8 +31,7 @@ class Scored:
         probabilities: Class probabilities, shape ``(n, classes)``, of labels.
         labels: The labels.
         errors: Errors of the mean, of numbers.
-        stddev: Their predictive standard deviations.
-        levels: Predictive probabilities of numbers up to the target.
+        covered: Whether they are in the central 95 % interval, where its ends are known.
         ranked: Continuous ranked probability scores.
     """
 
@@ -40,8 +42,7 @@ class Scored:
     probabilities: Tensor | None = None
     labels: Tensor | None = None
     errors: Tensor | None = None
-    stddev: Tensor | None = None
-    levels: Tensor | None = None
+    covered: Tensor | None = None
     ranked: Tensor | None = None
 
     @classmethod
@@ -74,10 +75,10 @@ class Scored:
             scores["accuracy"] = 1 - self.loss.mean()
             scores["ece"] = metrics.ece(self.probabilities, self.labels, num_bins)
             scores["brier"] = metrics.brier(self.probabilities, self.labels)
-        elif self.errors is not None and self.stddev is not None:
-            covered = self.errors.abs() <= 1.96 * self.stddev
+        elif self.errors is not None:
             scores["rmse"] = self.errors.square().mean().sqrt()
-            scores["coverage"] = covered.to(self.errors).mean()
+            if self.covered is not None:
+                scores["coverage"] = self.covered.to(self.errors).mean()
         return {name: float(value) for name, value in scores.items()}
 
 
@@ -156,20 +157,28 @@ def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Sc
     log_probs, weights = mixture_log_probs(prediction.outputs, prediction.likelihood, y)
     seen = ~y.isnan()
     errors = (prediction.mean - y)[seen]
-    stddev = prediction.stddev[seen]
     filled = torch.where(seen, y, 0.0)
-    levels = crps = None
-    if ranked and kind_of(prediction.likelihood) in ("normal", "poisson"):
-        levels = prediction.cdf(filled)[seen]
+    covered, crps = _covered(prediction, filled), None
     if ranked and kind_of(prediction.likelihood) == "normal":
         crps = marginals.normal_crps(*prediction.components(), filled)[seen]
     return Scored(
         log_probs,
         weights,
         loss=errors.square(),
-        uncertainty=stddev,
+        uncertainty=prediction.stddev[seen],
         errors=errors,
-        stddev=stddev,
-        levels=levels,
+        covered=None if covered is None else covered[seen],
         ranked=crps,
     )
+
+
+def _covered(prediction: Prediction, y: Tensor) -> Tensor | None:
+    """Whether numbers are in the central interval, by their levels instead of by its ends."""
+    below = (1 - _COVERAGE) / 2
+    try:
+        level = prediction.cdf(y)
+        # The upper end is the smallest number with enough below: what is less must not have it.
+        level_before = prediction.cdf(y - 1) if prediction.likelihood.discrete else level
+    except TypeError:  # no distribution function
+        return None
+    return (level >= below) & (level_before <= 1 - below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,14 @@ def score(prediction: Prediction, y: Any, *, num_bins: int = metrics.NUM_BINS) -
         ``nll``, the mean negative log predictive density in nats per datum; for class labels per
         label that counts, ``accuracy`` (a fraction), ``ece``, the expected calibration error of
         the most probable class, and ``brier``, the Brier score, between 0 and 2; for numbers
-        ``rmse``, in units of the target, and ``coverage``, the share of targets within 1.96
-        predictive standard deviations of the mean. What was not observed counts nowhere. Of
-        several tasks the scores are named ``task/nll`` and so on.
+        ``rmse``, in units of the target, and ``coverage``, the share of targets in the central
+        95 % interval, ``prediction.interval(0.95)``, which a likelihood whose distribution
+        function is not known does not have. What was not observed counts nowhere. Of several
+        tasks the scores are named ``task/nll`` and so on.
 
     Raises:
         TypeError: If the first argument is no prediction, or the target has the wrong type.
-        ValueError: If the target has the wrong shape or impossible values.
+        ValueError: If there is no target, or it has the wrong shape or impossible values.
 
     Example:
         >>> from pyro_ibvi import Categorical
@@ -73,7 +75,11 @@ def scored_parts(prediction: Prediction, y: Any, *, ranked: bool = False) -> dic
 
     Returns:
         The numbers by task, the name of the only one being empty.
+
+    Raises:
+        ValueError: If there are no targets.
     """
+    y = checked_targets(y)
     kind = kind_of(prediction.likelihood)
     if kind == "tasks":
         target = prediction.likelihood.split_target(prediction.target(y))
@@ -87,6 +93,57 @@ def scored_parts(prediction: Prediction, y: Any, *, ranked: bool = False) -> dic
     if kind in ("categorical", "bernoulli"):
         return {"": score_labels(prediction, y)}
     return {"": score_numbers(prediction, y, ranked=ranked)}
+
+
+def checked_targets(y: Any) -> Any:
+    """The targets of a batch, which scores need.
+
+    Args:
+        y: Targets, None where the batch has none.
+
+    Returns:
+        The targets.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if y is None:
+        raise ValueError(
+            "There is nothing to score by: the data hold inputs alone. Pass the targets too, let "
+            "the loader yield (x, y), or name the target by SupervisedModel(..., target=...)."
+        )
+    return y
+
+
+def score_batches(
+    predictions: Iterable[tuple[Prediction, Any]], *, ranked: bool = False
+) -> dict[str, Scored]:
+    """What scores need to know of predictions batch by batch, of all data together.
+
+    Args:
+        predictions: Predictions with their targets, as ``predict_batches`` gives them.
+        ranked: As for :func:`scored_parts`.
+
+    Returns:
+        The numbers by task.
+    """
+    parts: dict[str, list[Scored]] = {}
+    for prediction, y in predictions:
+        for task, scored in scored_parts(prediction, y, ranked=ranked).items():
+            parts.setdefault(task, []).append(scored)
+    return join_parts(parts)
+
+
+def join_parts(parts: Mapping[str, Sequence[Scored]]) -> dict[str, Scored]:
+    """The numbers of all batches together, by task.
+
+    Args:
+        parts: Those of each batch, by task.
+
+    Returns:
+        The numbers.
+    """
+    return {task: Scored.join(found) for task, found in parts.items()}
 
 
 def summarize(parts: dict[str, Scored], num_bins: int) -> dict[str, float]:

@@ -275,6 +275,20 @@ def test_calibration_is_kept_and_scored(trained, data):
     assert foreign["auroc"] == pytest.approx(0.5)
 
 
+def test_whatever_scores_does_so_at_the_temperature_found(trained, data):
+    x, y = data
+    found = trained.calibrate(x, 3 * y, num_samples=8, seed=0)
+    assert found.value != pytest.approx(1.0, rel=1e-2)
+    again = trained.calibrate(x, 3 * y, num_samples=8, seed=0)
+    assert again.nll_before == pytest.approx(found.nll, rel=1e-5)
+    one = {"covariance": {"*": None}, "lr": 1e-12}  # without noise all draws predict alike
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.3), **one)
+    bnn.calibrate(x, y)
+    history = bnn.fit(x, y, valid_loader=(x, y), num_epochs=1, progress=False)
+    expected = bnn.evaluate(x, y)["nll"]
+    assert history.metrics["nll"] == pytest.approx([expected], rel=1e-4)
+
+
 def test_a_guide_that_was_exchanged_is_not_saved(tmp_path):
     bnn = ibvi.VariationalNetwork(torch.nn.Linear(3, 2), ibvi.Categorical())
     bnn.guide = ibvi.AutoMuPNormal(bnn.model)

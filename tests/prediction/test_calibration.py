@@ -128,6 +128,36 @@ def test_sets_cover_whatever_the_model():
     assert good(prediction).sum() < bad(wrong).sum()
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda law: law, Masked, lambda law: Standardized(law, 1.0, 2.0)]
+)
+def test_before_is_the_prediction_as_it_was(wrap):
+    y = 2 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0)) + 1
+    prediction = Prediction(torch.zeros(1, 200, 1), wrap(ibvi.Normal(1.0))).at_temperature(3.0)
+    found = fit_temperature(prediction, y)
+    assert found.nll_before == pytest.approx(-prediction.log_prob(y).mean().item(), rel=1e-5)
+    best = prediction.at_temperature(found.value)
+    assert found.nll == pytest.approx(-best.log_prob(y).mean().item(), rel=1e-5)
+    assert found.nll < found.nll_before
+    again = fit_temperature(best, y)
+    assert again.value == pytest.approx(found.value, rel=1e-4)
+    assert again.nll_before == pytest.approx(found.nll, rel=1e-6)
+
+
+def test_intervals_and_sets_are_of_their_own_kind_of_prediction():
+    labels, y = too_sure(30)
+    numbers = Prediction(torch.zeros(1, 30, 1), ibvi.Normal())
+    sets = conformal_sets(labels, y)
+    intervals = conformal_intervals(numbers, torch.zeros(30, 1))
+    with pytest.raises(TypeError, match="for numbers write conformal_intervals"):
+        sets(numbers)
+    with pytest.raises(TypeError, match="for class labels write conformal_sets"):
+        intervals(labels)
+    for made in (sets, intervals):
+        with pytest.raises(TypeError, match=r"of what predict returned, got Tensor"):
+            made(torch.zeros(30, 1))
+
+
 def test_bad_input():
     prediction, y = too_sure(10)
     with pytest.raises(ValueError, match=r"coverage of 0\.95 needs 19 calibration data .* got 10"):

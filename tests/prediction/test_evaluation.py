@@ -3,13 +3,15 @@
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.models import Masked, MultiTask
+from pyro_ibvi import models
+from pyro_ibvi.models import Masked, MultiTask, Standardized
 from pyro_ibvi.prediction import Prediction, metrics, predict_batches
 
 
@@ -64,6 +66,95 @@ def test_numbers():
     spread = (draws - draws[torch.randperm(len(draws))]).abs().mean(0) / 2
     crps = ((draws - y).abs().mean(0) - spread).mean().item()
     assert scores["crps"] == pytest.approx(crps, rel=0.02)
+
+
+class Mystery(models.likelihoods.Likelihood):
+    """A likelihood of one's own, which has none."""
+
+    def forward(self, output, num_batch_dims=1):
+        return dist.VonMises(output, torch.ones_like(output)).to_event(1)
+
+    def target_shape(self, output_shape):
+        return output_shape
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        ibvi.Normal(0.5),
+        ibvi.HeteroscedasticNormal(),
+        Masked(Standardized(ibvi.Normal(0.5), 0.2, 1.5)),
+        ibvi.Poisson(),
+    ],
+    ids=lambda likelihood: type(likelihood).__name__,
+)
+def test_coverage_is_the_share_within_the_interval(likelihood):
+    """Draws that differ much, so that the mixture is no Normal and counts go up to some ten."""
+    generator = torch.Generator().manual_seed(3)
+    width = 2 if isinstance(likelihood, ibvi.HeteroscedasticNormal) else 1
+    outputs = 1.5 * torch.randn(12, 400, width, generator=generator)
+    prediction = Prediction(outputs, likelihood)
+    torch.manual_seed(4)
+    y = prediction.sample()[0] * 1.3
+    y = y.round() if isinstance(likelihood, ibvi.Poisson) else y
+    low, high = prediction.interval(0.95)
+    inside = ((y >= low - 1e-5) & (y <= high + 1e-5)).float().mean().item()
+    assert ibvi.score(prediction, y)["coverage"] == pytest.approx(inside)
+    within = (y - prediction.mean).abs() <= 1.96 * prediction.stddev
+    assert within.float().mean().item() != pytest.approx(inside)  # it can fail
+
+
+def test_scores_of_one_prediction_and_of_batches_agree_on_the_coverage():
+    for likelihood in (ibvi.Normal(0.5), ibvi.Poisson()):
+        model, guide = make(nn.Linear(3, 1), likelihood)
+        y = torch.randint(0, 3, (90, 1), generator=torch.Generator().manual_seed(6)).float()
+        scores = ibvi.evaluate(model, guide, loader(y), num_samples=20, generator=3)
+        prediction = ibvi.predict(model, guide, X, num_samples=20, generator=3)
+        assert scores["coverage"] == pytest.approx(ibvi.score(prediction, y)["coverage"])
+
+
+def test_a_likelihood_without_a_distribution_function_has_no_coverage():
+    model, guide = make(nn.Linear(3, 1), Mystery())
+    y = torch.zeros(90, 1)
+    scores = ibvi.evaluate(model, guide, loader(y), num_samples=5, generator=3)
+    assert sorted(scores) == ["aurc", "mae", "nll", "rmse"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_samples": 0},
+        {"num_samples": -3},
+        {"num_samples": 2.5},
+        {"chunk_size": 0},
+        {"batch_size": -1},
+    ],
+    ids=str,
+)
+def test_sizes_are_looked_at_before_anything_runs(arguments):
+    model, guide = make(nn.Linear(3, 1), ibvi.Normal(0.5))
+    (name, value), batches = arguments.popitem(), iter(loader(torch.zeros(90, 1)))
+    match = rf"{name} must be a positive whole number, got {value}"
+    functions = [predict_batches]
+    if name != "batch_size":
+        functions.append(ibvi.evaluate)
+    for function in functions:
+        with pytest.raises(ValueError, match=match):
+            function(model, guide, batches, **{name: value})
+    bnn = ibvi.VariationalNetwork(nn.Linear(3, 1), ibvi.Normal(0.5))
+    if name == "num_samples":
+        for method in (bnn.evaluate, bnn.calibrate):
+            with pytest.raises(ValueError, match=match):
+                method(X, torch.zeros(90, 1), **{name: value})
+    assert len(list(batches)) == 3
+
+
+def test_batches_are_checked_at_the_call():
+    model, guide = make(nn.Linear(3, 1), ibvi.Normal(0.5))
+    with pytest.raises(TypeError, match="Batches are expected, got 3"):
+        predict_batches(model, guide, 3)
+    with pytest.raises(TypeError, match="needs a SupervisedModel, got Linear"):
+        predict_batches(nn.Linear(3, 1), guide, X)
 
 
 def test_foreign_data_are_told_by_their_uncertainty():
@@ -161,5 +252,5 @@ def test_what_is_no_prediction_is_told():
         ibvi.score(y, prediction)
     assert ibvi.score(prediction, y.numpy()) == ibvi.score(prediction, y)
     model, guide = make(nn.Linear(3, 1), ibvi.Normal())
-    with pytest.raises(ValueError, match="evaluate needs targets, and the batches have none"):
+    with pytest.raises(ValueError, match="There is nothing to score by: the data hold"):
         ibvi.evaluate(model, guide, [X])

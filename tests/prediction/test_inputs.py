@@ -194,6 +194,14 @@ def test_gradients_with_respect_to_inputs():
     assert not ibvi.predict(model, guide, x, num_samples=3).mean.requires_grad
 
 
+def test_loaders_have_no_gradients_to_give():
+    model, guide = make()
+    data = TensorDataset(torch.zeros(4, 3))
+    for x in (data, DataLoader(data, 2)):
+        with pytest.raises(ValueError, match=r"differentiable=True is .* given as tensors"):
+            ibvi.predict(model, guide, x, differentiable=True)
+
+
 def test_eight_threads_predict_as_one_does():
     net = nn.Sequential(
         nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2)

@@ -1,0 +1,69 @@
+"""The module for Lightning over models that are not this package's, against a loop by hand."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.nn import PyroModule
+from torch import nn
+
+import pyro_ibvi as ibvi
+
+pytest.importorskip("lightning")
+from pyro_ibvi.lightning import IBVIModule
+from tests.test_lightning import NUMBERS, X, make_loader, make_trainer, train
+
+
+class Slope(PyroModule):
+    """A model written by hand, which knows nothing of this package."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", 48, subsample_size=len(x)):
+            pyro.sample("y", dist.Normal(x @ slope + self.shift, 1.0), obs=y.squeeze(-1))
+
+
+def make_slope(**options):
+    model = Slope()
+    guide = AutoDelta(model, init_loc_fn=init_to_value(values={"slope": torch.zeros(3)}))
+    guide(X, NUMBERS)
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.03}, guide)
+    loss = ibvi.TraceExpectedLogLikelihood(reduction="mean")
+    return IBVIModule(SVI(model, guide, optim, loss), **options)
+
+
+def test_any_pyro_model_is_trained_and_neither_predicts_nor_is_scored(tmp_path):
+    module, loader = make_slope(), make_loader(NUMBERS)
+    trainer = train(module, loader)
+    slope, shift = torch.zeros(3, requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.SGD([slope, shift], 0.03)
+    for _ in range(2):
+        for x, y in loader:
+            loss = 0.5 * (x @ slope + shift - y.squeeze(-1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(module.guide.slope.detach(), slope.detach())
+    torch.testing.assert_close(module.model.shift.detach(), shift.detach())
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    other = make_slope()
+    make_trainer().fit(other, loader, ckpt_path=path)
+    assert torch.equal(other.guide.slope, module.guide.slope)
+    match = r"predicts and scores by a SupervisedModel, got Slope: .*pyro\.infer\.Predictive"
+    for call in (
+        lambda: make_trainer().test(module, loader, verbose=False),
+        lambda: make_trainer().predict(module, loader),
+        lambda: module(X),
+    ):
+        with pytest.raises(TypeError, match=match):
+            call()
+    with pytest.raises(TypeError, match=r"num_data=48 is for a SupervisedModel, and Slope"):
+        make_slope(num_data=48)
