@@ -9,18 +9,22 @@ with the device are those of Pyro's estimators.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from pyro.distributions import Distribution
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.traceenum_elbo import _check_tmc_elbo_constraint
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import check_traceenum_requirements
+from pyro.util import check_model_guide_match, check_traceenum_requirements
 
 from pyro_ibvi.objectives.sites import sample_sites
 from pyro_ibvi.objectives.terms import is_reparametrized
+from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 
@@ -69,6 +73,9 @@ class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
     site has that prior inside of the sum, raised to the power ``kl_weight``. See
     `TraceExpectedLogLikelihood` for the arguments.
 
+    What :meth:`compute_marginals` and :meth:`sample_posterior` say of k is the model's own
+    :math:`p(k \mid w, y)`, which no weight has a part in.
+
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro.infer.autoguide import AutoNormal
@@ -86,6 +93,71 @@ class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):
 
     _keeps_structure = True  # Dice reads the dimensions of every site of the guide
     strict_enumeration_warning: bool
+
+    _asks_the_model = False  # whether the traces are for what the model says of enumerated sites
+
+    def compute_marginals(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Distribution]:
+        """Distribution of each enumerated site given the data and a draw of the guide.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            *args: Arguments of both.
+            **kwargs: Keyword arguments of both.
+
+        Returns:
+            The marginals under the model as it stands, whatever the weights, by name.
+        """
+        marginals: dict[str, Distribution]
+        with self._asking_the_model():
+            marginals = super().compute_marginals(model, guide, *args, **kwargs)
+        return marginals
+
+    def sample_posterior(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Runs the model with enumerated sites drawn given the data and a draw of the guide.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            *args: Arguments of both.
+            **kwargs: Keyword arguments of both.
+
+        Returns:
+            What the model returns. The draws are under the model as it stands, whatever the
+            weights.
+        """
+        with self._asking_the_model():
+            return super().sample_posterior(model, guide, *args, **kwargs)
+
+    @contextmanager
+    def _asking_the_model(self) -> Iterator[None]:
+        with alone_at_handlers():
+            self._asks_the_model = True
+            try:
+                yield
+            finally:
+                self._asks_the_model = False
+
+    def _weighted_traces(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Trace, Trace]:
+        if not self._asks_the_model:
+            return super()._weighted_traces(model, guide, args, kwargs)
+        traces = self.run(model, guide, args, kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(*traces.to_match(), self.max_plate_nesting)
+        # The guide's density is no part of it, and a degenerate one has none.
+        weights = dict.fromkeys(traces.model_sites, 1.0), dict.fromkeys(traces.guide_sites, 0.0)
+        self.apply_weights(traces, weights, 1.0)
+        return traces.model, traces.guide
 
     def _prepare(self, model_trace: Trace, guide_trace: Trace) -> None:
         if is_validation_enabled():
