@@ -11,7 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyro_ibvi as ibvi
@@ -80,6 +80,23 @@ def test_units_of_the_data_make_no_difference(diabetes):
     moved_mean, moved_std = model.fit(1e3 * X - 7, 100 * y + 5e4).predict(1e3 * X - 7, True)
     np.testing.assert_allclose(moved_mean, 100 * mean + 5e4, rtol=1e-5)
     np.testing.assert_allclose(moved_std, 100 * std, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [None, "random"])
+def test_a_feature_that_is_constant_is_one_whatever_its_sum_rounds_to(diabetes, weight):
+    X, y = (part.to_numpy() for part in diabetes)
+    # Each constant's sum differs in the last digits from as many times the constant.
+    constants = np.array([0.1, 0.998, 288.3, -1e-7, 1.7e9 + 0.1])
+    rows = np.hstack([X, np.tile(constants, (len(X), 1)), X[:, :1] + 1e9])
+    weight = weight and np.random.default_rng(0).uniform(0.1, 2, len(y))
+    model = IBVIRegressor(**QUICK, max_epochs=3).fit(rows, y, sample_weight=weight)
+    truth = StandardScaler().fit(rows, sample_weight=weight)
+    np.testing.assert_array_equal(model.x_scale_[10:15], 1.0)
+    np.testing.assert_array_equal(model.x_mean_[10:15], constants)
+    np.testing.assert_allclose(model.x_scale_[:10], truth.scale_[:10], rtol=1e-12)
+    np.testing.assert_allclose(model.x_scale_[15], truth.scale_[0], rtol=1e-5)
+    near = rows + np.pad(1e-4 * constants[:2], (10, 4))
+    np.testing.assert_allclose(model.predict(near), model.predict(rows), rtol=1e-2)
 
 
 @pytest.mark.parametrize("heteroscedastic", [False, True])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.columns import column_moments
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front import VariationalNetwork
@@ -220,11 +221,9 @@ def moments(columns: Any, weight: Any) -> tuple[Any, Any]:
     Returns:
         Both in double precision, shape ``(columns,)``.
     """
-    columns = np.asarray(columns, dtype=np.float64)
-    mean = np.average(columns, axis=0, weights=weight)
-    scale = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weight))
-    is_constant = scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)
-    return mean, np.where(is_constant, 1.0, scale)
+    weight = None if weight is None else torch.as_tensor(weight)
+    mean, scale = column_moments(torch.tensor(columns, dtype=torch.float64), weight)
+    return mean.numpy(), torch.where(scale == 0, 1.0, scale).numpy()
 
 
 def _checked_int(name: str, value: Any) -> int:

@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import AffineTransform
 
+from pyro_ibvi._util.columns import column_moments
 from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.models.likelihoods import Likelihood, as_event
 
@@ -139,8 +140,7 @@ class Standardized(Likelihood):
             The likelihood.
         """
         targets = torch.as_tensor(as_tensors(targets, torch.float64)).to(torch.float64)
-        loc = targets.nanmean(0)
-        return cls(likelihood, loc, (targets - loc).square().nanmean(0).sqrt())
+        return cls(likelihood, *column_moments(targets))
 
     def arguments(self) -> dict[str, Any]:
         """The likelihood, and means and standard deviations as numbers."""

@@ -269,6 +269,8 @@ def test_bad_parts():
         Standardized(ibvi.Poisson(), 0.0, 1.0)
     with pytest.raises(ValueError, match="positive standard deviations, got loc"):
         Standardized.of(ibvi.Normal(), torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"got loc \[0\.1\] and scale \[0\.0\]"):
+        Standardized.of(ibvi.Normal(), np.full((1000, 1), 0.1))  # whose sum is not 100
     with pytest.raises(ValueError, match="needs a task at least"):
         MultiTask({})
     with pytest.raises(TypeError, match=r"such as \(Categorical\(\), 10\); got Normal"):
