@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.network_copies import unwrap
 
 #: One part of a batch: its position in a tuple or its name in a mapping.
 Part = int | str
@@ -168,8 +169,7 @@ class Signature:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        while isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):  # compiled
-            network = inner
+        network, _ = unwrap(network)
         try:
             parameters = list(inspect.signature(network.forward).parameters.values())
         except (TypeError, ValueError):
