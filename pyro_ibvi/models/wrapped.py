@@ -16,7 +16,33 @@ from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.models.likelihoods import Likelihood, as_event
 
 
-class Masked(Likelihood):
+class _Around(Likelihood):
+    """A likelihood around another of numbers, whose targets' shape and temperature it has."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        _check_elementwise(type(self).__name__, likelihood)
+        self.likelihood = likelihood
+
+    def target_shape(self, output_shape: torch.Size) -> torch.Size:
+        """As the likelihood inside has it."""
+        return self.likelihood.target_shape(output_shape)
+
+    @property
+    def _has_temperature(self) -> bool:  # type: ignore[override]
+        return self.likelihood._has_temperature
+
+    @property
+    def temperature(self) -> float | Tensor:  # type: ignore[override]
+        """The temperature of the likelihood inside."""
+        return self.likelihood.temperature
+
+    def set_temperature(self, temperature: float | Tensor) -> None:
+        """Sets the temperature of the likelihood inside."""
+        self.likelihood.set_temperature(temperature)
+
+
+class Masked(_Around):
     r"""A likelihood whose targets may be missing, marked by NaN.
 
     .. math:: p(y \mid f) = \prod_{j\ \text{observed}} p(y_j \mid f_j)
@@ -42,20 +68,12 @@ class Masked(Likelihood):
     allows_missing = True
 
     def __init__(self, likelihood: Likelihood) -> None:
-        super().__init__()
-        _check_elementwise("Masked", likelihood)
-        self.likelihood = likelihood
-        self._has_temperature = likelihood._has_temperature
-        self.temperature = likelihood.temperature
+        super().__init__(likelihood)
         self.discrete = likelihood.discrete
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of targets, of which those that are missing count nothing."""
         return Partial(self.likelihood(output, num_batch_dims))
-
-    def target_shape(self, output_shape: torch.Size) -> torch.Size:
-        """As the likelihood of the observed targets has it."""
-        return self.likelihood.target_shape(output_shape)
 
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and variance of the targets, missing or not."""
@@ -71,13 +89,8 @@ class Masked(Likelihood):
             target = torch.where(target.isnan(), 0.0, target)
         self.likelihood.check_target(target, output)
 
-    def set_temperature(self, temperature: float | Tensor) -> None:
-        """Sets the temperature of the likelihood inside, which is this one's too."""
-        super().set_temperature(temperature)
-        self.likelihood.set_temperature(temperature)
 
-
-class Standardized(Likelihood):
+class Standardized(_Around):
     r"""A likelihood of standardized targets, for targets in their own units.
 
     .. math:: (y - m) / s \mid f \sim p(\cdot \mid f)
@@ -106,16 +119,12 @@ class Standardized(Likelihood):
     scale: Tensor
 
     def __init__(self, likelihood: Likelihood, loc: Tensor | float, scale: Tensor | float) -> None:
-        super().__init__()
-        _check_elementwise("Standardized", likelihood)
+        super().__init__(likelihood)
         if likelihood.discrete:
             raise TypeError(
                 f"Standardized needs a likelihood of real numbers, got the "
                 f"{type(likelihood).__name__}."
             )
-        self.likelihood = likelihood
-        self._has_temperature = likelihood._has_temperature
-        self.temperature = likelihood.temperature
         # A model brings them to the type of its network.
         dtype = torch.float64
         loc, scale = (torch.as_tensor(as_tensors(v, dtype), dtype=dtype) for v in (loc, scale))
@@ -154,10 +163,6 @@ class Standardized(Likelihood):
         moved = dist.TransformedDistribution(law, AffineTransform(loc, scale), validate_args=False)
         return as_event(moved, num_batch_dims)
 
-    def target_shape(self, output_shape: torch.Size) -> torch.Size:
-        """As the likelihood of the standardized targets has it."""
-        return self.likelihood.target_shape(output_shape)
-
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and variance of the targets in their own units."""
         mean, variance = self.likelihood.moments(output, num_batch_dims)
@@ -167,11 +172,6 @@ class Standardized(Likelihood):
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks shape and type."""
         self.likelihood.check_target(target, output)
-
-    def set_temperature(self, temperature: float | Tensor) -> None:
-        """Sets the temperature of the likelihood inside, which is this one's too."""
-        super().set_temperature(temperature)
-        self.likelihood.set_temperature(temperature)
 
 
 class Partial(TorchDistribution):
