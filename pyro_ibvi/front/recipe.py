@@ -183,7 +183,9 @@ def as_random(
             # rates. The default rate of adaptive optimizers is for those of the absolute table.
             example = choices.get("example_input")  # may give it its shapes
             base = net if example is None else admit_network(net, example)
-            own = {"parametrization": MaximalUpdate(base=base), **given}
+            # By its shapes, for a network that is kept is memory.
+            shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
+            own = {"parametrization": MaximalUpdate(base=shapes), **given}
         try:
             return RandomModule(net, stochastic=recipe.stochastic, **own), recipe
         except NothingChosenError:  # no dense layer behind another
