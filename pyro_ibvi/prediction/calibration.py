@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.models.likelihoods import Likelihood
-from pyro_ibvi.prediction.mixture import Prediction
+from pyro_ibvi.prediction.mixture import Prediction, check_prediction
 from pyro_ibvi.prediction.scored import mixture_log_probs
 
 #: Bounds of the temperature's logarithm: separable labels would have it at 0.
@@ -51,7 +52,7 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
         where none is better.
 
     Raises:
-        TypeError: If the likelihood has no temperature.
+        TypeError: If the first argument is no prediction, or the likelihood has no temperature.
         ValueError: If the targets do not fit.
 
     References:
@@ -65,6 +66,8 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
         >>> abs(temperature.value - y.square().mean().item()) < 1e-2
         True
     """
+    check_prediction(prediction, "fit_temperature", "y")
+    check_positive_int("num_steps", num_steps)
     y = prediction.target(y)
     y = y.double() if y.is_floating_point() else y
     outputs = prediction.outputs.detach().double()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.prediction.mixture import Prediction, kind_of
+from pyro_ibvi.prediction.mixture import Prediction, check_prediction, kind_of
 from pyro_ibvi.prediction.scored import score_labels
 
 
@@ -43,7 +43,7 @@ class ConformalIntervals:
         Raises:
             TypeError: If the prediction is not one of numbers.
         """
-        _check_numbers(prediction)
+        _check_numbers(prediction, "intervals")
         half = self.threshold * prediction.stddev
         return prediction.mean - half, prediction.mean + half
 
@@ -72,7 +72,7 @@ class ConformalSets:
         Raises:
             TypeError: If the prediction is not one of class labels.
         """
-        dim = _checked_labels(prediction).class_dim_of(prediction.mean, 1)
+        dim = _checked_labels(prediction, "sets").class_dim_of(prediction.mean, 1)
         largest = prediction.mean.amax(dim, keepdim=True)
         return (prediction.mean >= self.threshold) | (prediction.mean == largest)
 
@@ -105,7 +105,7 @@ def conformal_intervals(
         >>> conformal_intervals(prediction, torch.arange(9.0).unsqueeze(-1)).threshold
         8.0
     """
-    _check_numbers(prediction)
+    _check_numbers(prediction, "conformal_intervals", "y")
     scores = (prediction.target(y) - prediction.mean).abs() / prediction.stddev
     if scores.dim() > 1:
         scores = scores.flatten(1).amax(1)  # nan where a target is missing
@@ -139,7 +139,7 @@ def conformal_sets(prediction: Prediction, y: Any, *, coverage: float = 0.9) -> 
         >>> sets(prediction)[0]
         tensor([ True, False])
     """
-    _checked_labels(prediction)
+    _checked_labels(prediction, "conformal_sets", "y")
     scored = score_labels(prediction, y)
     assert scored.probabilities is not None
     assert scored.labels is not None
@@ -147,25 +147,17 @@ def conformal_sets(prediction: Prediction, y: Any, *, coverage: float = 0.9) -> 
     return ConformalSets(-_threshold(-right, coverage), coverage)
 
 
-def _check_numbers(prediction: Any) -> None:
-    _check_prediction(prediction)
+def _check_numbers(prediction: Any, function: str, *rest: str) -> None:
+    check_prediction(prediction, function, *rest)
     if kind_of(prediction.likelihood) in ("categorical", "bernoulli", "tasks"):
         raise TypeError("Intervals are of numbers: for class labels write conformal_sets.")
 
 
-def _checked_labels(prediction: Any) -> Categorical:
-    _check_prediction(prediction)
+def _checked_labels(prediction: Any, function: str, *rest: str) -> Categorical:
+    check_prediction(prediction, function, *rest)
     if not isinstance(prediction.likelihood, Categorical):
         raise TypeError("Sets are of class labels: for numbers write conformal_intervals.")
     return prediction.likelihood
-
-
-def _check_prediction(prediction: Any) -> None:
-    if not isinstance(prediction, Prediction):
-        raise TypeError(
-            f"Intervals and sets are of what predict returned, got {type(prediction).__name__}: "
-            f"write intervals(ibvi.predict(model, guide, x))."
-        )
 
 
 def _threshold(scores: Tensor, coverage: float) -> float:

@@ -363,6 +363,25 @@ def kind_of(likelihood: Likelihood) -> str:
     return next(found, "other")
 
 
+def check_prediction(prediction: Any, function: str, *rest: str) -> None:
+    """Checks that a prediction is one, and not its mean, the targets or the model.
+
+    Args:
+        prediction: The prediction.
+        function: Name of the function that takes it.
+        *rest: Names of what the function takes behind it.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(prediction, Prediction):
+        first = "ibvi.predict(model, guide, x)"
+        raise TypeError(
+            f"{function} needs what predict returned{' and then the targets' * bool(rest)}, got "
+            f"{type(prediction).__name__}: write {function}({', '.join([first, *rest])})."
+        )
+
+
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:
     terms: Tensor = torch.special.xlogy(probabilities, probabilities)
     return -terms.sum(dim)

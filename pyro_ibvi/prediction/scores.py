@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.prediction import metrics
-from pyro_ibvi.prediction.mixture import Prediction, kind_of
+from pyro_ibvi.prediction.mixture import Prediction, check_prediction, kind_of
 from pyro_ibvi.prediction.scored import Scored, score_labels, score_numbers
 
 
@@ -59,7 +59,7 @@ def score(prediction: Prediction, y: Any, *, num_bins: int = metrics.NUM_BINS) -
         >>> scores["accuracy"], round(scores["ece"], 3)
         (0.5, 0.381)
     """
-    _check_prediction("score", prediction)
+    check_prediction(prediction, "score", "y")
     check_positive_int("num_bins", num_bins)
     return summarize(scored_parts(prediction, y), num_bins)
 
@@ -187,7 +187,7 @@ def reliability(
         >>> reliability(prediction, torch.tensor([0, 0])).accuracy
         tensor([0.5000])
     """
-    _check_prediction("reliability", prediction)
+    check_prediction(prediction, "reliability", "y")
     check_positive_int("num_bins", num_bins)
     if kind_of(prediction.likelihood) not in ("categorical", "bernoulli"):
         raise TypeError(
@@ -198,11 +198,3 @@ def reliability(
     assert scored.probabilities is not None
     assert scored.labels is not None
     return Reliability(*metrics.calibration_bins(scored.probabilities, scored.labels, num_bins))
-
-
-def _check_prediction(name: str, prediction: Any) -> None:
-    if not isinstance(prediction, Prediction):
-        raise TypeError(
-            f"{name} needs what predict returned and then the targets, got "
-            f"{type(prediction).__name__}: write {name}(ibvi.predict(model, guide, x), y)."
-        )

@@ -12,6 +12,8 @@ from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 
 Interval = Literal["epoch", "step"]
+#: Attribute of a scheduler with the name of what it compares, which goes into its state.
+_LOOKS_AT = "looks_at"
 
 
 def has_scheduler(optim: Any) -> bool:
@@ -47,9 +49,23 @@ def step_scheduler(optim: Any, history: History) -> None:
         step = optim.step_scheduler if isinstance(optim, MuPOptim) else optim.step
         if is_plateau(optim):
             last = history.last()
-            step(last.get("valid_loss", last["train_loss"]))
+            name = "valid_loss" if "valid_loss" in last else "train_loss"
+            for scheduler in _schedulers(optim):
+                _look_at(name, scheduler)
+            step(last[name])
         else:
             step()
+
+
+def _schedulers(optim: Any) -> list[Any]:
+    return [optim.scheduler] if isinstance(optim, MuPOptim) else list(optim.optim_objs.values())
+
+
+def _look_at(name: str, scheduler: Any) -> None:
+    """Lets a scheduler begin anew to compare where it looks at another number than before."""
+    if vars(scheduler).get(_LOOKS_AT, name) != name:
+        scheduler.best, scheduler.num_bad_epochs = scheduler.mode_worse, 0
+    setattr(scheduler, _LOOKS_AT, name)
 
 
 def is_plateau(optim: Any) -> bool:

@@ -153,8 +153,9 @@ def test_intervals_and_sets_are_of_their_own_kind_of_prediction():
         sets(numbers)
     with pytest.raises(TypeError, match="for class labels write conformal_sets"):
         intervals(labels)
-    for made in (sets, intervals):
-        with pytest.raises(TypeError, match=r"of what predict returned, got Tensor"):
+    for name, made in (("sets", sets), ("intervals", intervals)):
+        match = rf"{name} needs what predict returned, got Tensor: write {name}\(.*, x\)\)\.$"
+        with pytest.raises(TypeError, match=match):
             made(torch.zeros(30, 1))
 
 
@@ -172,3 +173,5 @@ def test_bad_input():
     counts = Prediction(torch.zeros(1, 20, 1), ibvi.Poisson())
     with pytest.raises(TypeError, match="The Poisson likelihood has no temperature"):
         fit_temperature(counts, torch.zeros(20, 1))
+    with pytest.raises(ValueError, match="num_steps must be a positive whole number, got 0"):
+        fit_temperature(prediction, y, num_steps=0)

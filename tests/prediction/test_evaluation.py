@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_ibvi as ibvi
 from pyro_ibvi import models
 from pyro_ibvi.models import Masked, MultiTask, Standardized
-from pyro_ibvi.prediction import Prediction, metrics, predict_batches
+from pyro_ibvi.prediction import (
+    Prediction,
+    conformal_intervals,
+    conformal_sets,
+    fit_temperature,
+    metrics,
+    predict_batches,
+)
 
 
 def make(net, likelihood):
@@ -250,6 +257,11 @@ def test_what_is_no_prediction_is_told():
             function(prediction, y, num_bins=0)
     with pytest.raises(TypeError, match="score needs what predict returned"):
         ibvi.score(y, prediction)
+    for function in (fit_temperature, conformal_intervals, conformal_sets):
+        name = function.__name__
+        for wrong in (prediction.mean, y.numpy(), None):
+            with pytest.raises(TypeError, match=rf"{name} needs .* write {name}\(ibvi\..*, y\)"):
+                function(wrong, y)
     assert ibvi.score(prediction, y.numpy()) == ibvi.score(prediction, y)
     model, guide = make(nn.Linear(3, 1), ibvi.Normal())
     with pytest.raises(ValueError, match="There is nothing to score by: the data hold"):

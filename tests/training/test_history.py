@@ -1,10 +1,12 @@
 """What a history says of its epochs where they did not all measure the same."""
 
+import itertools
 import math
 
 import pyro
 import pytest
 import torch
+from pyro.infer import SVI
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.training import History
@@ -58,17 +60,58 @@ def test_patience_looks_at_what_this_training_measures():
     assert history.num_epochs == 22
 
 
-def test_a_schedule_looks_at_what_this_training_measures():
-    def plateau(optimizer):
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.0)
+def plateau(optimizer):
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=0, threshold=0.0, eps=0.0
+    )
 
-    pyro.set_rng_seed(0)
-    svi = make_svi(covariance={"*": None}, scheduler=plateau)
-    history = ibvi.fit(svi, make_loader(), 2, valid_loader=make_loader(), progress=False)
-    rate = svi.optim.optimizer.param_groups[0]["lr"]
-    svi.optim.scheduler.best = math.inf  # the training loss is not compared with another one
-    ibvi.fit(svi, make_loader(), 10, history=history, progress=False)
-    assert svi.optim.optimizer.param_groups[0]["lr"] == rate
+
+def pyros_plateau(svi):
+    args = {
+        "optimizer": torch.optim.SGD,
+        "optim_args": {"lr": 1e-4},
+        "patience": 0,
+        "threshold": 0.0,
+    }
+    return SVI(svi.model, svi.guide, pyro.optim.ReduceLROnPlateau(args), svi.loss)
+
+
+@pytest.mark.parametrize("change", [lambda svi: svi, pyros_plateau], ids=["ours", "Pyro's"])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_plateau_compares_a_number_with_itself(tmp_path, monkeypatch, change, is_resumed):
+    """Both losses fall from epoch to epoch, and that of validation is far above the other."""
+    measured, falling = History.last, itertools.count(0.0, -1.0)
+    offsets = {"train_loss": 0.0, "valid_loss": 1e6}
+
+    def make():
+        pyro.set_rng_seed(0)
+        return change(make_svi(scheduler=plateau))
+
+    def rates(svi):
+        is_one = isinstance(svi.optim, ibvi.MuPOptim)
+        inner = [svi.optim] if is_one else svi.optim.optim_objs.values()
+        return [group["lr"] for one in inner for group in one.optimizer.param_groups]
+
+    def train(svi, num_epochs, is_validated):
+        options = {"valid_loader": make_loader() if is_validated else None, "progress": False}
+        if is_resumed:
+            options["checkpoint"] = tmp_path / "run.pt"
+        ibvi.fit(svi, make_loader(), num_epochs, **options)
+
+    monkeypatch.setattr(
+        History,
+        "last",
+        lambda self: {name: offsets[name] + next(falling) for name in measured(self)},
+    )
+    svi, seen = make(), []
+    for done, is_validated in enumerate([False, True, False, True]):
+        svi = make() if is_resumed else svi
+        train(svi, 3 * (done + 1) if is_resumed else 3, is_validated)
+        seen.append(rates(svi))
+    assert seen == [seen[0]] * 4
+    monkeypatch.setattr(History, "last", lambda self: offsets)
+    train(svi, 15 if is_resumed else 3, True)
+    assert all(end < start for end, start in zip(rates(svi), seen[0], strict=True))
 
 
 @pytest.mark.parametrize("first", [math.nan, math.inf])
