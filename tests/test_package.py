@@ -1,9 +1,12 @@
 """What a newcomer meets first: the README, the import, the names."""
 
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import pyro_ibvi as ibvi
 from benchmarks.digits import run
@@ -82,6 +85,32 @@ for build in make:
     lines = run.stdout.splitlines()
     assert len(lines) == 3
     assert all("has no Muon: install torch 2.9 or later" in line for line in lines)
+
+
+def run_by_import(node):
+    """What runs when a module is imported: of functions their decorators and defaults."""
+    if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+        inner = [*node.args.defaults, *getattr(node, "decorator_list", [])]
+    else:
+        inner = list(ast.iter_child_nodes(node))
+    yield node
+    for child in inner:
+        yield from run_by_import(child)
+
+
+@pytest.mark.parametrize("source", ["torch.optim.Muon", "@mark(torch.optim.Muon)\ndef f(): ..."])
+def test_a_name_at_import_is_seen(source):
+    assert "torch.optim.Muon" in map(ast.unparse, run_by_import(ast.parse(source)))
+    assert "torch.optim.Muon" not in map(
+        ast.unparse, run_by_import(ast.parse("def f(): torch.optim.Muon"))
+    )
+
+
+def test_tests_collect_on_a_torch_without_muon():
+    for path in sorted(ROOT.joinpath("tests").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        named = [node for node in run_by_import(tree) if isinstance(node, ast.Attribute)]
+        assert "torch.optim.Muon" not in map(ast.unparse, named), path
 
 
 def test_public_names_are_there_and_documented():

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import first_tensor, map_tensors, tensors_of
 from pyro_ibvi.models.running import network_mode
 
-Run = Callable[[Tensor], Any]
+Run = Callable[[Any], Any]
 
 #: Number of dimensions of one datum in layers that also take it without a batch.
 _DIMS_OF_ONE: dict[type[nn.Module], int] = {
@@ -44,12 +45,15 @@ class BatchDimension:
         Raises:
             DataError: If a layer gets it as it is, and takes its features for the batch.
         """
-        if not isinstance(x, Tensor) or x.dim() == 0 or (x.dim(), len(x)) not in self._of_one:
+        # Of several inputs one may be meant for all data, as it is.
+        given = {(part.dim(), len(part)) for part in tensors_of(x) if part.dim()}
+        first = first_tensor(x)
+        if first is None or not given <= self._of_one:
             return
-        if _is_taken_whole(x, run):
+        if _is_taken_whole(first, x, run):
             raise DataError(
-                f"The input has shape {tuple(x.shape)}, one datum without its batch dimension: "
-                f"pass x.unsqueeze(0)."
+                f"The input has shape {tuple(first.shape)}, one datum without its batch "
+                f"dimension: pass {_with_batch(x)}."
             )
 
     def explain(self, error: Exception, x: Any, run: Run) -> None:
@@ -63,21 +67,29 @@ class BatchDimension:
         Raises:
             DataError: If it runs with a batch dimension, and by no means without.
         """
-        if isinstance(x, Tensor) and not _runs(x, run) and _runs(x.unsqueeze(0), run):
+        first = first_tensor(x)
+        if first is None or _runs(x, run):
+            return
+        if _runs(map_tensors(lambda part: part.unsqueeze(0), x), run):
             raise DataError(
-                f"The network does not run on an input of shape {tuple(x.shape)}, and runs on "
-                f"{(1, *x.shape)}: for one datum without its batch dimension pass x.unsqueeze(0)."
+                f"The network does not run on an input of shape {tuple(first.shape)}, and runs on "
+                f"{(1, *first.shape)}: for one datum without its batch dimension pass "
+                f"{_with_batch(x)}."
             ) from error
 
 
-def _is_taken_whole(x: Tensor, run: Run) -> bool:
-    """Whether a layer gets the inputs as they are, without a dimension for the batch."""
+def _with_batch(x: Any) -> str:
+    return "x.unsqueeze(0)" if isinstance(x, Tensor) else "each input as x.unsqueeze(0)"
+
+
+def _is_taken_whole(first: Tensor, x: Any, run: Run) -> bool:
+    """Whether a layer gets the first input as it is, without a dimension for the batch."""
     thread, found = threading.get_ident(), False
 
     def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal found
-        is_one = _DIMS_OF_ONE.get(type(layer)) == x.dim() and threading.get_ident() == thread
-        if is_one and args and isinstance(args[0], Tensor) and args[0].shape == x.shape:
+        is_one = _DIMS_OF_ONE.get(type(layer)) == first.dim() and threading.get_ident() == thread
+        if is_one and args and isinstance(args[0], Tensor) and args[0].shape == first.shape:
             found = True
 
     with register_module_forward_pre_hook(look):
@@ -85,7 +97,7 @@ def _is_taken_whole(x: Tensor, run: Run) -> bool:
     return found
 
 
-def _runs(x: Tensor, run: Run) -> bool:
+def _runs(x: Any, run: Run) -> bool:
     try:
         with torch.no_grad(), network_mode(training=False):  # statistics stay as they are
             run(x)

@@ -201,7 +201,8 @@ class Likelihood(PyroModule):
         """What to write where a target has the wrong shape."""
         expected = self.target_shape(output.shape)
         if target.numel() == expected.numel():
-            return f" Write y.reshape({tuple(expected)})."
+            shape = tuple(expected)
+            return f" Write y.reshape({shape}), of pandas' y.to_numpy().reshape({shape})."
         if target.shape[:1] != output.shape[:1]:
             return (
                 " The first dimension of both is the batch: if the network puts another one "

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.digest import digest
@@ -267,6 +267,9 @@ class Course:
 
 def _digest_of_ends(dataset: Any) -> str | None:
     """Some digits to know tensors by; None where rows may be made as they are read."""
+    rows = [0, -1]
+    while isinstance(dataset, Subset) and len(dataset):
+        dataset, rows = dataset.dataset, [int(dataset.indices[row]) for row in rows]
     if not isinstance(dataset, TensorDataset) or not len(dataset):
         return None
-    return digest([tensor[[0, -1]] for tensor in dataset.tensors])[:8]
+    return digest([tensor[rows] for tensor in dataset.tensors])[:8]

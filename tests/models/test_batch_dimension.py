@@ -121,6 +121,48 @@ def test_a_batch_of_the_same_shape_is_one(net, shape):
     torch.testing.assert_close(twice[: shape[0]], means)
 
 
+class Joined(nn.Module):
+    """Takes an image and a row of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer, self.out = nn.Conv2d(1, 4, 3), nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, image, row):
+        pooled = self.conv(image).relu().mean((-2, -1))
+        return self.out(torch.cat([pooled, self.layer(row).relu()], -1))
+
+
+class Conditioned(nn.Module):
+    """Takes a batch, and a context that is the same for all of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.context, self.layer, self.out = nn.Linear(3, 8), nn.Linear(2, 8), nn.Linear(8, 1)
+
+    def forward(self, context, x):
+        return self.out((self.layer(x) + self.context(context)).tanh())
+
+
+@pytest.mark.parametrize(
+    "pack", [tuple, lambda parts: dict(zip(["image", "row"], parts, strict=True))]
+)
+def test_one_datum_of_several_inputs(pack):
+    model, guide = make(Joined())
+    parts = [torch.randn(1, 8, 8), torch.randn(3)]
+    message = r"has shape \(1, 8, 8\), one datum .*: pass each input as x\.unsqueeze\(0\)"
+    with pytest.raises(ValueError, match=message):
+        ibvi.predict(model, guide, pack(parts), num_samples=3)
+    whole = pack([part.unsqueeze(0) for part in parts])
+    assert ibvi.predict(model, guide, whole, num_samples=3).mean.shape == (1, 2)
+
+
+def test_an_input_for_all_data_stays_one():
+    model, guide = make(Conditioned())
+    x = (torch.randn(3), torch.randn(50, 2))
+    assert ibvi.predict(model, guide, x, num_samples=3).mean.shape == (50, 1)
+
+
 def test_what_fails_for_another_reason_says_that():
     model, guide = make(mlp())
     for x, message in (

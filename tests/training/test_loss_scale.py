@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoGuideList
 from torch import nn
 
 import pyro_ibvi as ibvi
+from tests.optimizers import MUON, needs_muon
 
 NUM_DATA = 50
 X = torch.linspace(-1, 1, NUM_DATA).unsqueeze(-1)
@@ -97,7 +98,7 @@ def test_what_is_counted_is_what_was_observed():
         (Sum(reduction="mean", kl_weight=1.0), torch.optim.SGD, HARMFUL),
         (Sum(), torch.optim.SGD, {"lr": 0.05 / NUM_DATA, "momentum": 0.9}),  # divided by hand
         (Sum(), torch.optim.Adam, {"lr": 0.1}),  # whose steps do not grow with the gradient
-        (Sum(), torch.optim.Muon, {"lr": 0.05}),
+        pytest.param(Sum(), MUON, {"lr": 0.05}, marks=needs_muon),
     ],
 )
 def test_what_does_no_harm_is_not_said(loss, optimizer, arguments):

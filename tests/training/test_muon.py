@@ -10,8 +10,9 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.training import MuonWithAdamW
+from tests.optimizers import needs_muon
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+pytestmark = needs_muon
 X, Y = torch.linspace(-1, 1, 16).reshape(8, 2), torch.linspace(0, 1, 8).reshape(8, 1)
 LOSS = ibvi.TraceExpectedLogLikelihood(reduction="mean")
 

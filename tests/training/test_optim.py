@@ -1,5 +1,6 @@
 """Groups and rates against an independent transcription of the tables; state at any time."""
 
+import inspect
 import math
 
 import pyro
@@ -24,6 +25,7 @@ from pyro_ibvi import (
     TraceExpectedLogLikelihood,
     mup_param_groups,
 )
+from tests.optimizers import MUON
 
 X, Y = torch.linspace(-1, 1, 20).reshape(10, 2), torch.linspace(0, 1, 10).reshape(10, 1)
 
@@ -181,7 +183,7 @@ DECAYING = {
     "Adam, decoupled": (torch.optim.Adam, {"decoupled_weight_decay": True}),
     "NAdam, decoupled": (torch.optim.NAdam, {"decoupled_weight_decay": True}),
     "AdamW": (torch.optim.AdamW, {}),
-    "Muon": (torch.optim.Muon, {}),
+    "Muon": (MUON, {}),
 }
 
 
@@ -209,6 +211,8 @@ def one_step_of_decay(optimizer, args, width, decayed="weights"):
 @pytest.mark.parametrize("kind", DECAYING)
 def test_decay_takes_the_same_part_of_a_weight_at_each_width_and_nothing_else(kind):
     optimizer, args = DECAYING[kind]
+    if optimizer is None or not set(args) <= set(inspect.signature(optimizer).parameters):
+        pytest.skip("torch has it not yet")
     small, large = (one_step_of_decay(optimizer, args, width) for width in (16, 64))
     for taken in (small, large):
         for name, part in taken.items():

@@ -21,6 +21,7 @@ from pyro_ibvi import (
     TraceExpectedLogLikelihood,
 )
 from pyro_ibvi.training import optim, ratios
+from tests.optimizers import MUON, needs_muon
 
 X, Y = torch.linspace(-1, 1, 20).reshape(10, 2), torch.linspace(0, 1, 10).reshape(10, 1)
 LOSS = TraceExpectedLogLikelihood(reduction="mean")
@@ -319,7 +320,9 @@ def test_a_state_that_lacks_a_part_is_refused_and_changes_nothing(is_used, lacks
     assert other.steps(3, seed=4) == twin.steps(3, seed=4)
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Muon])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SGD, torch.optim.AdamW, pytest.param(MUON, marks=needs_muon)]
+)
 @pytest.mark.parametrize("is_used", [True, False])
 def test_a_state_of_another_width_or_optimizer_is_refused(optimizer, is_used):
     """torch's fused kernels would read and write beyond the end of a smaller state."""

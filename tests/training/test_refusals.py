@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_ibvi as ibvi
@@ -231,6 +231,24 @@ def test_resuming_on_other_data_of_the_same_size_is_said(tmp_path):
     others = DataLoader(TensorDataset(x + 1, y), loader.batch_size)
     with pytest.warns(UserWarning, match="digest of the data set's first and last row is "):
         ibvi.fit(make_svi(), others, 2, checkpoint=path, progress=False)
+
+
+def test_a_part_of_a_data_set_is_known_again(tmp_path):
+    path, x = tmp_path / "run.pt", torch.arange(40.0).unsqueeze(-1)
+
+    def train(x, rows, num_epochs):
+        inner = Subset(TensorDataset(x, x), range(4, 40))  # a part of a part
+        loader = DataLoader(Subset(inner, rows), batch_size=8)
+        ibvi.fit(make_svi(), loader, num_epochs, checkpoint=path, progress=False)
+
+    train(x, range(10, 26), 1)
+    train(x.clone(), range(10, 26), 2)  # a warning would be an error here
+    away = x.clone()
+    away[:14], away[30:] = -1.0, -1.0
+    train(away, range(10, 26), 3)
+    for other, rows in ((x + 1, range(10, 26)), (x, range(9, 25))):
+        with pytest.warns(UserWarning, match="digest of the data set's first and last row is "):
+            train(other, rows, 3)
 
 
 def test_a_network_says_so_of_tensors(tmp_path):
