@@ -37,9 +37,34 @@ def checked_scale(name: str, value: Any) -> float:
         TypeError: If it is none.
         ValueError: If it is not positive and finite.
     """
-    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    if not is_number or isinstance(value, bool):
+    if not _is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}.")
     if not 0 < float(value) < math.inf:
         raise ValueError(f"{name} is a standard deviation, positive and finite; got {value!r}.")
     return float(value)
+
+
+def checked_temperature(value: Any) -> float:
+    """A temperature of predictions that a user gave.
+
+    Args:
+        value: The number.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is not positive and finite.
+    """
+    if not _is_number(value):
+        hint = ": pass its .value" * hasattr(value, "value")
+        raise TypeError(f"A temperature must be a number, got {value!r}{hint}.")
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"A temperature must be positive and finite, got {value!r}.")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    return is_number and not isinstance(value, bool)

@@ -24,7 +24,7 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         TypeError: If it is no path.
         FileNotFoundError: If its folder does not exist.
-        ValueError: If it is a folder itself.
+        ValueError: If it is a folder itself, a device or a pipe.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f'Expected the path of a file, such as "run.pt", got {path!r}.')
@@ -35,7 +35,7 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
         )
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it.")
-    return path
+    return _replaceable(path)
 
 
 def readable_path(path: str | os.PathLike[str], what: str) -> Path:
@@ -69,7 +69,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     A reader, and whoever comes after a crash, finds the old file or the new one, never a part.
     The path to write to is of this call alone, so that of two writers the last one wins and no
-    file is made of both. What a process that was killed left half written is removed.
+    file is made of both. What a process that was killed left half written is removed. A symbolic
+    link stays one, and what it points to is replaced.
 
     Args:
         path: The file to replace.
@@ -79,7 +80,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: If it cannot be written, with the path and the reason.
+        ValueError: If it is a device or a pipe.
     """
+    path = _replaceable(path)
     _remove_parts_of_the_dead(path)
     part = path.with_name(f"{_part_prefix(path)}{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
@@ -97,6 +100,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
+
+
+def _replaceable(path: Path) -> Path:
+    """What a file would take the place of: neither a link nor, unseen, a device of the system."""
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(
+            f"{path} is a device or a pipe, which a file would take the place of: name a file."
+        )
+    return path
 
 
 def _part_prefix(path: Path) -> str:

@@ -160,6 +160,8 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
 
 
 def _nothing_chosen(stochastic: Any, names: list[str], frozen: list[str]) -> str:
+    if not names:
+        return "The network has no parameters, so there is nothing to infer."
     message = f"stochastic={stochastic!r} chooses none of the parameters {names}, so there is "
     message += "nothing to infer."
     if frozen:

@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ibvi._util.arguments import named_arguments
-from pyro_ibvi._util.checks import checked_scale
+from pyro_ibvi._util.checks import checked_scale, checked_temperature
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.parameters import full_name, read_parameter
@@ -134,15 +134,14 @@ class Likelihood(PyroModule):
             The copy, whose parameters are not trained.
 
         Raises:
-            TypeError: If the likelihood has no tempered form.
-            ValueError: If the temperature is not positive.
+            TypeError: If the likelihood has no tempered form, or the temperature is no number.
+            ValueError: If the temperature is not positive and finite.
         """
         if not self._has_temperature:
             raise TypeError(f"The {type(self).__name__} likelihood has no temperature.")
-        if not temperature > 0:
-            raise ValueError(f"A temperature must be positive, got {temperature!r}.")
+        temperature = checked_temperature(temperature)
         tempered = self.detached()
-        tempered.set_temperature(float(temperature))
+        tempered.set_temperature(temperature)
         return tempered
 
     def set_temperature(self, temperature: float | Tensor) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pyro_ibvi._util.files import whole_file
+from pyro_ibvi._util.files import checked_path, whole_file
 
 
 def dead_process():
@@ -63,6 +63,35 @@ def test_a_failure_tells_path_and_reason_and_keeps_the_file(tmp_path):
     assert caught.value.errno == 28
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_replaced(tmp_path):
+    """Nor is a device: root's file in the place of /dev/null would stop the system."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"pipe is a device or a pipe, .*: name a file"):
+        checked_path(path)
+    with pytest.raises(ValueError, match="is a device or a pipe"), whole_file(path):
+        pass
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_one(tmp_path):
+    target, link = tmp_path / "disk" / "run.pt", tmp_path / "latest.pt"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for content in ("first", "second"):
+        with whole_file(checked_path(link)) as part:
+            part.write_text(content)
+        assert link.is_symlink()
+        assert target.read_text() == content
+    assert sorted(tmp_path.iterdir()) == [target.parent, link]
+    target.unlink()
+    target.parent.rmdir()
+    with pytest.raises(OSError, match="could not be written"), whole_file(link) as part:
+        part.write_text("third")
 
 
 def test_a_folder_appears_as_a_whole(tmp_path):

@@ -96,6 +96,8 @@ def test_choice_of_stochastic_parameters(stochastic, expected):
 def test_a_bad_choice(stochastic, error, message):
     with pytest.raises(error, match=message):
         RandomModule(mlp(), stochastic=stochastic)
+    with pytest.raises(ValueError, match="The network has no parameters, so there is nothing to"):
+        RandomModule(nn.ReLU())
 
 
 def test_frozen_parameters_stay_frozen():

@@ -173,5 +173,12 @@ def test_bad_input():
     counts = Prediction(torch.zeros(1, 20, 1), ibvi.Poisson())
     with pytest.raises(TypeError, match="The Poisson likelihood has no temperature"):
         fit_temperature(counts, torch.zeros(20, 1))
+    found = fit_temperature(prediction, y)
+    for wrong, match in ((found, r"got Temperature\(.*\): pass its \.value"), ("1", "got '1'")):
+        with pytest.raises(TypeError, match=rf"A temperature must be a number, {match}"):
+            prediction.at_temperature(wrong)
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            prediction.at_temperature(value)
     with pytest.raises(ValueError, match="num_steps must be a positive whole number, got 0"):
         fit_temperature(prediction, y, num_steps=0)

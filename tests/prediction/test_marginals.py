@@ -134,5 +134,5 @@ def test_questions_without_an_answer():
         numbers.interval(95)
     with pytest.raises(TypeError, match="The Poisson likelihood has no temperature"):
         mixture(ibvi.Poisson()).at_temperature(2.0)
-    with pytest.raises(ValueError, match="A temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="A temperature must be positive and finite, got 0"):
         numbers.at_temperature(0.0)
