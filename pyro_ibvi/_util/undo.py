@@ -12,6 +12,7 @@ import pyro
 from torch import Tensor
 
 from pyro_ibvi._util.buffers import KeptBuffers
+from pyro_ibvi._util.gradients import gradient_of
 from pyro_ibvi._util.modes import owner_module
 
 _STATE = threading.local()
@@ -52,7 +53,7 @@ class Undo:
         _STATE.is_watched = True
         buffers = KeptBuffers(self._modules)
         known = (*(ref() for ref in self._found), *pyro.get_param_store()._params.values())
-        had_gradient = {id(p) for p in known if p is not None and p.grad is not None}
+        had_gradient = {id(p) for p in known if p is not None and gradient_of(p) is not None}
         hook = None if self._has_run else buffers.watch()
         try:
             yield
@@ -83,6 +84,7 @@ class Undo:
 
     def _clear_gradients(self, had_gradient: set[int]) -> None:
         for parameter in self._parameters():
-            if parameter.grad is not None:
+            gradient = gradient_of(parameter)
+            if gradient is not None:
                 had = id(parameter) in had_gradient
-                parameter.grad = parameter.grad.new_zeros(parameter.grad.shape) if had else None
+                parameter.grad = gradient.new_zeros(gradient.shape) if had else None

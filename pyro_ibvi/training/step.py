@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.gradients import gradient_of
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, first_tensor, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -117,9 +118,10 @@ class Stepper:
     def _scale_gradients(self, factor: float) -> None:
         if factor == 1.0:
             return
-        gradients = {p.grad for p in named_parameters(self.svi).values() if p.grad is not None}
+        gradients = {gradient_of(parameter) for parameter in named_parameters(self.svi).values()}
         for gradient in gradients:
-            gradient.mul_(factor)
+            if gradient is not None:
+                gradient.mul_(factor)
 
 
 def batch_size(model: Any, args: Any, kwargs: Any) -> int:

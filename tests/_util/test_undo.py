@@ -126,3 +126,35 @@ def test_explain_leaves_statistics_alone():
     before = snapshot(setting)
     ibvi.explain(ibvi.TraceExpectedLogLikelihood(), setting.model, setting.guide, X, X)
     assert_equal(snapshot(setting), before)
+
+
+def store_a_newton_step():
+    """Puts the minimum of (center - 3)^2 into Pyro's store as Newton's step computes it."""
+    center = pyro.param("center", torch.zeros(1, 1)).detach_().requires_grad_()
+    newton = pyro.optim.multi.Newton(trust_radii={"center": 10.0})
+    updated = newton.get_step(((center - 3.0) ** 2).sum(), {"center": center})
+    pyro.get_param_store()["center"] = updated["center"]
+    assert not pyro.get_param_store()._params["center"].is_leaf
+
+
+@pytest.mark.parametrize("accumulate", [None, 1, 2])
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0])
+def test_what_a_newton_step_left_in_the_store_is_asked_for_no_gradient(kl_weight, accumulate):
+    def model(x, y):
+        center = pyro.get_param_store()["center"].detach().squeeze()
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(center + w * x[:, 0], 1.0), obs=y[:, 0])
+
+    store_a_newton_step()
+    guide = AutoNormal(model)
+    guide(X, X)
+    loss = ibvi.TraceExpectedLogLikelihood(kl_weight=kl_weight)
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.01}), loss)
+    before = guide.locs.w.item()
+    if accumulate is None:  # warnings are errors
+        svi.step(X, X)
+    else:
+        ibvi.fit(svi, [(X, X), (X, X)], 1, accumulate=accumulate, progress=False)
+    assert guide.locs.w.item() != before
+    assert pyro.param("center").item() == pytest.approx(3.0)
