@@ -8,12 +8,12 @@ hold when it is saved; it holds nothing itself.
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyro
+from pyro.params import param_store
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -40,8 +40,6 @@ def keep_name(name: str, parameter: nn.Parameter) -> None:
 class InformedStore(ParamStoreDict):
     """Pyro's store, which knows the names of parameters that live in their modules."""
 
-    _is_quiet = False
-
     def param_name(self, p: Tensor) -> str | None:
         """Name of a parameter, one of the store's or of a module's own."""
         return super().param_name(p) or _NAMES.get(p)
@@ -52,9 +50,8 @@ class InformedStore(ParamStoreDict):
         Args:
             filename: Name of the file.
         """
-        self._warn()
-        with self._quiet():
-            super().save(filename)
+        _warn()
+        super().save(filename)
 
     def get_state(self) -> Any:
         """State of the store; warns of parameters that are not in it.
@@ -62,37 +59,21 @@ class InformedStore(ParamStoreDict):
         Returns:
             Parameters and constraints.
         """
-        self._warn()
+        # The store's own methods ask too, for another store for a while (``scope``): one that was
+        # entered before the first such parameter was announced is left afterwards.
+        if sys._getframe(1).f_globals is not vars(param_store):
+            _warn()
         return super().get_state()
 
-    @contextmanager
-    def scope(self, state: Any = None) -> Iterator[Any]:
-        """Another store for a while, as in Pyro."""
-        with self._quiet():
-            inner = super().scope(state)
-            entered = inner.__enter__()
-        try:
-            yield entered
-        finally:
-            with self._quiet():
-                inner.__exit__(None, None, None)
 
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        before, self._is_quiet = self._is_quiet, True
-        try:
-            yield
-        finally:
-            self._is_quiet = before
-
-    def _warn(self) -> None:
-        names = sorted({str(name) for name in _NAMES.values()})
-        if self._is_quiet or not names:
-            return
-        shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        warnings.warn(
-            f"Pyro's parameter store does not hold the parameters of AutoMuPNormal and of "
-            f"networks ({shown}), so what is saved of it is not the whole fit: save "
-            f"guide.state_dict() and model.state_dict(), and load them by load_state_dict.",
-            stacklevel=3,
-        )
+def _warn() -> None:
+    names = sorted({str(name) for name in _NAMES.values()})
+    if not names:
+        return
+    shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    warnings.warn(
+        f"Pyro's parameter store does not hold the parameters of AutoMuPNormal and of "
+        f"networks ({shown}), so what is saved of it is not the whole fit: save "
+        f"guide.state_dict() and model.state_dict(), and load them by load_state_dict.",
+        stacklevel=3,
+    )

@@ -8,10 +8,11 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.params.param_store import ParamStoreDict
 from torch import nn
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.models.store import _NAMES
+from pyro_ibvi.models.store import _NAMES, InformedStore
 
 X = torch.linspace(-1, 1, 12)
 
@@ -96,6 +97,35 @@ def test_saving_the_store_says_what_it_does_not_hold(way, tmp_path):
         assert list(store) == []
     assert list(store) == ["shift"]
     assert guide.loc("slope") in _NAMES
+
+
+def in_a_scope():
+    with pyro.get_param_store().scope():
+        trained(pyro.optim.Adam({"lr": 0.1}))
+
+
+def with_local_parameters():
+    class Slope(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.slope = pyro.nn.PyroSample(dist.Normal(0.0, 1.0))
+
+        def forward(self, x, y):
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(self.slope * x, 0.5), obs=y)
+
+    with pyro.settings.context(module_local_params=True):
+        guide = ibvi.AutoMuPNormal(Slope())
+        guide(X, 2 * X)
+
+
+@pytest.mark.parametrize("use", [in_a_scope, with_local_parameters])
+def test_a_scope_entered_before_the_first_guide_is_left_in_silence(use, monkeypatch):
+    store = pyro.get_param_store()
+    monkeypatch.setattr(store, "__class__", ParamStoreDict)  # as at the start of a process
+    use()  # warnings are errors
+    assert type(store) is InformedStore
+    assert list(store) == []
 
 
 def test_the_store_of_a_fit_by_pyros_own_guide_is_saved_in_silence(tmp_path):
