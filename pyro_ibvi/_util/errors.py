@@ -1,4 +1,4 @@
-"""Errors about a user's data."""
+"""Errors about a user's data and network."""
 
 from __future__ import annotations
 
@@ -14,4 +14,19 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.partition("Trace Shapes:")[0].rstrip())
+        super().__init__(_without_sites(message))
+
+
+class NetworkError(RuntimeError):
+    """A network that fails by itself; the message stays as it is, as that of :class:`DataError`.
+
+    Args:
+        message: What happened.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_without_sites(message))
+
+
+def _without_sites(message: str) -> str:
+    return message.partition("Trace Shapes:")[0].rstrip()

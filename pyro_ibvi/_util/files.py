@@ -91,12 +91,15 @@ def whole_file(path: Path) -> Iterator[Path]:
             with part.open("r+b") as file:
                 os.fsync(file.fileno())  # or a power failure could leave a name without content
         part.replace(path)
-    except OSError as error:
+    except Exception as error:
+        refusal = error if isinstance(error, OSError) else _refusal(part)
         _remove(part)
-        reason = error.strerror or str(error)
+        if refusal is None:
+            raise
+        reason = refusal.strerror or str(refusal)
         kept = " The file that was there is as it was." if path.exists() else ""
         message = f"{path} could not be written: {reason}.{kept}"
-        raise OSError(*filter(None, (error.errno,)), message) from error
+        raise OSError(*filter(None, (refusal.errno,)), message) from error
     except BaseException:
         _remove(part)
         raise
@@ -111,6 +114,18 @@ def _replaceable(path: Path) -> Path:
             f"{path} is a device or a pipe, which a file would take the place of: name a file."
         )
     return path
+
+
+def _refusal(part: Path) -> OSError | None:
+    """Why the system takes no more, which writers in other languages keep to themselves."""
+    try:
+        with (part / "more" if part.is_dir() else part).open("ab") as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
 
 
 def _part_prefix(path: Path) -> str:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.network_copies import is_parallel
+from pyro_ibvi._util.past import warn_of_one_left_behind
 
 
 def check_pair(model: Any, guide: Any) -> None:
@@ -58,6 +59,27 @@ def check_owner(model: Any, guide: Any) -> None:
         f"The guide was made for another {type(own).__name__} than the model that it is used "
         f"with: make it anew, AutoMuPNormal(model), or use the model that is guide.model."
     )
+
+
+def check_shown_pair(model: Any, guide: Any) -> None:
+    """Checks a model and a guide of which draws are looked at.
+
+    A model without parameters is no more than its priors, so that another one of its kind, for
+    new data, serves as well.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Raises:
+        TypeError: If one of them is wrapped for several devices, or a whole that holds both.
+        ValueError: If the guide was made for another model, with parameters of its own.
+    """
+    check_unwrapped(model=model, guide=guide)
+    owner = owner_module(model)
+    if owner is not None and any(True for _ in owner.parameters()):
+        check_owner(model, guide)
+        warn_of_one_left_behind(owner, guide)
 
 
 def holds_svi(thing: Any) -> bool:

@@ -19,7 +19,7 @@ from pyro.infer import infer_discrete
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_ibvi._util.pairs import check_part
+from pyro_ibvi._util.pairs import check_shown_pair
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Pair
@@ -81,6 +81,7 @@ class Sampler:
 
     Raises:
         TypeError: If the model or the guide is a whole that holds both.
+        ValueError: If the guide was made for another model.
     """
 
     def __init__(
@@ -90,8 +91,7 @@ class Sampler:
         inputs: Inputs,
         seed: int | None = None,
     ) -> None:
-        check_part("model", model)
-        check_part("guide", guide)
+        check_shown_pair(model, guide)
         self.model, self.guide, self.inputs = model, guide, inputs
         self.streams = RandomStreams(seed)
         self._held: dict[str, torch.Tensor] = {}

@@ -19,6 +19,7 @@ from pyro.distributions import ImproperUniform
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi._util.pairs import check_shown_pair
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.draws import latent_values
 from pyro_ibvi.arviz.inputs import Inputs
@@ -60,8 +61,8 @@ class HeldOut:
         seed: See :class:`RandomStreams`.
 
     Raises:
-        ValueError: If the observed site is not clear, or a latent site can neither be summed out
-            nor drawn.
+        ValueError: If the guide was made for another model, the observed site is not clear, or a
+            latent site can neither be summed out nor drawn.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class HeldOut:
     ) -> None:
         if local_draws not in ("model", "guide"):
             raise ValueError(f"local_draws must be 'model' or 'guide', got {local_draws!r}.")
+        check_shown_pair(model, guide)
         self.model, self.guide, self.inputs = model, guide, inputs
         self.weighted = local_draws == "guide"
         self.streams = RandomStreams(seed)

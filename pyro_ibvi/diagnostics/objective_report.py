@@ -13,6 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.enum_messenger import EnumMessenger
 
 from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.pairs import check_pair
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.objectives import checks
@@ -96,6 +97,7 @@ def explain(
 
     Raises:
         TypeError: If the objective is not one of this package.
+        ValueError: If the guide was made for another model.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -114,6 +116,7 @@ def explain(
             f"explain takes the objective first, explain(loss, model, guide, x, y), and one of "
             f"this package: got {type(loss).__name__}."
         )
+    check_pair(model, guide)
     traces = _run_aside(loss, model, guide, args, kwargs)
     kept = kept_names(loss.keep_kl, traces)
     weights = loss.site_weights(traces, kept)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.errors import DataError, NetworkError
 from pyro_ibvi._util.inputs import as_call, tensors_of
 from pyro_ibvi.models.batches import Signature
 
@@ -34,6 +34,7 @@ def explain_fault(
     Raises:
         TypeError: If the inputs are of another type than the network takes.
         ValueError: If they have another shape, or are on another device.
+        NetworkError: If torch failed for a reason that is the network's own.
     """
     if isinstance(error, TypeError):
         _explain_arguments(error, network, x)
@@ -43,6 +44,11 @@ def explain_fault(
     layer, given = failing_layer(error)
     if layer is not None and given is not None:
         _explain_layer(error, layer, given, _name_of(network, layer), _is_first(given, x))
+    if type(error) is RuntimeError:  # those of its own kind, such as of memory, say more by that
+        shapes = ", ".join(str(tuple(value.shape)) for value in tensors_of(x))
+        raise NetworkError(
+            f"The network fails on inputs of the shape {shapes}: {error}"
+        ) from error
 
 
 def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
@@ -72,6 +78,12 @@ def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
 
 def _explain_device(error: Exception, x: Any, values: Mapping[str, Tensor]) -> None:
     devices = {value.device for value in values.values()}
+    if len(devices) > 1 and "device" in str(error):
+        places = " and ".join(sorted(map(str, devices)))
+        raise DataError(
+            f"The weights are on several devices, {places}: move model and guide together, "
+            f"model.to(device) and guide.to(device)."
+        ) from error
     for value in tensors_of(x):
         if devices and value.device not in devices:
             (device, *_) = devices

@@ -4,9 +4,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+import xarray
+from safetensors.torch import save_file
 
 from pyro_ibvi._util.files import checked_path, whole_file
+from tests.full_disk import full_disk
 
 
 def dead_process():
@@ -63,6 +68,44 @@ def test_a_failure_tells_path_and_reason_and_keeps_the_file(tmp_path):
     assert caught.value.errno == 28
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_tensors(path):
+    save_file({"x": torch.zeros(2**16)}, path)
+
+
+def write_pickled(path):
+    torch.save({"x": torch.zeros(2**16)}, path)
+
+
+def write_zarr(path):
+    xarray.Dataset({"x": ("row", np.random.rand(2**16))}).to_zarr(path, zarr_format=2)
+
+
+@pytest.mark.parametrize("write", [write_tensors, write_pickled, write_zarr])
+def test_a_full_disk_is_told_whoever_writes(tmp_path, write):
+    """Libraries in other languages have errors of their own for it, or none with the reason."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with (
+        pytest.raises(OSError, match=r"file could not be written: File too large\. The file that"),
+        full_disk(2**17),
+        whole_file(path) as part,
+    ):
+        write(part)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_of_another_kind_are_their_own(tmp_path):
+    def write():
+        with whole_file(tmp_path / "file") as part:
+            part.write_text("half")
+            raise KeyError("no tensor")
+
+    with pytest.raises(KeyError, match="no tensor"):
+        write()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

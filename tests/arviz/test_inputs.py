@@ -10,7 +10,8 @@ from pyro.infer.autoguide import (
 )
 from pyro.nn import PyroModule, PyroSample
 
-from pyro_ibvi.arviz import to_arviz
+import pyro_ibvi as ibvi
+from pyro_ibvi.arviz import log_predictive_density, pareto_k, to_arviz
 from tests.arviz.pairs import N, groups, hierarchical, network_model
 
 
@@ -122,3 +123,40 @@ def test_targets_are_no_constant_data_even_if_the_model_converts_them():
     }
     assert result.constant_data["inputs_image"].dims == ("data", "inputs_image_dim_1")
     assert result.constant_data["inputs_pair_1"].dims == ("inputs_pair_1_dim_0",)
+
+
+Y_OF_GROUPS = torch.zeros(5)
+
+
+class Groups(PyroModule):
+    """Priors alone, for as many groups as it is told."""
+
+    def __init__(self, num_groups, scale=None):
+        super().__init__()
+        self.num_groups = num_groups
+        self.scale = None if scale is None else torch.nn.Parameter(torch.tensor(scale))
+
+    def forward(self, y=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        scale = 1.0 if self.scale is None else self.scale.exp()
+        with pyro.plate("groups", self.num_groups):
+            return pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+def test_the_guide_of_another_model_is_refused_where_that_has_learned_something():
+    looks = (
+        lambda *pair: to_arviz(*pair, Y_OF_GROUPS, num_samples=2),
+        lambda *pair: log_predictive_density(*pair, Y_OF_GROUPS, num_samples=2),
+        lambda *pair: pareto_k(*pair, Y_OF_GROUPS, num_samples=25),
+    )
+    guide = ibvi.AutoMuPNormal(Groups(3))
+    for look in looks:
+        look(Groups(5), guide)  # one for new groups has the same priors
+    model, other = Groups(5, 0.1), Groups(5, 0.2)
+    guide = ibvi.AutoMuPNormal(other)
+    for look in looks:
+        look(other, guide)
+        with pytest.raises(ValueError, match="The guide was made for another Groups than"):
+            look(model, guide)
+    with pytest.raises(ValueError, match="The guide was made for another Groups than"):
+        ibvi.explain(ibvi.TraceExpectedLogLikelihood(), model, guide, Y_OF_GROUPS)

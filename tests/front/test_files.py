@@ -17,6 +17,7 @@ from pyro_ibvi.front import files
 from pyro_ibvi.front.choices import describe, restore
 from pyro_ibvi.models import Standardized
 from tests.front.conftest import make_net
+from tests.full_disk import full_disk
 
 ELSEWHERE = """
 import sys, torch, pyro_ibvi as ibvi
@@ -326,17 +327,11 @@ def test_every_likelihood_comes_back(likelihood):
     assert describe(again) == describe(likelihood)
 
 
-def test_a_full_disk_keeps_the_file_that_was_there(trained, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_file_that_was_there(trained, tmp_path):
     path = tmp_path / "net.ibvi"
     trained.save(path)
     before = path.read_bytes()
-
-    def full(tensors, part, metadata):
-        part.write_bytes(before[:50])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(OSError, match=r"net\.ibvi could not be written: No space left on device"):
+    with full_disk(len(before) - 1), pytest.raises(OSError, match=r"net\.ibvi could not be wri"):
         trained.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -186,3 +186,42 @@ def test_weights_of_two_types():
     model.double()
     with pytest.raises(TypeError, match=r"several types.*model and guide together, model\.to\("):
         ibvi.predict(model, guide, torch.zeros(2, 3).double())
+
+
+def test_weights_on_two_devices():
+    model = ibvi.SupervisedModel(ibvi.RandomModule(mlp()), ibvi.Normal())
+    guide = ibvi.AutoMuPNormal(model)
+    model.to("meta")
+    with pytest.raises(ValueError, match=r"devices, cpu and meta: .*guide\.to\(device\)\.$"):
+        ibvi.TraceExpectedLogLikelihood().loss(model, guide, torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+class Failing(nn.Linear):
+    """Fails in a way that is its own."""
+
+    error = None
+
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return super().forward(x).view(7, 3)
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("of memory"), KeyError("own")])
+def test_a_network_that_fails_by_itself(error):
+    """Torch's words stay, without Pyro's list of sites, and errors with a name keep it."""
+    net = Failing(3, 1)
+    net.error = error
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(), num_data=6)
+    guide = ibvi.AutoMuPNormal(model)
+    x, y = torch.zeros(6, 3), torch.zeros(6, 1)
+    match = r"^The network fails on inputs of the shape \(6, 3\): shape '\[7, 3\]' is .* 6$"
+    kind = RuntimeError if error is None else type(error)
+    objective = ibvi.TraceExpectedLogLikelihood()
+    for call in (
+        lambda: pyro.infer.SVI(model, guide, pyro.optim.SGD({"lr": 0.1}), objective).step(x, y),
+        lambda: pyro.poutine.trace(model).get_trace(x, y),
+        lambda: ibvi.predict(model, guide, x, num_samples=2),
+    ):
+        with pytest.raises(kind, match=match if error is None else "memory|own"):
+            call()

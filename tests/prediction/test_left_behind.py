@@ -116,6 +116,8 @@ def test_one_that_was_left_behind_is_said(pair, message):
         ibvi.evaluate(model, guide, [(X, Y)], num_samples=3)
     with pytest.warns(UserWarning, match=message):
         frozen_draws(model, guide, num_samples=2)
+    with pytest.warns(UserWarning, match=message):
+        ibvi.to_arviz(model, guide, X, Y, num_samples=2)
     if len(guide.components) == 1:
         with pytest.warns(UserWarning, match=message):
             mean_network(model, guide)
