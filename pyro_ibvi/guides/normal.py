@@ -154,12 +154,12 @@ class AutoMuPNormal(LayeredGuide):
     def _open_plates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         if not self._prototype_frames and self.create_plates is None:
             return Batch({})
+        model = self.model if self._has_model else None
         if self.master is not None:
             plates = self._create_plates(*args, **kwargs)
-            return self._plates.check_rows(self.model, args, kwargs, plates)
+            return self._plates.check_rows(model, args, kwargs, plates)
         created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
         created = (created,) if isinstance(created, pyro.plate) else tuple(created)
-        model = self.model if self._has_model else None
         batch = self._plates.open(model, args, kwargs, {plate.name: plate for plate in created})
         self.plates = batch.plates
         return batch

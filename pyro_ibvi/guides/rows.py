@@ -94,10 +94,7 @@ class Plates:
             What the guide needs to know; a plate that has another number of elements than the
             guide has parameters cannot be entered.
         """
-        if not self._frames or model is None:
-            seen = _Look((), ())
-        else:
-            seen = self._look(model, args, kwargs, created)
+        seen = self._look(model, args, kwargs, created)
         batch = Batch(dict(created), masks=seen.masks)
         for name, frame in sorted(self._frames.items()):
             if name in created:
@@ -122,7 +119,7 @@ class Plates:
 
     def check_rows(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         plates: Mapping[str, Any],
@@ -130,7 +127,7 @@ class Plates:
         """Checks that plates which somebody else has opened have the rows of the model.
 
         Args:
-            model: The model.
+            model: The model, None if there is none to look at.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             plates: The plates.
@@ -141,7 +138,7 @@ class Plates:
         Raises:
             ValueError: If the caller of the model chose other rows.
         """
-        seen = self._look(model, args, kwargs, ()) if self._frames else _Look((), ())
+        seen = self._look(model, args, kwargs, ())
         for name, rows in seen.rows.items():
             if not torch.equal(torch.as_tensor(plates[name]._indices).cpu(), rows.cpu()):
                 raise ValueError(
@@ -179,7 +176,7 @@ class Plates:
 
     def _look(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         created: Iterable[str],
@@ -190,8 +187,10 @@ class Plates:
         at again.
 
         Returns:
-            What there is to see.
+            What there is to see, nothing without plates or a model.
         """
+        if not self._frames or model is None:
+            return _Look((), ())
         shapes = _shapes(args, kwargs)
         look = _Look(self._frames.keys() - set(created), self._sites)
         if shapes is not None and self._fixed is not None and self._fixed[0] == shapes:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive
+from pyro.infer.autoguide import AutoGuideList
 from torch import nn
 
 from pyro_ibvi import (
@@ -280,6 +281,17 @@ def test_an_unpickled_guide_draws_and_says_what_it_lacks():
         _ = other.model
     with pytest.raises(RuntimeError, match="unpickled, without its model"):
         mup_param_groups(other, 0.1, optimizer=torch.optim.SGD)
+
+
+def test_an_unpickled_list_of_guides_draws():
+    guide = AutoGuideList(hand_written)
+    guide.append(AutoMuPNormal(poutine.block(hand_written, expose=["w"])))
+    guide.append(AutoMuPNormal(poutine.block(hand_written, expose=["local"])))
+    guide(X, Y)
+    drawn = draw(guide, X, Y)
+    other = pickle.loads(pickle.dumps(guide))
+    assert drawn.keys() == {"w", "local"}
+    assert_same(draw(other, X, Y), drawn)
 
 
 def test_draws_are_the_users():
