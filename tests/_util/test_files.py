@@ -79,6 +79,7 @@ def write_pickled(path):
 
 
 def write_zarr(path):
+    pytest.importorskip("zarr")
     xarray.Dataset({"x": ("row", np.random.rand(2**16))}).to_zarr(path, zarr_format=2)
 
 

@@ -36,7 +36,9 @@ def run(checkpoint, result):
         checkpoint=checkpoint,
         checkpoint_steps=None if checkpoint is None else 1,
     )
-    torch.save(summary(svi, history), result)
+    whole = result.with_suffix(".part")  # a kill may come here, too
+    torch.save(summary(svi, history), whole)
+    whole.replace(result)
 
 
 def started(checkpoint, result):
@@ -56,17 +58,22 @@ def kill_often(num_kills, folder, seed=0):
     os.waitpid(started(None, peaceful), 0)
     whole = time.monotonic() - begin
     hits, checkpoint, result = 0, folder / "run.pt", folder / "result"
-    while not result.exists():
+    expected, differing = torch.load(peaceful, weights_only=True), []
+    while hits < num_kills or not result.exists():
+        if result.exists():  # a training that ended before it was killed often enough: once more
+            result.unlink()
+            checkpoint.unlink()
         process = started(checkpoint, result)
         if hits < num_kills:
             time.sleep(moments.uniform(0.1, 1.3) * whole / num_kills)
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
         hits += os.WIFSIGNALED(status)
-    expected, found = (torch.load(path, weights_only=True) for path in (peaceful, result))
-    left = sorted(path.name for path in folder.iterdir())
-    assert left == ["peaceful", "result", "run.pt"], left  # and no half-written file
-    return hits, differences(expected, found)
+        if result.exists():
+            differing += differences(expected, torch.load(result, weights_only=True))
+    left = {path.name for path in folder.iterdir()} - {"result.part"}
+    assert left == {"peaceful", "result", "run.pt"}, left  # and no half-written checkpoint
+    return hits, differing
 
 
 if __name__ == "__main__":
