@@ -1,0 +1,1 @@
+"""Where a guide of a hand-written model starts, and how long it then trains."""
