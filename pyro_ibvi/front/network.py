@@ -158,7 +158,7 @@ class VariationalNetwork:
         self.optim = MuPOptim(
             optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm
         )
-        self.loss = as_objective(loss, draws, recipe.draws)
+        self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
         self.temperature = 1.0

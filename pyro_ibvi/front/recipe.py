@@ -8,6 +8,10 @@ a learned noise scale it was the other way round.
 A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
 convolutions are the trunk, a mixture over the linear layers behind them costs little and is what
 an ensemble gains most by.
+
+The gradient by one draw for a batch has the noise of the draw, which is far above that of numbers
+that are all but exact. Half of the batch with the noise and half with its opposite have it no more
+in first order, for little more than the price of one draw.
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ from pyro_ibvi.prediction.mixture import kind_of
 
 _CONV = nn.modules.conv._ConvNd
 
+#: Layers that take each row by itself.
+_OF_EACH_DATUM = {nn.Sequential, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Dropout}
+_OF_EACH_DATUM |= {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish}
+_OF_EACH_DATUM |= {nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish}
+
 #: Number of random weights of a component up to which several of them are the default.
 _MAX_OF_COMPONENT = 10**6
 
@@ -51,7 +60,7 @@ class Recipe:
         covariance: Their covariance, or None for the guide's own choice.
         of_convolutions: The covariance of convolutions, if it is another one.
         init_loc_fn: Start of the means.
-        draws: Draws of the weights in a step.
+        draws: Draws of the weights in a step, unless :meth:`draws_for` knows better.
         num_components: Number of components of the linear layers behind convolutions.
     """
 
@@ -102,6 +111,19 @@ class Recipe:
         shared = convolutions if len(convolutions) < len(inner) else ()
         return AutoMuPMixture(model, num_components, shared=shared, **options)
 
+    def draws_for(self, model: SupervisedModel) -> NumDraws:
+        """Draws of the weights in a step.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Two instead of one for numbers, where a part of a batch is surely one: batch statistics
+            would be a part's, and the nodes of a graph belong together.
+        """
+        is_for_numbers = self.draws == "batch" and not is_of_labels(model.likelihood)
+        return 2 if is_for_numbers and _treats_data_alone(model.net.network) else self.draws
+
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
         """More than one behind convolutions, where that costs little time and memory."""
         own = [name for name in net.stochastic if net.site_name(name) not in convolutions]
@@ -111,6 +133,11 @@ class Recipe:
             runs_once = net.runner.runs_batched(own)
         is_cheap = has_trunk and runs_once and 0 < num_weights <= _MAX_OF_COMPONENT
         return self.num_components if is_cheap else 1
+
+
+def _treats_data_alone(net: nn.Module) -> bool:
+    """Whether a network is made of nothing but layers that know no batch."""
+    return type(net) is nn.Sequential and all(type(m) in _OF_EACH_DATUM for m in net.modules())
 
 
 #: Relative noise on what the layers behind the first read, a draw for each datum.

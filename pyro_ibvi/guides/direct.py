@@ -95,7 +95,8 @@ class DirectRoute:
             *args: Inputs and targets.
             draws: ``"batch"`` for one draw of all sites; ``"datum"`` for a draw for each datum of
                 the sites that can have it and one of the others, which a warning names; a number
-                for as many draws of the others, each for a part of the batch.
+                for as many draws of the others, each for a part of the batch, in pairs with
+                opposite noise.
             **kwargs: Inputs and targets by name, ``x`` and ``y``.
 
         Returns:
@@ -128,22 +129,30 @@ class DirectRoute:
                 warn_of(self._per_datum.left_out())
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
         outputs, num_draw_dims = [], 0
-        for part in parts:
-            output, num_draw_dims = self._output(self._per_datum, model, guide, part)
+        values: dict[str, Tensor] | None = None
+        for i, part in enumerate(parts):
+            opposite = values if i % 2 else None
+            output, values = self._output(self._per_datum, model, guide, part, opposite)
+            num_draw_dims = model.net.num_draw_dims(self._values(model.net, values))
             outputs.append(output)
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, num_draw_dims)
         return model.log_likelihood_of(output, x, y, num_draw_dims)
 
     def _output(
-        self, per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any
-    ) -> tuple[Tensor, int]:
-        """The network's output, and the number of dimensions of components in front of it."""
+        self,
+        per_datum: PerDatum,
+        model: SupervisedModel,
+        guide: MuPGuide,
+        x: Any,
+        opposite: Mapping[str, Tensor] | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The network's output, and the draws of the sites that it has with them."""
         while True:
-            draws, maps = per_datum.draw(guide, len(batch_of(x)))
-            values = self._values(model.net, draws)
+            draws, maps = per_datum.draw(guide, len(batch_of(x)), opposite)
             try:
-                return model.run(values, x, maps), model.net.num_draw_dims(values)
+                return model.run(self._values(model.net, draws), x, maps), draws
             except NoDrawPerDatumError as error:  # a batch of another form than the first
+                opposite = None  # it had no noise of the sites that lose it here
                 lost = [n for n, i in per_datum.inputs.items() if i.layer == error.layer]
                 per_datum.drop(error.layer)
                 warn_of(lost)

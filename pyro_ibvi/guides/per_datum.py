@@ -156,19 +156,21 @@ class PerDatum:
         self.inputs = {name: i for name, i in self.inputs.items() if i.layer != layer}
 
     def draw(
-        self, guide: MuPGuide, batch_size: int
+        self, guide: MuPGuide, batch_size: int, opposite: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, InputNoise]]:
         """Draws all sites for one run.
 
         Args:
             guide: The guide.
             batch_size: Number of data.
+            opposite: Values of another run, on the other side of whose means are those of this
+                one; None for values of its own.
 
         Returns:
             Values by site, the mean where each datum has a draw of its own, and for each layer of
             those the function of its input.
         """
-        values = guide.rsample(self.others)
+        values = guide.rsample(self.others) if opposite is None else self._mirror(guide, opposite)
         factors = {}
         for name in self.inputs:
             values[name] = guide.loc(name)
@@ -176,6 +178,17 @@ class PerDatum:
         multipliers = _multipliers(factors, batch_size)
         maps = {i.layer: InputNoise(i, multipliers[name]) for name, i in self.inputs.items()}
         return values, maps
+
+    def _mirror(self, guide: MuPGuide, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values with the sign of their noise changed; weights are unconstrained."""
+        result = {}
+        for layer in self.others:
+            for site in layer.sites:
+                value = values[site.name]
+                if layer.covariance is not None:
+                    value = value.lerp(guide.loc(site.name), 2.0)
+                result[site.name] = value
+        return result
 
 
 def _multipliers(factors: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:

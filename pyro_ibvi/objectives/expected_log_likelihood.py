@@ -119,7 +119,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             datum; a number for one for each of so many parts of the batch. The loss is a sum over
             data, so its expectation is the same and its gradient's variance falls. A draw for each
             datum needs noise on the inputs of layers, :class:`~pyro_ibvi.Multiplicative`; other
-            noise is drawn once, or once for each part. It needs the evaluation without traces,
+            noise is drawn once, or once for each part, of two parts with opposite signs, so that
+            what is odd in it cancels. It needs the evaluation without traces,
             too. A warning says where it is not to be had. Batch statistics of norm layers are
             those of a part.
         penalty: A divergence from the prior in closed form, added to the loss.

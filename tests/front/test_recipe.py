@@ -175,9 +175,41 @@ def test_other_targets_and_any_choice_get_the_papers_recipe(
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
     bnn = ibvi.VariationalNetwork(net, likelihood, **choices)
     assert "0.weight" in bnn.net.stochastic
-    assert bnn.loss.draws == "batch"
+    is_for_labels = isinstance(likelihood, ibvi.Categorical)
+    assert bnn.loss.draws == ("batch" if is_for_labels else 2)
     assert not any(isinstance(layer.covariance, ibvi.Multiplicative) for layer in bnn.guide.layers)
     assert not torch.equal(bnn.guide.loc("net.0.weight"), net[0].weight)
+
+
+class Centered(nn.Module):
+    """A layer whose output depends on the other data of the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize(
+    "layers", [[nn.BatchNorm1d(8)], [Centered()], [nn.Softmax(0)], [nn.Flatten(0, 1)]]
+)
+def test_a_batch_that_may_belong_together_stays_whole(layers: list[nn.Module]) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), *layers, nn.Tanh(), nn.Linear(8, 1))
+    assert ibvi.VariationalNetwork(net, ibvi.Normal(0.1)).loss.draws == "batch"
+
+
+def test_two_draws_fit_numbers_that_are_all_but_exact() -> None:
+    """The gradient's noise by one draw is far above what is left to learn."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 4)
+    y = x @ torch.tensor([[1.0], [-1.0], [0.5], [0.2]])
+    rmse = {}
+    for draws in ("batch", None):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
+        likelihood = ibvi.Normal(0.3, learn_scale=True)
+        bnn = ibvi.VariationalNetwork(net, likelihood, draws=draws)
+        bnn.fit(x, y, num_epochs=60, batch_size=64, progress=False)
+        rmse[draws] = bnn.evaluate(x, y, seed=0)["rmse"]
+    assert rmse[None] < 0.8 * rmse["batch"]
 
 
 def test_network_without_a_dense_layer_behind_another() -> None:
