@@ -165,6 +165,48 @@ def test_early_stopping_ends_before_the_last_epoch_and_keeps_the_best(diabetes):
     assert model.n_iter_ == len(nll) == np.argmin(nll) + 4 < 200
 
 
+def test_a_small_table_is_trained_for_steps_and_not_for_epochs():
+    """A hundred epochs of one step, of which ten without gain end it, leave a sine a line."""
+    x = np.random.default_rng(0).uniform(-2, 2, (100, 1))
+    y = np.sin(3 * x[:, 0])
+    model = IBVIRegressor((64, 64), random_state=0).fit(x.astype(np.float32), y)
+    assert model.score(x, y) > 0.9 > LinearRegression().fit(x, y).score(x, y) + 0.5
+    assert 200 < model.n_iter_ <= 2000
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "options", "num_epochs", "patience"),
+    [
+        (100, {}, 2000, 200),  # one step in an epoch
+        (600, {}, 400, 40),  # five
+        (20_000, {}, 100, 10),
+        (600, {"batch_size": 60}, 200, 20),
+        (600, {"max_epochs": 7}, 7, 10),
+        (600, {"max_epochs": 7, "patience": 3}, 7, 3),
+        (600, {"patience": 3}, 400, 3),
+    ],
+)
+def test_length_of_training(monkeypatch, num_rows, options, num_epochs, patience):
+    seen = {}
+    monkeypatch.setattr(ibvi.VariationalNetwork, "fit", lambda *_, **kwargs: seen.update(kwargs))
+    rows = np.random.default_rng(0).normal(size=(num_rows, 3))
+    early = {"validation_fraction": 1e-9}  # one row
+    IBVIRegressor(**options, **early).fit(rows, rows[:, 0])
+    assert (seen["num_epochs"], seen["patience"]) == (num_epochs, patience)
+
+
+def test_classes_and_numbers_have_the_front_doors_optimizer():
+    X, y = load_iris(return_X_y=True)
+    for estimator, likelihood in (
+        (IBVIClassifier, ibvi.Categorical()),
+        (IBVIRegressor, ibvi.Normal(0.5)),
+    ):
+        fitted = estimator(**QUICK, max_epochs=1).fit(X, y).network_
+        plain = ibvi.VariationalNetwork(torch.nn.Linear(4, 3), likelihood)
+        assert type(fitted.optim.optimizer) is type(plain.optim.optimizer)
+        assert fitted.optim.lr == plain.optim.lr
+
+
 def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
     X, y = (part.to_numpy(dtype=np.float32) for part in diabetes)
     Y = np.stack([y, -2 * y], 1)

@@ -29,6 +29,11 @@ from pyro_ibvi.prediction import Prediction, predict_batches
 
 #: Draws of the weights by which early stopping judges an epoch.
 _NUM_VALID_SAMPLES = 16
+#: Steps and epochs of training at least, where no number of epochs is given. An epoch of a small
+#: table is a few steps, by the number of which, and not of epochs, a network learns.
+_MIN_STEPS, _MIN_EPOCHS = 2000, 100
+#: Share of the epochs, and their number at least, after which training that gains nothing ends.
+_PATIENCE, _MIN_PATIENCE = 0.1, 10
 _FLOATS = (np.float64, np.float32)
 
 
@@ -80,22 +85,33 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
 
     def _train(self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor] | None) -> None:
         options: dict[str, Any] = {}
+        num_epochs = self._num_epochs(len(train[0]))
         if valid is not None:
+            patience = self.patience
+            if patience is None:
+                patience = max(_MIN_PATIENCE, math.ceil(_PATIENCE * num_epochs))
             options = {
                 "valid_loader": [valid],
                 "metrics": _score,
-                "patience": operator.index(self.patience),
+                "patience": operator.index(patience),
             }
         # A single batch is not shuffled: its order means nothing.
         is_one = len(train[0]) <= self.batch_size
         self.network_.fit(
             [train] if is_one else train,
-            num_epochs=operator.index(self.max_epochs),
+            num_epochs=num_epochs,
             batch_size=operator.index(self.batch_size),
             device=self.device,
             progress=self.verbose,
             **options,
         )
+
+    def _num_epochs(self, num_data: int) -> int:
+        """Number of epochs at most."""
+        if self.max_epochs is not None:
+            return operator.index(self.max_epochs)
+        num_steps = math.ceil(num_data / operator.index(self.batch_size))
+        return max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / num_steps))
 
     def _split(self, data: tuple[Tensor, Tensor], random: Any) -> tuple[Any, Any]:
         """Data to train on and data to stop by."""
@@ -164,8 +180,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         return X[counts], y[counts], weight[counts]
 
     def _check_numbers(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience", "num_samples"):
+        for name in ("batch_size", "num_samples"):
             _checked_int(name, getattr(self, name))
+        for name in ("max_epochs", "patience"):
+            if getattr(self, name) is not None:
+                _checked_int(name, getattr(self, name))
         share = self.validation_fraction
         if not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ValueError(

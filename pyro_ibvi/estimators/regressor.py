@@ -38,14 +38,16 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             smallest then (0.05 for None).
         stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`.
         covariance: Structure of their covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
-        optimizer: Class of the torch optimizer.
+        optimizer: Class of the torch optimizer; None for the default of
+            :class:`~pyro_ibvi.VariationalNetwork`: Adam here, SGD for classes.
         learning_rate: Global learning rate; None for the optimizer's default.
         batch_size: Number of rows in a step.
-        max_epochs: Number of epochs at most.
+        max_epochs: Number of epochs at most; None for as many as make 2,000 steps, and for 100 at
+            least.
         early_stopping: Whether to hold data back, to stop when the log predictive density of
             these has not improved for ``patience`` epochs, and to put the best state back.
         validation_fraction: Share of the rows that is held back.
-        patience: Number of epochs.
+        patience: Number of epochs; None for a tenth of those at most, and for 10 at least.
         num_samples: Draws of the weights in a prediction.
         device: Where to train and predict, such as ``"cuda"``.
         random_state: Seed, or a generator of NumPy's; global random states stay as they are.
@@ -81,13 +83,13 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         heteroscedastic: bool = False,
         stochastic: Any = None,
         covariance: Any = None,
-        optimizer: type[Optimizer] = torch.optim.Adam,
+        optimizer: type[Optimizer] | None = None,
         learning_rate: float | None = None,
         batch_size: int = 128,
-        max_epochs: int = 100,
+        max_epochs: int | None = None,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
-        patience: int = 10,
+        patience: int | None = None,
         num_samples: int = 100,
         device: torch.device | str | None = None,
         random_state: Any = None,
