@@ -155,6 +155,10 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
         implicit_bias,
         {"covariance": "low rank", "rank": 10, "lr": [0.003, 0.01, 0.03, 0.1]},
     ),
+    "rank 10, two draws a step": (  # the default for numbers
+        implicit_bias,
+        {"covariance": "low rank", "rank": 10, "draws": 2, "lr": [0.01, 0.03, 0.1]},
+    ),
     "four components of rank 10": (
         implicit_bias,
         {"covariance": "low rank", "rank": 10, "mixture": 4, "lr": [0.01, 0.03, 0.1]},
