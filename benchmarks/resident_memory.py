@@ -16,8 +16,8 @@ def resident(key: Literal["VmRSS", "VmHWM", "RssAnon"]) -> int:
     return int(match.group(1)) * 1024
 
 
-def restart_peak() -> None:
-    """Lets the peak start again from what is in use now.
+def restart_peak() -> int:
+    """Lets the peak start again from what is in use now, and returns that in bytes.
 
     What was freed, and kept by the C library for later, is given back before, where that is glibc.
     """
@@ -25,3 +25,4 @@ def restart_peak() -> None:
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")

@@ -45,8 +45,7 @@ def measure(
     model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Categorical(), num_data=num_data)
     guide = ibvi.AutoMuPNormal(model, covariance=covariance)
     x, y = torch.randn(num_data, 64), torch.randint(10, (num_data,))
-    before = resident("VmRSS")
-    restart_peak()
+    before = restart_peak()
     data = to_arviz(model, guide, x, y, num_samples=num_samples, seed=0, groups=groups)
     peak = resident("VmHWM") - before
     size = data["posterior_predictive"].nbytes + data["log_likelihood"].nbytes

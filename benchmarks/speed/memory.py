@@ -35,17 +35,15 @@ class Peak:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        gc.collect()
-        is_cuda = device.type == "cuda"
-        self.before = torch.cuda.memory_allocated(device) if is_cuda else resident("VmRSS")
-        self.restart()
+        self.before = self.restart()
 
-    def restart(self) -> None:
-        """Forgets the peak so far."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            restart_peak()
+    def restart(self) -> int:
+        """Forgets the peak so far, and returns what is in use now, in bytes."""
+        if self.device.type != "cuda":
+            return restart_peak()
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device)
 
     def bytes(self) -> int:
         """The peak."""

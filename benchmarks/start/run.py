@@ -6,7 +6,7 @@ Counted are steps of Adam until the loss is within 3 nats of the best that AutoN
     python -m benchmarks.start.run
 
 writes ``results.json`` beside this file, from which the page *Differences from Pyro's autoguides*
-has its table (a test compares the two).
+makes its table.
 """
 
 from __future__ import annotations

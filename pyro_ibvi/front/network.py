@@ -82,8 +82,8 @@ class VariationalNetwork:
         optim_args: Further arguments of the optimizer.
         scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`.
         clip_norm: Largest Euclidean norm of the gradient.
-        draws: Draws of the weights in a step: ``"batch"``, ``"datum"``, or a number of parts of
-            the batch, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`.
+        draws: Draws in a step, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`; by default 2
+            for numbers by a ``Sequential`` of linear layers and activations, else as above.
         loss: The objective; by default the expected log-likelihood per datum.
 
     Attributes:

@@ -128,13 +128,13 @@ class DirectRoute:
             if draws == "datum":
                 warn_of(self._per_datum.left_out())
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
-        outputs, num_draw_dims = [], 0
-        values: dict[str, Tensor] | None = None
+        outputs = []
+        values: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             opposite = values if i % 2 else None
             output, values = self._output(self._per_datum, model, guide, part, opposite)
-            num_draw_dims = model.net.num_draw_dims(self._values(model.net, values))
             outputs.append(output)
+        num_draw_dims = model.net.num_draw_dims(self._values(model.net, values))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, num_draw_dims)
         return model.log_likelihood_of(output, x, y, num_draw_dims)
 
