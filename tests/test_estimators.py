@@ -223,6 +223,19 @@ def test_classes_and_numbers_have_the_front_doors_optimizer():
         assert fitted.optim.lr == plain.optim.lr
 
 
+def test_numbers_and_classes_of_a_table_get_a_mixture_unless_the_choice_is_the_users():
+    X, y = load_iris(return_X_y=True)
+
+    def num_components(estimator=IBVIRegressor, **options):
+        fitted = estimator(**{**QUICK, "max_epochs": 1, **options}).fit(X, y).network_
+        return len(fitted.guide.components)
+
+    assert num_components() == num_components(IBVIClassifier) == 4
+    assert num_components(num_components=np.int64(2)) == 2
+    assert num_components(covariance=ibvi.LowRank(2)) == num_components(network=whole_batch) == 1
+    assert num_components(covariance=ibvi.LowRank(2), num_components=3) == 3
+
+
 def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
     X, y = (part.to_numpy(dtype=np.float32) for part in diabetes)
     Y = np.stack([y, -2 * y], 1)
@@ -237,6 +250,7 @@ def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
     ("options", "sentence"),
     [
         ({"max_epochs": 0}, "max_epochs must be a positive whole number, got 0"),
+        ({"num_components": 2.5}, "num_components must be a positive whole number, got 2.5"),
         ({"hidden_layer_sizes": (8, -1)}, "Each of hidden_layer_sizes must be .*, got -1"),
         ({"validation_fraction": 1.5}, "validation_fraction is the share .*, got 1.5"),
         ({"validation_fraction": "a"}, "validation_fraction is the share .*, got 'a'"),

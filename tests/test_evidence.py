@@ -116,3 +116,16 @@ def test_the_table_of_splits_takes_the_settings_that_validation_chose(tmp_path, 
     (tmp_path / "results" / "uci.jsonl").write_text(text + "\n")
     monkeypatch.setattr(report, "HERE", tmp_path)
     assert "| deterministic | -2.00\u00a0±\u00a00.00 |" in report.uci_table("log_likelihood")
+
+
+def test_estimators_are_compared_on_the_splits_that_both_were_trained_on(tmp_path, monkeypatch):
+    runs = [(1, 0, -1.0, 2.0), (1, 1, -3.0, 2.0), (1, 2, 9.0, 1.0)]
+    runs += [(4, 0, -0.5, 3.0), (4, 1, -1.5, 7.0)]
+    names = ("num_components", "split", "log_likelihood", "seconds")
+    lines = [json.dumps({"data": "iris", **dict(zip(names, run, strict=True))}) for run in runs]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "estimators.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    (row,) = [line for line in report.estimators_table().splitlines() if "iris" in line]
+    cells = [cell.strip().replace("\u00a0", " ") for cell in row.split("|")[1:-1]]
+    assert cells == ["iris", "-2.000 ± 1.000", "-1.000 ± 0.500", "1.000 ± 0.500", "2.5"]

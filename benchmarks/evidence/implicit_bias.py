@@ -41,8 +41,8 @@ def make_svi(
         settings: ``covariance`` with its numbers and ``lr``, and if they are not the usual ones
             ``stochastic``, ``start`` (by default the network for relative noise), ``draws``,
             ``scale of convolutions``, ``components`` of the linear layers behind these,
-            ``mixture``, the number of components of all that is random, and ``penalty``, the
-            weight of an explicit 2-Wasserstein distance from the prior.
+            ``mixture``, the number of components of all that is random, ``init_scale``, and
+            ``penalty``, the weight of an explicit 2-Wasserstein distance from the prior.
         optimizer: Class of the torch optimizer.
         schedule: Makes its scheduler.
         base: The base of muP; at the network itself its rates are those of ordinary training.
@@ -67,7 +67,7 @@ def make_svi(
         draws=settings.get("draws", "batch"),
         num_components=settings.get("components", 1),
     )
-    guide = recipe.make_guide(model, settings.get("mixture"), None, None)
+    guide = recipe.make_guide(model, settings.get("mixture"), None, settings.get("init_scale"))
     arguments = {"lr": settings["lr"], **optim_args}
     optim = ibvi.MuPOptim(optimizer, arguments, guide, scheduler=schedule)
     loss: ibvi.TraceExpectedLogLikelihood

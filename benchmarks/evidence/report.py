@@ -200,6 +200,27 @@ def uci_table(score: Literal["log_likelihood", "rmse"]) -> str:
     return table(["", *runs], rows)
 
 
+def estimators_table() -> str:
+    """Log-likelihood of the estimators' default by one Gaussian and by four, over the splits."""
+    groups: dict[str, dict[int, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
+    for record in read(HERE / "results" / "estimators.jsonl"):
+        groups[record["data"]][record["num_components"]][record["split"]] = record
+    rows = []
+    for data, by_number in groups.items():
+        one, four = (
+            [
+                by_number[number][split]
+                for split in sorted(by_number[1].keys() & by_number[4].keys())
+            ]
+            for number in (1, 4)
+        )
+        scores = [[r["log_likelihood"] for r in runs] for runs in (one, four)]
+        gaps = [b - a for a, b in zip(*scores, strict=True)]
+        price = sum(r["seconds"] for r in four) / sum(r["seconds"] for r in one)
+        rows.append([data, *(shown(values, 3) for values in (*scores, gaps)), f"{price:.1f}"])
+    return table(["", "one Gaussian", "four", "four less one", "CPU time"], rows)
+
+
 def relative_noise_table() -> str:
     """What each choice of the recipe of relative noise does to the loss on validation images."""
     rows = []

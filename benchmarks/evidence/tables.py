@@ -157,11 +157,27 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
     ),
     "rank 10, two draws a step": (  # the default for numbers
         implicit_bias,
-        {"covariance": "low rank", "rank": 10, "draws": 2, "lr": [0.01, 0.03, 0.1]},
+        {"covariance": "low rank", "rank": 10, "draws": 2, "lr": [0.01, 0.03, 0.1, 0.3]},
     ),
-    "four components of rank 10": (
+    "a tenth of its noise": (
         implicit_bias,
-        {"covariance": "low rank", "rank": 10, "mixture": 4, "lr": [0.01, 0.03, 0.1]},
+        {
+            "covariance": "low rank",
+            "rank": 10,
+            "init_scale": 0.1,
+            "draws": 2,
+            "lr": [0.01, 0.03, 0.1],
+        },
+    ),
+    "four components, two draws a step": (  # the estimators' default
+        implicit_bias,
+        {
+            "covariance": "low rank",
+            "rank": 10,
+            "mixture": 4,
+            "draws": 2,
+            "lr": [0.01, 0.03, 0.1, 0.3],
+        },
     ),
     "paper's recipe, rank 100": (
         implicit_bias,

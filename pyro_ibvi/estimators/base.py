@@ -34,6 +34,8 @@ _NUM_VALID_SAMPLES = 16
 _MIN_STEPS, _MIN_EPOCHS = 2000, 100
 #: Share of the epochs, and their number at least, after which training that gains nothing ends.
 _PATIENCE, _MIN_PATIENCE = 0.1, 10
+#: Gaussians of the mixture over the weights of a network that is small and made here.
+_NUM_COMPONENTS = 4
 _FLOATS = (np.float64, np.float32)
 
 
@@ -70,6 +72,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
                 counted,
                 stochastic=self.stochastic,
                 covariance=self.covariance,
+                num_components=self._num_components(),
                 optimizer=self.optimizer,
                 lr=self.learning_rate,
             )
@@ -105,6 +108,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             progress=self.verbose,
             **options,
         )
+
+    def _num_components(self) -> int | None:
+        if self.num_components is not None:
+            return _checked_int("num_components", self.num_components)
+        is_own = self.network is None and self.covariance is None
+        return _NUM_COMPONENTS if is_own else None
 
     def _num_epochs(self, num_data: int) -> int:
         """Number of epochs at most."""

@@ -34,6 +34,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         class_weight: Weights by class, or ``"balanced"``; they multiply ``sample_weight``.
         stochastic: As there, and so are all that follow.
         covariance: As there.
+        num_components: As there.
         optimizer: As there.
         learning_rate: As there.
         batch_size: As there.
@@ -68,6 +69,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         class_weight: Mapping[Any, float] | str | None = None,
         stochastic: Any = None,
         covariance: Any = None,
+        num_components: int | None = None,
         optimizer: type[Optimizer] | None = None,
         learning_rate: float | None = None,
         batch_size: int = 128,
@@ -86,6 +88,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.stochastic = stochastic
         self.covariance = covariance
+        self.num_components = num_components
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.batch_size = batch_size

@@ -38,6 +38,10 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             smallest then (0.05 for None).
         stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`.
         covariance: Structure of their covariance, see :class:`~pyro_ibvi.AutoMuPNormal`.
+        num_components: Number of Gaussians over these weights, of which the posterior is the
+            mixture; None for four, which take two to four times as long to train as one, but for
+            the default of :class:`~pyro_ibvi.VariationalNetwork` with a ``network`` or
+            ``covariance`` of your own.
         optimizer: Class of the torch optimizer; None for the default of
             :class:`~pyro_ibvi.VariationalNetwork`: Adam here, SGD for classes.
         learning_rate: Global learning rate; None for the optimizer's default.
@@ -83,6 +87,7 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         heteroscedastic: bool = False,
         stochastic: Any = None,
         covariance: Any = None,
+        num_components: int | None = None,
         optimizer: type[Optimizer] | None = None,
         learning_rate: float | None = None,
         batch_size: int = 128,
@@ -102,6 +107,7 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         self.heteroscedastic = heteroscedastic
         self.stochastic = stochastic
         self.covariance = covariance
+        self.num_components = num_components
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.batch_size = batch_size

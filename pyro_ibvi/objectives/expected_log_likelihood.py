@@ -300,9 +300,11 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         if not is_first and _DRAWS not in known.warned:
             known.warned.add(_DRAWS)
             warnings.warn(
-                f"draws={self.draws!r}: this model and guide have one draw for a batch, since "
-                f"several need the evaluation without Pyro's traces, which is for a "
-                f"SupervisedModel with its AutoMuPNormal, kl_weight=0, and no handlers or hooks.",
+                f"draws={self.draws!r}, which VariationalNetwork may have taken by itself: this "
+                f"model and guide have one draw for a batch, since several need the evaluation "
+                f"without Pyro's traces, which is for a SupervisedModel with its AutoMuPNormal or "
+                f"AutoMuPMixture, kl_weight=0, and no handlers or hooks. draws='batch' asks for "
+                f"one.",
                 UserWarning,
                 stacklevel=2,
             )
