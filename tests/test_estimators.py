@@ -223,14 +223,15 @@ def test_classes_and_numbers_have_the_front_doors_optimizer():
         assert fitted.optim.lr == plain.optim.lr
 
 
-def test_numbers_and_classes_of_a_table_get_a_mixture_unless_the_choice_is_the_users():
+def test_numbers_of_a_table_get_a_mixture_unless_the_choice_is_the_users():
     X, y = load_iris(return_X_y=True)
 
     def num_components(estimator=IBVIRegressor, **options):
         fitted = estimator(**{**QUICK, "max_epochs": 1, **options}).fit(X, y).network_
         return len(fitted.guide.components)
 
-    assert num_components() == num_components(IBVIClassifier) == 4
+    assert (num_components(), num_components(IBVIClassifier)) == (4, 1)
+    assert num_components(IBVIClassifier, num_components=3) == 3
     assert num_components(num_components=np.int64(2)) == 2
     assert num_components(covariance=ibvi.LowRank(2)) == num_components(network=whole_batch) == 1
     assert num_components(covariance=ibvi.LowRank(2), num_components=3) == 3

@@ -55,7 +55,7 @@ from pyro_ibvi.diagnostics.probe import KINDS, Key, Probe
 from pyro_ibvi.diagnostics.repeats import prefixes_of_blocks
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
-from pyro_ibvi.mup.rates import Family
+from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.training.optim import MuPOptim
 

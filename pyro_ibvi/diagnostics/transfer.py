@@ -39,7 +39,7 @@ from pyro_ibvi.diagnostics.book import (
 )
 from pyro_ibvi.diagnostics.coordinates import Build, checked_build, checked_sizes
 from pyro_ibvi.diagnostics.transfer_result import RateTransfer, TransferAxis
-from pyro_ibvi.mup.rates import Family
+from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.loop import fit

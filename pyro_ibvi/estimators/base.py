@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,13 +34,14 @@ _NUM_VALID_SAMPLES = 16
 _MIN_STEPS, _MIN_EPOCHS = 2000, 100
 #: Share of the epochs, and their number at least, after which training that gains nothing ends.
 _PATIENCE, _MIN_PATIENCE = 0.1, 10
-#: Gaussians of the mixture over the weights of a network that is small and made here.
-_NUM_COMPONENTS = 4
 _FLOATS = (np.float64, np.float32)
 
 
 class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """What both estimators do: standardize, weigh, hold back, train, predict."""
+
+    #: Number of components where all is the estimator's choice; None for the front door's.
+    _own_components: ClassVar[int | None] = None
 
     def _fit(self, X: Any, y: Tensor, weight: Any, likelihood: Likelihood, size: int) -> None:
         """Trains a new network.
@@ -113,7 +114,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         if self.num_components is not None:
             return _checked_int("num_components", self.num_components)
         is_own = self.network is None and self.covariance is None
-        return _NUM_COMPONENTS if is_own else None
+        return self._own_components if is_own else None
 
     def _num_epochs(self, num_data: int) -> int:
         """Number of epochs at most."""

@@ -34,7 +34,8 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         class_weight: Weights by class, or ``"balanced"``; they multiply ``sample_weight``.
         stochastic: As there, and so are all that follow.
         covariance: As there.
-        num_components: As there.
+        num_components: As there, but None for the default of
+            :class:`~pyro_ibvi.VariationalNetwork` in any case: one behind no convolutions.
         optimizer: As there.
         learning_rate: As there.
         batch_size: As there.

@@ -11,7 +11,7 @@ from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.pairs import model_of
 from pyro_ibvi._util.past import Past, few_values, read_past, write_past
 from pyro_ibvi.guides.sites import Layer
-from pyro_ibvi.mup.rates import Family, Rate
+from pyro_ibvi.mup.parametrization import Family, Rate
 
 
 class MuPGuide(nn.Module):

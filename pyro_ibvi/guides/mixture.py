@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyro_ibvi.guides.direct import DirectRoute, find_route
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.guides.saving import without_model
 from pyro_ibvi.guides.sites import Layer
-from pyro_ibvi.mup.rates import Family, Rate
+from pyro_ibvi.mup.parametrization import Family, Rate
 
 
 class AutoMuPMixture(PyroModule, MuPGuide):
@@ -41,13 +40,6 @@ class AutoMuPMixture(PyroModule, MuPGuide):
     What the components share runs once for all of them, up to the first layer that they do not
     share; the others run for each. A network that :func:`torch.func.vmap` cannot run, such as one
     with BatchNorm in training, runs whole for each.
-
-    The gradient of a component's own parameters is thus a ``K``-th of what it would be alone. So
-    SGD's rates for them are ``K`` times as large, and epsilons of Adam-like optimizers a ``K``-th:
-    a learning rate that serves one Gaussian serves the mixture, and components that share nothing
-    train as ``K`` networks side by side. A hand-written model has the rates of one Gaussian; where
-    steps of a :class:`~pyro_ibvi.SupervisedModel` go by traces, as with a KL term, a ``K``-th of
-    the rate is safe.
 
     Where a step goes by Pyro's traces (a hand-written model, a KL term), it draws one component
     for the whole batch. The density of a draw is then that of its component. So an ELBO is a lower
@@ -209,14 +201,12 @@ class AutoMuPMixture(PyroModule, MuPGuide):
         Raises:
             RuntimeError: If the guide is not initialized.
         """
-        owners = Counter(parameter for _, parameter in self.named_site_parameters())
-        share = self._share_of_gradient()
         seen: set[nn.Parameter] = set()
         for component in self.components:
             for name, parameter, rate in component.named_rates(family):
                 if parameter not in seen:
                     seen.add(parameter)
-                    yield name, parameter, rate.at(share) if owners[parameter] == 1 else rate
+                    yield name, parameter, rate
 
     def named_site_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The components' parameters in the order in which the guide reads them.
@@ -283,16 +273,6 @@ class AutoMuPMixture(PyroModule, MuPGuide):
                     draws = draws or component.rsample()
                     loc.copy_(site.unconstrain(draws[name]))
         self._begin_past()
-
-    def _share_of_gradient(self) -> float:
-        """What a step leaves of the gradient by a component's own parameters.
-
-        Returns:
-            A ``K``-th; 1 for a model whose steps go by traces, for a step is then the drawn
-            component's with its whole gradient, for which ``K`` times the rate might be too much.
-        """
-        takes_part = self.direct_route(self.model) is not None
-        return 1 / len(self.components) if takes_part else 1.0
 
     def _any(self) -> int:
         generator = thread_generator(torch.device("cpu"))

@@ -33,8 +33,7 @@ from pyro_ibvi.guides.rows import Batch, Plates
 from pyro_ibvi.guides.sites import CovarianceChoice, Layer, check_covariance, group_layers
 from pyro_ibvi.guides.start import make_parameters
 from pyro_ibvi.models.admission import admit_parametrization
-from pyro_ibvi.mup.parametrization import Parametrization
-from pyro_ibvi.mup.rates import Family, Rate
+from pyro_ibvi.mup.parametrization import Family, Parametrization, Rate
 from pyro_ibvi.mup.roles import WeightRole
 
 

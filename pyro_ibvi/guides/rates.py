@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.sites import Layer, Site
-from pyro_ibvi.mup.rates import Family, Rate
+from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.mup.roles import NetworkWeight
 
 #: Name, parameter and what the optimizer is to do with it.

@@ -5,8 +5,8 @@ from pyro_ibvi.mup.parametrization import (
     Fans,
     MaximalUpdate,
     Parametrization,
+    Rate,
 )
-from pyro_ibvi.mup.rates import Rate
 from pyro_ibvi.mup.roles import (
     NetworkWeight,
     WeightRole,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from pyro_ibvi.mup.parametrization import (
     BaseShapes,
+    Family,
     Fans,
     Role,
     Side,
     fan_in_std,
 )
-from pyro_ibvi.mup.rates import Family
 
 
 @dataclass(frozen=True)

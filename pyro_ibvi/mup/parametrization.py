@@ -48,10 +48,12 @@ from typing import Literal, Protocol, TypeAlias
 from torch import nn
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi.mup.rates import Family
 from pyro_ibvi.theory.stability import rank_rate_factor
 
 Role: TypeAlias = Literal["input", "hidden", "output", "bias", "gain"]
+#: How an optimizer's step depends on the gradient: in proportion to it, on its sign or its size
+#: relative to the past, or, of a matrix, on its singular vectors alone.
+Family: TypeAlias = Literal["sgd", "adam", "muon"]
 Side: TypeAlias = Literal["in", "out"]
 BaseShapes: TypeAlias = int | nn.Module | Mapping[str, tuple[int, ...]] | None
 
@@ -78,6 +80,25 @@ class Fans:
     base_width_out: int | None = None
     depth: int = 1
     base_depth: int | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How an optimizer is to treat a parameter.
+
+    Attributes:
+        factor: Factor on the global learning rate.
+        epsilon: Factor on the optimizer's epsilon, the length that gradients are compared with.
+        decays: Whether weight decay is meant for it: for the means of weights, not for
+            covariance factors, biases and gains.
+        family: Whose rule the factor is. Of ``"muon"`` it is the size of an orthogonal update
+            of norm one.
+    """
+
+    factor: float = 1.0
+    epsilon: float = 1.0
+    decays: bool = True
+    family: Family = "sgd"
 
 
 class Parametrization(Protocol):

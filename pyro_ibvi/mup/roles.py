@@ -29,8 +29,7 @@ from pyro_ibvi.mup.layers import (
     layer_names,
     owner_of,
 )
-from pyro_ibvi.mup.parametrization import BaseShapes, Fans, Parametrization, Role, Side
-from pyro_ibvi.mup.rates import Family
+from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
 from pyro_ibvi.mup.unknown import check_known
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_ibvi._util.pairs import check_part
-from pyro_ibvi.mup.rates import Family
+from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.training.families import check_arguments
 from pyro_ibvi.training.muon import MuonWithAdamW, check_muon
 from pyro_ibvi.training.param_groups import HasRates

@@ -11,7 +11,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim import Optimizer
 
-from pyro_ibvi.mup.rates import Family
+from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.training.muon import MuonWithAdamW
 
 _FAMILIES: dict[Family, tuple[type[Optimizer], ...]] = {

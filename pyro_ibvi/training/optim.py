@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_ibvi._util.loss_scale import noted_scale
-from pyro_ibvi.mup.rates import Family, Rate
+from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.training.admission import (
     check_clip_norm,
     check_guide,

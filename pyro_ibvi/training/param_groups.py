@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_ibvi.mup.rates import Family, Rate
+from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.ratios import FACTOR_KEY, watch_steps
 
