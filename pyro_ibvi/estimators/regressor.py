@@ -77,7 +77,7 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         True
     """
 
-    #: Of a small network they cost seconds, and predict better (page *Results*).
+    #: Of a small network they cost seconds, and predict as one or better (page *Results*).
     _own_components = 4
 
     def __init__(
