@@ -36,8 +36,7 @@ from pyro.infer.autoguide import AutoNormal
 from sklearn.datasets import load_digits
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.arviz import to_arviz
-from pyro_ibvi.arviz.criticism import compare_predictive, log_predictive_density, pareto_k
+from pyro_ibvi.arviz import compare_predictive, log_predictive_density, pareto_k, to_arviz
 
 warnings.filterwarnings("ignore", module="arviz")  # ArviZ 0.23 beside newer pandas
 SMOKE = bool(os.environ.get("PYRO_IBVI_SMOKE"))  # shorter, nothing skipped
