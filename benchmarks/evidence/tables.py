@@ -159,7 +159,7 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
         implicit_bias,
         {"covariance": "low rank", "rank": 10, "draws": 2, "lr": [0.01, 0.03, 0.1, 0.3]},
     ),
-    "a tenth of its noise": (
+    "rank 10, two draws, a tenth of the noise": (
         implicit_bias,
         {
             "covariance": "low rank",
