@@ -15,7 +15,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sklearn.model_selection import train_test_split
 
 from pyro_ibvi.estimators import IBVIClassifier, IBVIRegressor
 
+from . import report
 from .data import UCI, Table, table_splits
 from .run import HERE, versions
 
@@ -41,45 +43,41 @@ CLASSES = {
 Run = dict[str, Any]
 
 
-def run_numbers(table: Table, num_components: int, split: int) -> Run:
+def fit(model: IBVIRegressor | IBVIClassifier, x: Any, y: Any) -> Run:
+    """Trains an estimator, and says how long."""
+    start = time.process_time()
+    model.fit(x, y)
+    return {"seconds": time.process_time() - start, "epochs": model.n_iter_}
+
+
+def run_numbers(table: Table, split: int, num_components: int) -> Run:
     """Log-likelihood per datum and root mean squared error, in the target's own units."""
     x, y = torch.cat([table.x, table.x_valid]), torch.cat([table.y, table.y_valid])
-    start = time.process_time()
     model = IBVIRegressor(num_components=num_components, random_state=split)
-    model.fit(x.numpy(), y[:, 0].numpy())
-    seconds = time.process_time() - start
+    course = fit(model, x.numpy(), y[:, 0].numpy())
     prediction = model.predictive(table.x_test.numpy())
     log_likelihood = prediction.log_prob(table.y_test).mean().item() - math.log(table.y_scale)
     rmse = (prediction.mean - table.y_test).square().mean().sqrt().item() * table.y_scale
-    return {
-        "seconds": seconds,
-        "epochs": model.n_iter_,
-        "log_likelihood": log_likelihood,
-        "rmse": rmse,
-    }
+    return {**course, "log_likelihood": log_likelihood, "rmse": rmse}
 
 
-def run_classes(name: str, num_components: int, split: int) -> Run:
+def run_classes(name: str, split: int, num_components: int) -> Run:
     """Log-likelihood per datum and error."""
     x, y = CLASSES[name](return_X_y=True)
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=split, stratify=y)
-    start = time.process_time()
-    model = IBVIClassifier(num_components=num_components, random_state=split).fit(x, y)
-    seconds = time.process_time() - start
+    model = IBVIClassifier(num_components=num_components, random_state=split)
+    course = fit(model, x, y)
     probabilities = model.predict_proba(x_test)
     error = float(np.mean(probabilities.argmax(1) != y_test))
-    log_likelihood = -float(log_loss(y_test, probabilities))
-    return {
-        "seconds": seconds,
-        "epochs": model.n_iter_,
-        "log_likelihood": log_likelihood,
-        "error": error,
-    }
+    return {**course, "log_likelihood": -float(log_loss(y_test, probabilities)), "error": error}
 
 
-def splits(name: str) -> Iterator[Table | str]:
-    """What a run of each split is made from."""
-    return table_splits(name, NUM_SPLITS) if name in UCI else iter([name] * NUM_SPLITS)
+def runs(name: str) -> list[Callable[[int], Run]]:
+    """For each split a function of the number of components."""
+    if name in CLASSES:
+        return [partial(run_classes, name, split) for split in range(NUM_SPLITS)]
+    tables = table_splits(name, NUM_SPLITS)
+    return [partial(run_numbers, table, split) for split, table in enumerate(tables)]
 
 
 def main() -> None:
@@ -89,18 +87,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results")) / "estimators.jsonl"
-    done = set()
-    if path.exists():
-        records = map(json.loads, path.read_text().splitlines())
-        done = {(r["data"], r["num_components"], r["split"]) for r in records}
+    records = report.read(path) if path.exists() else []
+    done = {(r["data"], r["split"], r["num_components"]) for r in records}
     for name in args.sets:
-        rows = itertools.product(enumerate(splits(name)), NUM_COMPONENTS)
-        for (split, data), num_components in rows:
-            if (name, num_components, split) in done:
+        for (split, run), num_components in itertools.product(
+            enumerate(runs(name)), NUM_COMPONENTS
+        ):
+            if (name, split, num_components) in done:
                 continue
-            run = run_classes if isinstance(data, str) else run_numbers
-            found = run(data, num_components, split)  # type: ignore[operator]
             key = {"data": name, "num_components": num_components, "split": split}
+            found = run(num_components)
             with path.open("a") as file:
                 file.write(json.dumps({**key, **found, "versions": versions()}) + "\n")
             print(key, {k: round(v, 3) for k, v in found.items()}, flush=True)

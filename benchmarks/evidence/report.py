@@ -207,13 +207,8 @@ def estimators_table() -> str:
         groups[record["data"]][record["num_components"]][record["split"]] = record
     rows = []
     for data, by_number in groups.items():
-        one, four = (
-            [
-                by_number[number][split]
-                for split in sorted(by_number[1].keys() & by_number[4].keys())
-            ]
-            for number in (1, 4)
-        )
+        splits = sorted(by_number[1].keys() & by_number[4].keys())
+        one, four = ([by_number[number][split] for split in splits] for number in (1, 4))
         scores = [[r["log_likelihood"] for r in runs] for runs in (one, four)]
         gaps = [b - a for a, b in zip(*scores, strict=True)]
         price = sum(r["seconds"] for r in four) / sum(r["seconds"] for r in one)

@@ -112,7 +112,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
 
     def _num_components(self) -> int | None:
         if self.num_components is not None:
-            return _checked_int("num_components", self.num_components)
+            return operator.index(self.num_components)
         is_own = self.network is None and self.covariance is None
         return self._own_components if is_own else None
 
@@ -192,7 +192,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     def _check_numbers(self) -> None:
         for name in ("batch_size", "num_samples"):
             _checked_int(name, getattr(self, name))
-        for name in ("max_epochs", "patience"):
+        for name in ("num_components", "max_epochs", "patience"):
             if getattr(self, name) is not None:
                 _checked_int(name, getattr(self, name))
         share = self.validation_fraction
