@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +25,8 @@ from sklearn.model_selection import train_test_split
 
 from pyro_ibvi.estimators import IBVIClassifier, IBVIRegressor
 
-from . import report
 from .data import UCI, Table, table_splits
-from .run import HERE, versions
+from .records import Record, Records
 
 NUM_SPLITS = 5
 NUM_COMPONENTS = (1, 4)
@@ -40,17 +36,16 @@ CLASSES = {
     "iris": datasets.load_iris,
     "wine": datasets.load_wine,
 }
-Run = dict[str, Any]
 
 
-def fit(model: IBVIRegressor | IBVIClassifier, x: Any, y: Any) -> Run:
+def fit(model: IBVIRegressor | IBVIClassifier, x: Any, y: Any) -> Record:
     """Trains an estimator, and says how long."""
     start = time.process_time()
     model.fit(x, y)
     return {"seconds": time.process_time() - start, "epochs": model.n_iter_}
 
 
-def run_numbers(table: Table, split: int, num_components: int) -> Run:
+def run_numbers(table: Table, split: int, num_components: int) -> Record:
     """Log-likelihood per datum and root mean squared error, in the target's own units."""
     x, y = torch.cat([table.x, table.x_valid]), torch.cat([table.y, table.y_valid])
     model = IBVIRegressor(num_components=num_components, random_state=split)
@@ -61,7 +56,7 @@ def run_numbers(table: Table, split: int, num_components: int) -> Run:
     return {**course, "log_likelihood": log_likelihood, "rmse": rmse}
 
 
-def run_classes(name: str, split: int, num_components: int) -> Run:
+def run_classes(name: str, split: int, num_components: int) -> Record:
     """Log-likelihood per datum and error."""
     x, y = CLASSES[name](return_X_y=True)
     x, x_test, y, y_test = train_test_split(x, y, test_size=0.3, random_state=split, stratify=y)
@@ -72,7 +67,7 @@ def run_classes(name: str, split: int, num_components: int) -> Run:
     return {**course, "log_likelihood": -float(log_loss(y_test, probabilities)), "error": error}
 
 
-def runs(name: str) -> list[Callable[[int], Run]]:
+def runs(name: str) -> list[Callable[[int], Record]]:
     """For each split a function of the number of components."""
     if name in CLASSES:
         return [partial(run_classes, name, split) for split in range(NUM_SPLITS)]
@@ -86,20 +81,16 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", default=[*UCI, *CLASSES])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    path = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results")) / "estimators.jsonl"
-    records = report.read(path) if path.exists() else []
-    done = {(r["data"], r["split"], r["num_components"]) for r in records}
+    records = Records("estimators", ("data", "num_components", "split"))
     for name in args.sets:
         for (split, run), num_components in itertools.product(
             enumerate(runs(name)), NUM_COMPONENTS
         ):
-            if (name, split, num_components) in done:
-                continue
             key = {"data": name, "num_components": num_components, "split": split}
-            found = run(num_components)
-            with path.open("a") as file:
-                file.write(json.dumps({**key, **found, "versions": versions()}) + "\n")
-            print(key, {k: round(v, 3) for k, v in found.items()}, flush=True)
+            if records.find(key) is None:
+                found = run(num_components)
+                records.add({**key, **found})
+                print(key, {k: round(v, 3) for k, v in found.items()}, flush=True)
 
 
 if __name__ == "__main__":

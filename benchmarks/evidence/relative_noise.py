@@ -10,7 +10,6 @@ of ``results/relative_noise.jsonl``; what is there already is not run again.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyro
@@ -22,7 +21,8 @@ from . import scores
 from .contenders import Task, train_svi
 from .data import load_images
 from .implicit_bias import make_svi
-from .run import GRID_SEED, HERE, probabilities, versions
+from .records import Records
+from .run import GRID_SEED, probabilities
 
 RECIPE: dict[str, Any] = {
     "scale": 0.5,
@@ -90,14 +90,12 @@ def main() -> None:
     """Runs what is not there yet."""
     torch.set_num_threads(1)
     task = Task(load_images("fashion-mnist", 12000, 4000, "kmnist"), "lenet5", 25, 128)
-    path = HERE / "results" / "relative_noise.jsonl"
-    done = [json.loads(line)["choices"] for line in path.open()] if path.exists() else []
+    records = Records("relative_noise", ("choices", "seed"))
     for variant in VARIANTS:
         choices = {**RECIPE, **variant}
-        if choices not in done:
-            record = {"choices": choices, "seed": GRID_SEED, **run(task, choices)}
-            with path.open("a") as file:
-                file.write(json.dumps({**record, "versions": versions()}) + "\n")
+        key = {"choices": choices, "seed": GRID_SEED}
+        if records.find(key) is None:
+            record = records.add({**key, **run(task, choices)})
             print(variant, f"{record['valid_nll'][-1]:.3f}", flush=True)
 
 

@@ -8,17 +8,11 @@ import statistics
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-HERE = Path(__file__).parent
+from .records import HERE, RESULTS, Record, read
+
 Protocol = Literal["last", "best"]
-Record = dict[str, Any]
-
-
-def read(path: Path) -> list[Record]:
-    """The runs of a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -42,7 +36,7 @@ def shown(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
 
 def task_names() -> list[str]:
     """Tasks with results."""
-    found = (path.stem for path in (HERE / "results").glob("*.jsonl"))
+    found = (path.stem for path in RESULTS.glob("*.jsonl"))
     return sorted(name for name in found if (HERE / "tasks" / f"{name}.toml").exists())
 
 
@@ -59,7 +53,7 @@ def chosen_runs(task: str, protocol: Protocol) -> dict[str, list[Record]]:
     """
     grid: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     tests: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in read(HERE / "results" / f"{task}.jsonl"):
+    for record in read(RESULTS / f"{task}.jsonl"):
         settings = json.dumps(record["settings"], sort_keys=True)
         if "last" in record:
             tests[record["contender"]][settings].append(record)
@@ -172,7 +166,7 @@ def settings_table(task: str, protocol: Protocol) -> str:
 def uci_runs() -> dict[str, dict[str, list[Record]]]:
     """By table and contender the runs of the chosen settings, of which there is one per split."""
     groups: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in read(HERE / "results" / "uci.jsonl"):
+    for record in read(RESULTS / "uci.jsonl"):
         settings = json.dumps(record["settings"], sort_keys=True)
         groups[record["data"], record["contender"]][settings].append(record)
     result: dict[str, dict[str, list[Record]]] = defaultdict(dict)
@@ -203,7 +197,7 @@ def uci_table(score: Literal["log_likelihood", "rmse"]) -> str:
 def estimators_table() -> str:
     """Log-likelihood of the estimators' default by one Gaussian and by four, over the splits."""
     groups: dict[str, dict[int, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
-    for record in read(HERE / "results" / "estimators.jsonl"):
+    for record in read(RESULTS / "estimators.jsonl"):
         groups[record["data"]][record["num_components"]][record["split"]] = record
     rows = []
     for data, by_number in groups.items():
@@ -219,7 +213,7 @@ def estimators_table() -> str:
 def relative_noise_table() -> str:
     """What each choice of the recipe of relative noise does to the loss on validation images."""
     rows = []
-    for record in read(HERE / "results" / "relative_noise.jsonl"):
+    for record in read(RESULTS / "relative_noise.jsonl"):
         choices = dict(record["choices"])
         layers = choices["layers"]
         if isinstance(layers, list):

@@ -14,12 +14,9 @@ import argparse
 import copy
 import itertools
 import json
-import os
-import platform
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +24,12 @@ import pyro
 import torch
 from torch import Tensor
 
-import pyro_ibvi as ibvi
-
 from . import scores
 from .contenders import CONTENDERS, Draw, Settings, Task
 from .data import LabelledData, load_images
+from .records import HERE, Record, Records
 from .series import load_series
 
-HERE = Path(__file__).parent
 GRID_SEED = 1000
 PROTOCOLS = ("last", "best")
 LOADERS: dict[str, Callable[..., LabelledData]] = {"images": load_images, "series": load_series}
@@ -112,49 +107,25 @@ def train(
     return result
 
 
-def key(record: dict[str, Any]) -> str:
-    """What identifies a run."""
-    return json.dumps([record[k] for k in ("contender", "settings", "seed")], sort_keys=True)
-
-
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The runs that are there."""
-    if not path.exists():
-        return {}
-    return {key(r): r for r in map(json.loads, path.read_text().splitlines())}
-
-
-def versions() -> dict[str, str]:
-    """Versions and hardware, without names of machines."""
-    packages = {m.__name__: m.__version__ for m in (torch, pyro, np, ibvi)}
-    return {
-        **packages,
-        "python": platform.python_version(),
-        "hardware": f"{platform.machine()}, 1 thread",
-    }
-
-
 class Runs:
-    """The runs of a task, each made once and written at once."""
+    """The runs of a task."""
 
-    def __init__(self, task: Task, path: Path, num_draws: int) -> None:
-        self.task, self.path, self.num_draws = task, path, num_draws
+    def __init__(self, task: Task, name: str, num_draws: int) -> None:
+        self.task, self.num_draws = task, num_draws
+        self.records = Records(name, ("contender", "settings", "seed"))
 
     def get(
         self, contender: str, kind: str, settings: Settings, seed: int, *, test: bool
-    ) -> dict[str, Any]:
+    ) -> Record:
         """A run, from the file or new."""
-        record = {"contender": contender, "settings": settings, "seed": seed}
-        done = read(self.path).get(key(record))
-        if done is not None:
+        run = {"contender": contender, "settings": settings, "seed": seed}
+        if (done := self.records.find(run)) is not None:
             return done
         try:
             result = train(self.task, kind, settings, seed, test=test, num_draws=self.num_draws)
         except (FloatingPointError, ValueError) as error:
             result = {"valid_nll": [float("inf")], "seconds": 0.0, "failed": str(error)[:200]}
-        record |= {**result, "versions": versions()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        record = self.records.add({**run, **result})
         last = record["valid_nll"][-1]
         text = f"{contender} {settings} seed {seed}: valid {last:.3f} {record['seconds']:.0f} s"
         if "last" in record:
@@ -203,9 +174,7 @@ def main() -> None:
     config = tomllib.loads((HERE / "tasks" / f"{args.task}.toml").read_text())
     data = LOADERS[config["data"].pop("kind", "images")](**config["data"])
     task = Task(data, **config["training"])
-    (HERE / "results").mkdir(exist_ok=True)
-    folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
-    runs = Runs(task, folder / f"{args.task}.jsonl", config["num_draws"])
+    runs = Runs(task, args.task, config["num_draws"])
     chosen: dict[str, dict[str, Settings]] = {}
     for name, options in config["contenders"].items():
         options = copy.deepcopy(options)

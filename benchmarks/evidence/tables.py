@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +29,8 @@ import pyro_ibvi as ibvi
 from .data import UCI, Table, table_splits
 from .implicit_bias import make_svi
 from .networks import mlp_50
-from .run import HERE, versions
+from .records import Record, Records
+from .run import grid
 
 NUM_DRAWS = 200
 NUM_SPLITS = {"protein-tertiary-structure": 5}
@@ -211,48 +209,41 @@ def score(draw: Draw, x: Tensor, y: Tensor, y_scale: float) -> dict[str, float]:
     return {"log_likelihood": log_prob - math.log(y_scale), "rmse": rmse * y_scale}
 
 
-class Runs:
-    """Runs that are made once and written at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                record = json.loads(line)
-                self.done[self.key(record)] = record
-
-    @staticmethod
-    def key(record: dict[str, Any]) -> str:
-        """What identifies a run."""
-        names = ("data", "contender", "settings", "split")
-        return json.dumps([record[name] for name in names], sort_keys=True)
-
-    def get(self, data: str, contender: str, settings: Settings, split: int, table: Table) -> dict:
-        """A run, from the file or new."""
-        record: dict[str, Any] = {
-            "data": data,
-            "contender": contender,
-            "settings": settings,
-            "split": split,
+def run(contender: str, settings: Settings, split: int, table: Table) -> Record:
+    """Trains a contender on a split and scores it."""
+    pyro.set_rng_seed(split)
+    start = time.process_time()
+    try:
+        draw = CONTENDERS[contender][0](table, settings)
+        return {
+            "seconds": time.process_time() - start,
+            "valid": score(draw, table.x_valid, table.y_valid, table.y_scale),
+            "test": score(draw, table.x_test, table.y_test, table.y_scale),
         }
-        if self.key(record) in self.done:
-            return self.done[self.key(record)]
-        pyro.set_rng_seed(split)
-        start = time.process_time()
-        try:
-            draw = CONTENDERS[contender][0](table, settings)
-            record["seconds"] = time.process_time() - start
-            record["valid"] = score(draw, table.x_valid, table.y_valid, table.y_scale)
-            record["test"] = score(draw, table.x_test, table.y_test, table.y_scale)
-        except (FloatingPointError, ValueError) as error:
-            bad = {"log_likelihood": float("-inf"), "rmse": float("inf")}
-            record |= {"seconds": 0.0, "valid": bad, "test": bad, "failed": str(error)[:200]}
-        record["versions"] = versions()
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        self.done[self.key(record)] = record
+    except (FloatingPointError, ValueError) as error:
+        bad = {"log_likelihood": float("-inf"), "rmse": float("inf")}
+        return {"seconds": 0.0, "valid": bad, "test": bad, "failed": str(error)[:200]}
+
+
+def scored(
+    records: Records, data: str, contender: str, tables: list[Table]
+) -> tuple[Settings, list[Record]]:
+    """The settings that the first two splits choose, and the runs of all splits."""
+
+    def get(settings: Settings, split: int) -> Record:
+        key = {"data": data, "contender": contender, "settings": settings, "split": split}
+        record = records.find(key)
+        if record is None:
+            record = records.add({**key, **run(contender, settings, split, tables[split])})
         return record
+
+    def valid(settings: Settings) -> float:
+        rows = [get(settings, split)["valid"]["log_likelihood"] for split in (0, 1)]
+        return float(np.nanmean(rows))
+
+    settings = list(grid(CONTENDERS[contender][1]))
+    best = settings[0] if len(settings) == 1 else max(settings, key=valid)
+    return best, [get(best, split) for split in range(len(tables))]
 
 
 def main() -> None:
@@ -263,24 +254,10 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folder = Path(os.environ.get("PYRO_IBVI_RESULTS", HERE / "results"))
-    folder.mkdir(exist_ok=True)
-    runs = Runs(folder / "uci.jsonl")
+    records = Records("uci", ("data", "contender", "settings", "split"))
     for data, contender in itertools.product(args.tables, args.contenders):
         tables = list(table_splits(data, min(args.splits, NUM_SPLITS.get(data, 20))))
-        options = CONTENDERS[contender][1]
-        lists = [v if isinstance(v, list) else [v] for v in options.values()]
-        grid = [dict(zip(options, values, strict=True)) for values in itertools.product(*lists)]
-
-        def valid(settings: Settings) -> float:
-            rows = [
-                runs.get(data, contender, settings, k, tables[k])["valid"]["log_likelihood"]  # noqa: B023
-                for k in range(min(2, len(tables)))  # noqa: B023
-            ]
-            return float(np.nanmean(rows))
-
-        best = grid[0] if len(grid) == 1 else max(grid, key=valid)
-        rows = [runs.get(data, contender, best, k, table) for k, table in enumerate(tables)]
+        best, rows = scored(records, data, contender, tables)
         for name in ("log_likelihood", "rmse"):
             values = np.array([row["test"][name] for row in rows])
             error = values.std(ddof=1) / len(values) ** 0.5

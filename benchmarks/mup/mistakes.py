@@ -4,7 +4,8 @@
 
 Networks are those of ``coordinate_check.py``, all weights random with a factor of rank 2, on the
 digits 0 to 3 of scikit-learn; over depth a residual network of width 64 whose pre-norm branches
-are multiplied by the base's depth over its own. The mistakes are those that a check must find:
+are multiplied by the base's depth over its own, or by the root of that. The mistakes are those that
+a check must find:
 
 standard    one rate for all
 epsilon     Adam's epsilon, as large as the gradients, not scaled with them
@@ -13,7 +14,7 @@ Adam's rule the hidden rates of Adam for Muon's orthogonal updates
 branches    a deeper network that does not multiply its branches
 
 The result goes to ``mistakes.json`` beside this file after every case; cases that are there
-already with the same settings are left as they are.
+already with the same settings are left as they are, others are dropped.
 """
 
 import json
@@ -81,8 +82,8 @@ class Branch(nn.Module):
         return x + self.multiplier * self.down(self.up(self.norm(x)).relu())
 
 
-def residual(depth: int, *, multiplied: bool = True) -> nn.Module:
-    multiplier = BASE_DEPTH / depth if multiplied else 1.0
+def residual(depth: int, power: float = 1.0) -> nn.Module:
+    multiplier = (BASE_DEPTH / depth) ** power
     blocks = [Branch(DEPTH_WIDTH, multiplier) for _ in range(depth)]
     return nn.Sequential(
         nn.Linear(64, DEPTH_WIDTH), nn.Sequential(*blocks), nn.Linear(DEPTH_WIDTH, 10)
@@ -111,15 +112,24 @@ class Case:
 SIZES = {
     "MLP": ([NARROWEST, 512, 2048], [6, 3, 3]),
     "transformer": ([128, 512, 2048], [4, 2, 2]),
-    "residual": ([2, 8, 32], [4, 4, 4]),
+    "residual": ([2, 8, 32], [16, 16, 16]),
+    "residual, by the root": ([2, 8, 32], [16, 16, 16]),
+    "residual, deeper": ([8, 32, 128], [16, 16, 16]),
 }
+#: Of the base's depth over a network's, by which branches are multiplied.
+POWERS = {"residual, by the root": 0.5}
 SGD, ADAMW, MUON = {"lr": 0.02}, {"lr": 0.01, "weight_decay": 0.0}, {"lr": 0.02}
 DECAY = {"lr": 0.01, "weight_decay": LARGE_DECAY}
 EPSILON = {"lr": 0.02, "eps": 0.1, "weight_decay": 0.0}
 DEPTH = ibvi.MaximalUpdate(base=residual(BASE_DEPTH), branches="1/depth")
+ROOT = ibvi.MaximalUpdate(base=residual(BASE_DEPTH), branches="1/sqrt(depth)")
 DEPTH_ADAM = {"lr": 3e-4, "weight_decay": 0.0}
 CASES = [
     Case("residual", "SGD", SGD, rule=DEPTH),
+    Case("residual, by the root", "SGD", SGD, rule=ROOT),
+    Case("residual, by the root", "AdamW", DEPTH_ADAM, rule=ROOT),
+    Case("residual, deeper", "SGD", SGD, rule=DEPTH),
+    Case("residual, deeper", "AdamW", DEPTH_ADAM, rule=DEPTH),
     Case("MLP", "SGD", SGD),
     Case("MLP", "AdamW", ADAMW),
     Case("MLP", "AdamW, large epsilon", EPSILON),
@@ -141,12 +151,12 @@ CASES = [
 
 
 def measure(case: Case) -> ibvi.diagnostics.CoordinateCheck:
-    over_depth = case.network == "residual"
+    over_depth = case.network.startswith("residual")
 
     def build(size: int) -> tuple[ibvi.SupervisedModel, ibvi.AutoMuPNormal]:
         nets = {"MLP": mlp, "transformer": transformer}
         if over_depth:
-            net = residual(size, multiplied=case.mistake != "branches")
+            net = residual(size, POWERS.get(case.network, 1.0) * (case.mistake != "branches"))
         else:
             net = nets[case.network](size)
         random = ibvi.RandomModule(
@@ -188,6 +198,7 @@ def records(check: ibvi.diagnostics.CoordinateCheck) -> list[dict[str, Any]]:
 def main() -> None:
     torch.set_num_threads(1)
     results = json.loads(FILE.read_text())["results"] if FILE.exists() else []
+    results = [r for r in results if any(r["settings"] == case.settings for case in CASES)]
     for case in CASES:
         if any(result["settings"] == case.settings for result in results):
             continue
