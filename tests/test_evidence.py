@@ -8,7 +8,7 @@ import scipy.ndimage as ndi
 import torch
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from benchmarks.evidence import data, networks, report, scores, series
+from benchmarks.evidence import data, networks, records, report, scores, series
 
 P = torch.softmax(torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double(), -1)
 Y = (torch.rand(200, generator=torch.Generator().manual_seed(1)) < P[:, 1]).long()
@@ -85,6 +85,21 @@ def test_the_tables_hold_the_means_of_the_committed_runs():
         assert f"| {sum(found) / len(found):.3f}\u00a0±" in row
 
 
+def test_a_run_is_found_by_what_tells_it_from_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYRO_IBVI_RESULTS", str(tmp_path))
+    runs = records.Records("runs", ("settings", "seed"))
+    assert runs.find({"settings": {"lr": 0.1, "p": 0.5}, "seed": 0}) is None
+    for seed in (0, 1):
+        runs.add({"settings": {"lr": 0.1, "p": 0.5}, "seed": seed, "score": seed + 1.0})
+    again = records.Records("runs", ("settings", "seed"))
+    found = again.find({"settings": {"p": 0.5, "lr": 0.1}, "seed": 1})
+    assert found is not None
+    assert found["score"] == 2.0
+    assert found["versions"]["torch"] == torch.__version__
+    assert again.find({"settings": {"lr": 0.2, "p": 0.5}, "seed": 1}) is None
+    assert len(records.read(tmp_path / "runs.jsonl")) == 2
+
+
 def test_differences_are_paired_by_seed():
     task = "lenet5_fashion_12k"
     one, other = (
@@ -111,10 +126,9 @@ def test_the_table_of_splits_takes_the_settings_that_validation_chose(tmp_path, 
         for lr, valid, test, splits in ((0.1, -1.0, -3.0, 2), (0.2, -0.5, -2.0, 4))
         for split in range(splits)
     ]
-    (tmp_path / "results").mkdir()
     text = "\n".join(json.dumps(line) for line in lines)
-    (tmp_path / "results" / "uci.jsonl").write_text(text + "\n")
-    monkeypatch.setattr(report, "HERE", tmp_path)
+    (tmp_path / "uci.jsonl").write_text(text + "\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert "| deterministic | -2.00\u00a0±\u00a00.00 |" in report.uci_table("log_likelihood")
 
 
@@ -123,9 +137,8 @@ def test_estimators_are_compared_on_the_splits_that_both_were_trained_on(tmp_pat
     runs += [(4, 0, -0.5, 3.0), (4, 1, -1.5, 7.0)]
     names = ("num_components", "split", "log_likelihood", "seconds")
     lines = [json.dumps({"data": "iris", **dict(zip(names, run, strict=True))}) for run in runs]
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "estimators.jsonl").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(report, "HERE", tmp_path)
+    (tmp_path / "estimators.jsonl").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     (row,) = [line for line in report.estimators_table().splitlines() if "iris" in line]
     cells = [cell.strip().replace("\u00a0", " ") for cell in row.split("|")[1:-1]]
     assert cells == ["iris", "-2.000 ± 1.000", "-1.000 ± 0.500", "1.000 ± 0.500", "2.5"]

@@ -4,8 +4,8 @@
 
 Networks are those of ``coordinate_check.py``, all weights random with a factor of rank 2, on the
 digits 0 to 3 of scikit-learn; over depth a residual network of width 64 whose pre-norm branches
-are multiplied by the base's depth over its own, or by the root of that. The mistakes are those that
-a check must find:
+are multiplied by the base's depth over its own, or by the root of that. The mistakes are those
+that a check must find:
 
 standard    one rate for all
 epsilon     Adam's epsilon, as large as the gradients, not scaled with them
