@@ -98,6 +98,16 @@ def test_units_of_the_data_make_no_difference(diabetes):
     np.testing.assert_allclose(moved_std, 100 * std, rtol=1e-4)
 
 
+@pytest.mark.parametrize("unit", [2.0**1000, 2.0**-1000])
+def test_units_whose_squares_are_no_numbers_make_no_difference(diabetes, unit):
+    X, y = (part.to_numpy() for part in diabetes)
+    usual, extreme = (
+        IBVIRegressor(**QUICK, max_epochs=3).fit(factor * X, y) for factor in (1, unit)
+    )
+    np.testing.assert_array_equal(extreme.x_scale_, unit * usual.x_scale_)
+    np.testing.assert_array_equal(extreme.predict(unit * X), usual.predict(X))
+
+
 @pytest.mark.parametrize("weight", [None, "random"])
 def test_a_feature_that_is_constant_is_one_whatever_its_sum_rounds_to(diabetes, weight):
     X, y = (part.to_numpy() for part in diabetes)

@@ -25,6 +25,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import nn
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
     RandomModule,
@@ -106,6 +107,7 @@ class Recipe:
         }
         if num_components is None:
             num_components = self._num_components(net, convolutions)
+        check_positive_int("num_components", num_components)
         if num_components == 1:
             return AutoMuPNormal(model, **options)
         shared = convolutions if len(convolutions) < len(inner) else ()
