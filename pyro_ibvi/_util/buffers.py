@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,14 +35,20 @@ class KeptBuffers:
         return [module for module, *_ in self._kept.values()]
 
     def watch(self) -> RemovableHandle:
-        """Keeps the buffers of every module that is run from now on, too.
+        """Keeps the buffers of every module that this thread runs from now on, too.
 
         A model may be a function that calls a network which nothing else leads to.
 
         Returns:
             What ends it, by its method ``remove``.
         """
-        return register_module_forward_pre_hook(self._keep)
+        thread = threading.get_ident()  # torch's hook is on the modules of all threads
+
+        def keep(module: nn.Module, _: Any) -> None:
+            if threading.get_ident() == thread:
+                self._keep(module)
+
+        return register_module_forward_pre_hook(keep)
 
     def give_back(self) -> None:
         """Puts the buffers back."""
@@ -50,7 +57,7 @@ class KeptBuffers:
             # Not in place for autograd: a graph that was made before may still need the buffer.
             buffer.data.copy_(copy)
 
-    def _keep(self, module: nn.Module, _: Any = None) -> None:
+    def _keep(self, module: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is None or nn.parameter.is_lazy(buffer):
                 continue

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import Delta
 from pyro.poutine import Trace
 
 from pyro_ibvi.arviz.draws import NewInputs, Sampler, log_density
@@ -21,6 +20,7 @@ from pyro_ibvi.arviz.sites import (
     subsamples,
     to_numpy,
 )
+from pyro_ibvi.objectives.sites import innermost, is_delta
 
 #: every group, in the order of ArviZ's schema
 GROUPS = (
@@ -192,7 +192,7 @@ def density_notes(sampler: Sampler) -> dict[str, str]:
     if missing:
         notes["log_p_omitted"] = f"the guide has no density for {', '.join(missing)}"
     guide_sites = sample_sites(sampler.guide_trace).values()
-    if all(isinstance(s["fn"], Delta) for s in guide_sites):
+    if all(is_delta(s["fn"]) for s in guide_sites):
         notes["log_q_omitted"] = "the guide is a point estimate and has no density"
     else:
         try:
@@ -283,9 +283,7 @@ def prior_note(sampler: Sampler) -> str | None:
         The reason, or None where they are draws of the prior.
     """
     for name in sampler.kinds.computed:
-        fn = sampler.model_trace.nodes[name]["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
+        fn = innermost(sampler.model_trace.nodes[name]["fn"])
         if bool((torch.as_tensor(getattr(fn, "log_density", 0.0)) != 0).any()):
             return (
                 f"a reparametrizer holds the prior of {name!r} as a density, of which there are "

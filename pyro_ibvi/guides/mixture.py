@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from pyro_ibvi._util.arguments import named_arguments
@@ -141,7 +142,15 @@ class AutoMuPMixture(PyroModule, MuPGuide):
 
         Returns:
             The draws by site name.
+
+        Raises:
+            NotImplementedError: If ``Predictive(parallel=True)`` asks for many draws at once.
         """
+        if any(getattr(h, "name", None) == "_num_predictive_samples" for h in _PYRO_STACK):
+            raise NotImplementedError(
+                "Predictive(parallel=True) takes all draws from one component of a mixture: write "
+                "parallel=False, or posterior_samples=guide.draw(num_samples) instead of guide."
+            )
         self.initialize(*args, **kwargs)
         draws: dict[str, Tensor] = self._parts[self._any()](*args, **kwargs)
         return draws

@@ -132,7 +132,8 @@ def _fill(pieces: tuple[Tensor, ...], seeds: list[int]) -> None:
 
 @cache
 def _executor(num_threads: int) -> ThreadPoolExecutor:
-    # A forked process has none of its parent's threads.
-    os.register_at_fork(after_in_child=_executor.cache_clear)
+    # A forked process has none of its parent's threads. Windows knows no fork.
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_executor.cache_clear)
     # One core is the caller's.
     return ThreadPoolExecutor(max(1, num_threads - 1), thread_name_prefix="pyro_ibvi-noise")

@@ -132,6 +132,8 @@ class PerDatum:
             covariance = layer.covariance
             if num_components > 1 and covariance is not None and not covariance.is_held:
                 continue
+            if not all(site.is_real for site in layer.sites):
+                continue  # the noise is on what the weight is a function of
             if isinstance(covariance, Multiplicative) and len(places[name]) == 1:
                 found = _find_inputs(net.network, name)
                 if found is not None:
@@ -180,13 +182,14 @@ class PerDatum:
         return values, maps
 
     def _mirror(self, guide: MuPGuide, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The values with the sign of their noise changed; weights are unconstrained."""
+        """The values with the sign of their noise changed, noise being on unconstrained ones."""
         result = {}
         for layer in self.others:
             for site in layer.sites:
                 value = values[site.name]
                 if layer.covariance is not None:
-                    value = value.lerp(guide.loc(site.name), 2.0)
+                    loc = guide.loc(site.name)
+                    value = site.constrain(site.unconstrain(value).lerp(loc, 2.0))
                 result[site.name] = value
         return result
 

@@ -244,4 +244,4 @@ def is_real(support: constraints.Constraint) -> bool:
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return isinstance(support, type(constraints.real)) or support is constraints.real_vector
+    return isinstance(support, type(constraints.real))

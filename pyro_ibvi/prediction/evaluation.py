@@ -53,7 +53,7 @@ def evaluate(
         num_bins: Number of bins of the expected calibration error.
 
     Returns:
-        Scores by name. Always ``nll``, in nats per datum (per label for class labels), and
+        Scores by name. Always ``nll``, in nats per datum (per label of a ``Categorical``), and
         ``aurc``, the area under the risk-coverage curve: the mean loss (errors, or squared
         errors) of the surest predictions, averaged over the share that is kept. For labels
         ``accuracy``, ``error``, ``ece``, ``brier``, and ``error_at_80``, the error of the surest

@@ -40,9 +40,10 @@ def score(prediction: Prediction, y: Any, *, num_bins: int = metrics.NUM_BINS) -
         num_bins: Number of bins of the expected calibration error.
 
     Returns:
-        ``nll``, the mean negative log predictive density in nats per datum; for class labels per
-        label that counts, ``accuracy`` (a fraction), ``ece``, the expected calibration error of
-        the most probable class, and ``brier``, the Brier score, between 0 and 2; for numbers
+        ``nll``, the mean negative log predictive density in nats per datum, of a ``Categorical``
+        per label that counts; for class labels ``accuracy`` (a fraction), ``ece``, the expected
+        calibration error of the most probable class, and ``brier``, the Brier score, between 0
+        and 2; for numbers
         ``rmse``, in units of the target, and ``coverage``, the share of targets in the central
         95 % interval, ``prediction.interval(0.95)``, which a likelihood whose distribution
         function is not known does not have. What was not observed counts nowhere. Of several

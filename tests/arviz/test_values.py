@@ -99,6 +99,21 @@ def test_draws_and_log_likelihood_equal_a_handmade_loop(make, data):
         np.testing.assert_allclose(result.sample_stats["log_q"].values[0], log_q, rtol=1e-5)
 
 
+def test_a_point_mass_below_wrappers_has_no_density():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    def guide(y):
+        loc = pyro.param("loc", torch.zeros(3))
+        pyro.sample("w", dist.Independent(dist.Delta(loc), 1))
+
+    result = to_arviz(model, guide, torch.ones(3), num_samples=2)
+    assert "point estimate" in result.sample_stats.attrs["log_q_omitted"]
+    assert "log_q" not in result.sample_stats
+
+
 def test_without_a_seed_the_global_generator_is_used_as_by_hand(data):
     guide = AutoNormal(hierarchical)
     guide(*data)

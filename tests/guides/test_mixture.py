@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Predictive
 from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
@@ -136,6 +136,25 @@ def test_trace_draws_a_component_and_then_from_it() -> None:
     torch.manual_seed(0)
     large = sum(bool(guide()["net.2.weight"].abs().max() > 10) for _ in range(200))
     assert 70 < large < 130  # 100 +- 4 standard deviations
+
+
+def test_predictive_has_every_component_or_says_what_to_write() -> None:
+    model, guide = make_pair(2)
+    x, y = make_data()
+    guide(x, y)
+    with torch.no_grad():
+        for k, component in enumerate(guide.components):
+            component.loc("net.2.weight").fill_(1.0 + 99.0 * k)
+    sites = ["net.2.weight"]
+    at_once = Predictive(model, guide=guide, num_samples=40, parallel=True, return_sites=sites)
+    with pytest.raises(NotImplementedError, match="write parallel=False"):
+        at_once(x)
+    posterior = guide.draw(40)
+    one_by_one = Predictive(model, guide=guide, num_samples=40, return_sites=sites)
+    from_draws = Predictive(model, posterior_samples=posterior, return_sites=sites)
+    for predictive in (one_by_one, from_draws):
+        large = predictive(x)["net.2.weight"].flatten(1).abs().amax(1) > 10
+        assert 5 < large.sum() < 35
 
 
 def test_any_pyro_model_trains_by_traces() -> None:

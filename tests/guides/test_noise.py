@@ -1,11 +1,12 @@
 """Noise for large tensors is standard normal, reproducible, and new at every call."""
 
 import multiprocessing
+import os
 
 import pytest
 import torch
 
-from pyro_ibvi.guides.noise import fill_normal, normal_rows
+from pyro_ibvi.guides.noise import _executor, fill_normal, normal_rows
 
 LARGE = 3 * 2**18 + 5
 
@@ -85,6 +86,14 @@ def test_the_seed_alone_decides(restore_threads):
     again = fill_normal(torch.empty(LARGE))
     assert not torch.equal(again, noise(1))
     assert torch.equal(noise(0, (LARGE, 1)).flatten(), expected)
+
+
+def test_a_system_without_fork_makes_noise_too(restore_threads, monkeypatch):
+    torch.set_num_threads(2)
+    expected = noise(0)
+    monkeypatch.delattr(os, "register_at_fork")
+    _executor.cache_clear()
+    assert torch.equal(noise(0), expected)
 
 
 def test_small_tensors_are_torchs():

@@ -1,8 +1,10 @@
 """Several draws of the weights in a step: the same expectation, less variance, or a sentence."""
 
+import math
 import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -12,6 +14,7 @@ from torch.nn import functional
 from pyro_ibvi import (
     AutoMuPNormal,
     Categorical,
+    Diagonal,
     LowRank,
     MaximalUpdate,
     Multiplicative,
@@ -68,6 +71,27 @@ def test_loss_and_gradient_have_the_expectation_of_the_closed_form(covariance, d
     # A control that fails: the loss of the mean alone.
     at_mean = (x @ loc.flatten() - y[:, 0]).square().mean() / 2 + constant
     assert abs(losses.mean() - at_mean.detach()) > 10 * losses.std() / len(losses) ** 0.5
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("draws", DRAWS)
+@pytest.mark.parametrize("covariance", [Multiplicative(0.3), Diagonal()], ids=str)
+def test_positive_weights_have_the_expectation_of_log_normal_ones(covariance, draws):
+    torch.manual_seed(0)
+    prior = dist.LogNormal(0.5, 0.3).expand([1, P]).to_event(2)
+    net = RandomModule(nn.Linear(P, 1, bias=False), prior={"weight": prior})
+    model = SupervisedModel(net, Normal(1.0))
+    guide = AutoMuPNormal(model, covariance=covariance)
+    x, y = torch.randn(N, P), torch.randn(N, 1)
+    loc = guide.loc("net.weight")
+    is_relative = isinstance(covariance, Multiplicative)
+    std = guide.factor("net.weight") * (loc.abs() if is_relative else 1.0)
+    log_normal = dist.LogNormal(loc.flatten(), std.flatten())
+    gap, spread = y[:, 0] - x @ log_normal.mean, x.square() @ log_normal.variance
+    expected = 0.5 * (gap.square() + spread).mean() + 0.5 * math.log(2 * math.pi)
+    losses, _ = gradients(model, guide, draws, x, y, 1000)
+    error = losses.std() / len(losses) ** 0.5
+    assert losses.mean().item() == pytest.approx(expected.item(), abs=4 * error.item())
 
 
 @pytest.mark.parametrize(
