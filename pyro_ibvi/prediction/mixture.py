@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -48,8 +49,11 @@ class Prediction:
     def __init__(self, outputs: Tensor, likelihood: Likelihood) -> None:
         self.outputs = at_least_float32(outputs)
         self.likelihood = likelihood.detached()
-        moments = mixture_moments(self.outputs, self.likelihood)
-        self._mean, self._epistemic, self._aleatoric = moments
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, epistemic and aleatoric variance, which not every distribution has."""
+        return mixture_moments(self.outputs, self.likelihood)
 
     @property
     def num_samples(self) -> int:
@@ -59,12 +63,12 @@ class Prediction:
     @property
     def mean(self) -> Tensor:
         """Mean of the target, in its units; class probabilities for labels."""
-        return self._mean
+        return self._moments[0]
 
     @property
     def variance(self) -> Tensor:
         """Variance of the target, noise included: ``epistemic + aleatoric``."""
-        return self._epistemic + self._aleatoric
+        return self._moments[1] + self._moments[2]
 
     @property
     def stddev(self) -> Tensor:
@@ -74,12 +78,12 @@ class Prediction:
     @property
     def epistemic(self) -> Tensor:
         """Variance over draws of the conditional mean: what more data could reduce."""
-        return self._epistemic
+        return self._moments[1]
 
     @property
     def aleatoric(self) -> Tensor:
         """Mean over draws of the conditional variance: the noise of the target."""
-        return self._aleatoric
+        return self._moments[2]
 
     def target(self, y: Any) -> Tensor:
         """Targets as the likelihood takes them, checked.
@@ -337,7 +341,13 @@ def whole_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tens
     Returns:
         The mean, the variance of the components' means, and the mean of their variances.
     """
-    means, variances = likelihood.moments(outputs, 2)
+    try:
+        means, variances = likelihood.moments(outputs, 2)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"The likelihood's distribution has no mean or variance of its own: write "
+            f"{type(likelihood).__name__}.moments(output, num_batch_dims), which returns both."
+        ) from error
     return means.mean(0), means.var(0, correction=0), variances.mean(0)
 
 

@@ -3,12 +3,14 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.models import Likelihood
 from pyro_ibvi.prediction import chunking as _chunking
 
 
@@ -300,3 +302,26 @@ def test_a_test_set_may_be_larger_than_the_training_set():
     model.eval()
     trace = pyro.poutine.trace(model).get_trace(x, y)
     assert trace.nodes["obs"]["scale"] == 1.0
+
+
+class LogNormal(Likelihood):
+    """A likelihood of strictly one method, whose distribution knows no moments of its own."""
+
+    def forward(self, output, num_batch_dims=1):
+        normal = dist.Normal(output, 0.3)
+        positive = dist.TransformedDistribution(normal, [dist.transforms.ExpTransform()])
+        return positive.to_event(len(positive.batch_shape) - num_batch_dims)
+
+
+def test_a_likelihood_without_moments_predicts_all_that_needs_none():
+    x = torch.randn(20, 3)
+    y = x[:, :1].exp()
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    bnn = ibvi.VariationalNetwork(net, LogNormal())
+    bnn.fit(x, y, num_epochs=1, progress=False)
+    prediction = bnn.predict(x, num_samples=5)
+    law = torch.distributions.LogNormal(prediction.outputs, 0.3)
+    expected = law.log_prob(y).squeeze(-1).logsumexp(0) - math.log(5)
+    torch.testing.assert_close(prediction.log_prob(y), expected)
+    with pytest.raises(NotImplementedError, match=r"write LogNormal\.moments\(output"):
+        _ = prediction.mean
