@@ -45,7 +45,8 @@ class KeptBuffers:
         thread = threading.get_ident()  # torch's hook is on the modules of all threads
 
         def keep(module: nn.Module, _: Any) -> None:
-            if threading.get_ident() == thread:
+            # A compiler that reads this cannot read the thread, and is in this one.
+            if torch.compiler.is_compiling() or threading.get_ident() == thread:
                 self._keep(module)
 
         return register_module_forward_pre_hook(keep)

@@ -13,6 +13,10 @@ from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood
 
+#: Root mean squares of inputs, and of outputs beside the targets, that are of unscaled data. Where
+#: inputs are standardized, outputs start at 0.1 to 0.5.
+_LARGE_INPUT, _LARGE_OUTPUT = 20.0, 5.0
+
 
 def batch_of(x: Any) -> Tensor:
     """The first tensor among the inputs.
@@ -90,7 +94,51 @@ def _is_finite(value: Tensor) -> bool:
     return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
 
 
-def warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
+def warn_of_first(
+    likelihood: Likelihood, network: nn.Module, x: Any, y: Tensor, output: Tensor
+) -> None:
+    """Warns of what a first batch tells of data and network.
+
+    Args:
+        likelihood: The likelihood.
+        network: The network.
+        x: Inputs.
+        y: Targets.
+        output: What the network made of the inputs.
+    """
+    _warn_of_probabilities(likelihood, network, output)
+    _warn_of_size(x, y, output)
+
+
+def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
+    """Warns where a network has large inputs and is off by as much before it has learned anything.
+
+    A network that standardizes its inputs itself, by BatchNorm for example, is not.
+
+    Args:
+        x: Inputs.
+        y: Targets; for class labels the logits should be of size 1 at the start.
+        output: What the network made of the inputs.
+    """
+    sizes = [_root_mean_square(leaf) for leaf in tensors_of(x) if leaf.is_floating_point()]
+    largest = max(sizes, default=0.0)
+    usual = max(1.0, _root_mean_square(y.nan_to_num())) if y.is_floating_point() else 1.0
+    if largest > _LARGE_INPUT and _root_mean_square(output) > _LARGE_OUTPUT * usual:
+        warnings.warn(
+            f"The inputs are of size {largest:.3g} (root mean square), and what the network makes "
+            f"of them at its start of size {_root_mean_square(output):.3g}, while its start and "
+            f"rates are meant for numbers around 1: standardize the inputs (for images write "
+            f"x / 255), in training and prediction alike.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.detach().double().square().mean().sqrt()) if values.numel() else 0.0
+
+
+def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
     """Warns where a network gives probabilities to a likelihood that takes logits.
 
     Args:

@@ -225,3 +225,31 @@ def test_a_network_that_fails_by_itself(error):
     ):
         with pytest.raises(kind, match=match if error is None else "memory|own"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("size", "is_standardized", "warns"),
+    [(255.0, False, True), (255.0, True, False), (1.0, False, False)],
+)
+def test_inputs_that_nobody_scaled_are_told_unless_the_network_scales_them(
+    size, is_standardized, warns, recwarn
+):
+    torch.manual_seed(0)
+    x, y = size * torch.rand(40, 1, 8, 8), torch.randint(0, 3, (40,))
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3)]
+    if is_standardized:
+        layers.insert(0, nn.BatchNorm2d(1))
+    bnn = ibvi.VariationalNetwork(nn.Sequential(*layers), ibvi.Categorical())
+    bnn.fit(x, y, num_epochs=2, progress=False)
+    told = [w for w in recwarn if "standardize the inputs" in str(w.message)]
+    assert len(told) == warns
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(1.0, True), (300.0, False)])
+def test_large_numbers_from_large_inputs_are_no_mistake(scale, warns, recwarn):
+    torch.manual_seed(0)
+    x = 100.0 * torch.randn(40, 3)
+    net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(scale))
+    model(x, scale * torch.randn(40, 1))
+    assert any("standardize the inputs" in str(w.message) for w in recwarn) == warns
