@@ -2,17 +2,19 @@
 
 A layer may be used in ways that its input does not show: its weight by a function of the user's
 own, or its input with the time in front of the data. So both ways are compared on the first batch.
+Likewise whether a part of a batch is treated as it is in the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import map_tensors
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -50,6 +52,42 @@ def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide
         for name, inputs in list(per_datum.inputs.items()):
             if not _is_aligned(per_datum, model, guide, x, [name]):
                 per_datum.drop(inputs.layer)
+
+
+@torch.no_grad()
+def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence[Any]) -> None:
+    """Checks that the network treats a part of a batch as it does in the whole.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        x: A batch.
+        parts: The batch, cut at its first dimension.
+
+    Raises:
+        DataError: If the last part has other outputs than in the whole.
+    """
+    if len(parts) < 2:
+        return
+    with own_random_numbers(), torch.autocast(batch_of(x).device.type, enabled=False):
+        x, part = (map_tensors(at_least_float32, data) for data in (x, parts[-1]))
+        values = guide.rsample()
+        seed = torch.initial_seed()
+        whole, again, own = (
+            _output(model, values, data, {}, s)
+            for data, s in ((x, seed), (x, seed + 1), (part, seed))
+        )
+    size = len(batch_of(part))
+    fits = own.shape == whole[-size:].shape and len(whole) == len(batch_of(x))
+    if fits and torch.equal(whole, again):  # there is no dropout, whose numbers go by the size
+        difference = (whole[-size:].float() - own.float()).abs().max()
+        fits = bool(difference <= _TOLERANCE * whole.abs().max().float())
+    if not fits:
+        raise DataError(
+            f"draws={len(parts)} cuts the batch at its first dimension, of size "
+            f"{len(batch_of(x))}, and for a part the network's outputs are others than in the "
+            f"whole: the data are not there, or see one another. Write draws='batch'."
+        )
 
 
 def _is_aligned(

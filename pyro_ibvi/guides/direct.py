@@ -18,7 +18,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyro_ibvi._util.inputs import map_tensors
-from pyro_ibvi.guides.alignment import drop_misaligned
+from pyro_ibvi.guides.alignment import check_parts, drop_misaligned
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
 from pyro_ibvi.models.data_checks import batch_of
@@ -127,6 +127,8 @@ class DirectRoute:
             drop_misaligned(self._per_datum, model, guide.components[0], x)
             if draws == "datum":
                 warn_of(self._per_datum.left_out())
+            else:
+                check_parts(model, guide.components[0], x, cut_batch(x, int(draws)))
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
         outputs = []
         values: dict[str, Tensor] = {}
