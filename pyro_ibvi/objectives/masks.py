@@ -117,21 +117,25 @@ def batch_shape(site: Site) -> torch.Size:
     Returns:
         The shape.
     """
-    fn, value = site["fn"], site["value"]
-    own: tuple[int, ...] = value.shape[: value.dim() - fn.event_dim]
-    return torch.broadcast_shapes(fn.batch_shape, own)
+    fn = site["fn"]
+    shape = tuple(getattr(site["value"], "shape", ()))  # a number or an array is data, too
+    return torch.broadcast_shapes(fn.batch_shape, shape[: len(shape) - fn.event_dim])
 
 
-def real_dtype(value: Tensor) -> torch.dtype:
-    """The type that the log-density of a value has.
+def real_scalar(number: float, value: Any) -> Tensor:
+    """A number in the type, and on the device, that the log-density of a value has.
 
     Args:
-        value: The value.
+        number: The number.
+        value: The value, which may be no tensor.
 
     Returns:
-        Its own type if that is real, else torch's default.
+        A tensor of shape (), of the value's own type if that is real, else of torch's default.
     """
-    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
+    if not isinstance(value, Tensor):
+        return torch.tensor(number, dtype=torch.get_default_dtype())
+    dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+    return value.new_full((), number, dtype=dtype)
 
 
 def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
@@ -150,7 +154,7 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     if counts is None and not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
     if counts is None:
-        counts = torch.ones(shape, device=site["value"].device, dtype=real_dtype(site["value"]))
+        counts = real_scalar(1.0, site["value"]).expand(shape)
     weighted = scale_and_mask(counts, scale, mask)
     return weighted.sum() * (shape.numel() / weighted.numel())
 

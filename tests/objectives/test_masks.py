@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -174,3 +175,33 @@ def test_a_mask_below_a_transform_hides_no_jacobian():
     log_prob = normal[keep].sum() - (y * scale).log().sum()
     value, _ = loss_and_grads(TraceExpectedLogLikelihood(), case)
     assert value == pytest.approx(-log_prob.item(), rel=1e-12)
+
+
+def one_number(y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("estimator", ["trace", "graph", "mean_field"])
+@pytest.mark.parametrize("y", [1.5, np.float64(1.5), np.full(3, 1.5)])
+def test_data_that_are_no_tensors_get_the_message_of_pyro(estimator, y):
+    for options in ({}, {"kl_weight": 0.5}, {"reduction": "mean"}, {"kl_weight": 1.0}):
+        case = built(one_number, torch.tensor(1.5))._replace(args=(y,))
+        with pytest.raises(ValueError, match=r"log_prob at site 'y'[\s\S]*must be a Tensor"):
+            loss_and_grads(PAIRS[estimator][0](**options), case)
+
+
+@pytest.mark.parametrize("estimator", ["trace", "graph", "mean_field"])
+def test_a_number_is_an_observation_without_validation(estimator):
+    ours, pyros, options = PAIRS[estimator]
+    case = built(one_number, torch.tensor(1.5))
+    number = case._replace(args=(1.5,))
+    with pyro.validation_enabled(False):
+        full = loss_and_grads(pyros(**options), number)
+        assert_same(loss_and_grads(ours(kl_weight=1.0), number), full, exact=True)
+        assert_same(loss_and_grads(ours(kl_weight=1.0, reduction="mean"), number), full)
+        for reduction in ("sum", "mean"):
+            expected = loss_and_grads(ours(reduction=reduction), case)
+            assert_same(loss_and_grads(ours(reduction=reduction), number), expected)
+        masked = number._replace(model=poutine.mask(one_number, torch.tensor(False)))
+        assert loss_and_grads(ours(reduction="mean"), masked)[0] == 0.0
