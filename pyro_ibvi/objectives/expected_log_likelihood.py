@@ -87,7 +87,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
 
     ``keep_kl`` keeps, for each latent that it names, the prior's and the guide's term. The
     auxiliary site ``<name>_unconstrained`` of Pyro's `AutoNormal` goes with its latent; guides
-    that draw many latents from one auxiliary site (`AutoDiagonalNormal`) need that site named too.
+    that draw many latents from one auxiliary site (`AutoDiagonalNormal`) need all named, ``"*"``.
 
     After its first step a pair whose guide offers a ``direct_route(model)``, as `AutoMuPNormal`
     does for a `SupervisedModel`, is evaluated without Pyro's traces, unless a handler or hook

@@ -91,7 +91,7 @@ def reject_unknown(keep_kl: KeepKL, traces: Traces) -> None:
         raise ValueError(f"keep_kl {what}. Latent sites: {sorted(candidates)}.")
 
 
-def reject_half_kept(kept: set[str], traces: Traces) -> None:
+def reject_half_kept(keep_kl: KeepKL, kept: set[str], traces: Traces) -> None:
     """Rejects a KL of which only a part would be kept.
 
     The density of a latent may stand at an auxiliary site of the guide that it is computed from,
@@ -99,38 +99,72 @@ def reject_half_kept(kept: set[str], traces: Traces) -> None:
     from it.
 
     Args:
+        keep_kl: Names and patterns, or a function of a site.
         kept: Names of the sites that are kept.
         traces: The traces.
 
     Raises:
         ValueError: If there is one.
     """
+    given = sorted(kept & _candidates(traces).keys()) if callable(keep_kl) else list(keep_kl)
     for name, site in _with_density(traces).items():
         reached = Reachable([site["value"]])
         parts = [part for part, drawn in traces.drawn().items() if drawn["value"] in reached]
-        if len(kept.intersection({name, *parts})) not in {0, 1 + len(parts)}:
+        lacking = [part for part in (name, *parts) if part not in kept]
+        if lacking and len(lacking) <= len(parts):
             raise ValueError(
                 f"keep_kl keeps a part of the KL of {name!r}, whose value is computed from "
                 f"{parts} while the prior stands at {name!r}: name them all, "
-                f"keep_kl={[name, *parts]!r}, or none."
+                f"keep_kl={given + lacking!r}, or none."
             )
+    sources = _auxiliary_sources(traces) if kept else {}
+    whole = _completed(kept, sources)
+    if whole != kept:
+        latents = [name for name in sources if name in whole]
+        auxiliary = list(dict.fromkeys(source for name in latents for source in sources[name]))
+        lacking = [name for name in (*latents, *auxiliary) if name not in kept]
+        raise ValueError(
+            f"keep_kl={given!r} keeps a part of a KL: the guide computes {latents} from the "
+            f"auxiliary site(s) {auxiliary}, and neither the priors of the ones nor the density "
+            f"of the others is a KL by itself. Name them too, keep_kl={given + lacking!r}, keep "
+            "all, keep_kl='*', or use a guide with one draw per site, such as AutoNormal."
+        )
+
+
+def _auxiliary_sources(traces: Traces) -> dict[str, list[str]]:
+    """The auxiliary sites that each computed latent of the guide comes from, as they are drawn."""
     auxiliary = {
-        name: site
+        name: site["value"]
         for name, site in traces.guide_sites.items()
-        if site["infer"].get("is_auxiliary") and not site["is_observed"] and name not in kept
+        if site["infer"].get("is_auxiliary") and not site["is_observed"]
     }
+    sources = {}
     for name, site in traces.guide_sites.items():
-        if name not in kept or not is_delta(site["fn"]) or not auxiliary:
-            continue
-        reached = Reachable([site["value"]])
-        sources = [other for other, source in auxiliary.items() if source["value"] in reached]
-        if sources:
-            raise ValueError(
-                f"keep_kl names {name!r}, which the guide computes from the auxiliary site(s) "
-                f"{sources}: without their density the KL of {name!r} is not complete. Name them "
-                f"too, keep_kl={[name, *sources]!r}, or use a guide with one draw per site, such "
-                "as AutoNormal."
-            )
+        if auxiliary and name not in auxiliary and is_delta(site["fn"]):
+            reached = Reachable([site["value"]])
+            sources[name] = [other for other, value in auxiliary.items() if value in reached]
+    return {name: own for name, own in sources.items() if own}
+
+
+def _completed(kept: set[str], sources: dict[str, list[str]]) -> set[str]:
+    """Sites that are kept, and those without which their densities would lack a counterpart.
+
+    A latent needs all of its sources. The last one is its own, as a guide with dependencies draws
+    the others for the latents before it: that one needs the latent, whose prior holds its spread.
+
+    Returns:
+        Names of the sites.
+    """
+    whole = set(kept)
+    while True:
+        before = len(whole)
+        for name, own in sources.items():
+            if name in whole:
+                whole.update(own)
+            if own[-1] in whole:
+                whole.add(name)
+        if len(whole) == before:
+            return whole
 
 
 _MAY_BE_LATENT = {"observed", "enumerated"}

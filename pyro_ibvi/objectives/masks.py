@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import Independent, constraints, transform_to
 
 from pyro_ibvi.objectives.sites import Site, Traces
 
@@ -35,7 +35,7 @@ def without_masked_values(site: Site) -> Tensor:
     keep = masks[0]
     for mask in masks[1:]:
         keep = keep & mask
-    filler = _point_of_support(site["fn"], value)
+    filler = _point_of_support(site["fn"].support, value)
     return value if filler is None else torch.where(keep, value, filler)
 
 
@@ -117,36 +117,44 @@ def batch_shape(site: Site) -> torch.Size:
     Returns:
         The shape.
     """
-    fn, value = site["fn"], site["value"]
-    own: tuple[int, ...] = value.shape[: value.dim() - fn.event_dim]
-    return torch.broadcast_shapes(fn.batch_shape, own)
+    fn = site["fn"]
+    shape = tuple(getattr(site["value"], "shape", ()))  # a number or an array is data, too
+    return torch.broadcast_shapes(fn.batch_shape, shape[: len(shape) - fn.event_dim])
 
 
-def real_dtype(value: Tensor) -> torch.dtype:
-    """The type that the log-density of a value has.
+def real_scalar(number: float, value: Any) -> Tensor:
+    """A number in the type, and on the device, that the log-density of a value has.
 
     Args:
-        value: The value.
+        number: The number.
+        value: The value, which may be no tensor.
 
     Returns:
-        Its own type if that is real, else torch's default.
+        A tensor of shape (), of the value's own type if that is real, else of torch's default.
     """
-    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
+    if not isinstance(value, Tensor):
+        return torch.tensor(number, dtype=torch.get_default_dtype())
+    dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+    return value.new_full((), number, dtype=dtype)
 
 
 def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     fn, scale, mask = site["fn"], site["scale"], site["mask"]
     shape = batch_shape(site)
     shape = shape[max(0, len(shape) - int(min(max_plate_nesting, len(shape)))) :]
-    if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-        mask = fn._mask if mask is None or mask is True else mask & fn._mask
+    inner = fn
+    while isinstance(inner, ExpandedDistribution | MaskedDistribution):
+        own = getattr(inner, "_mask", True)
+        if own is not True:
+            mask = own if mask is None or mask is True else mask & own
+        inner = inner.base_dist
     if mask is False:
         return 0.0
     counts = _counts(fn, site["value"], shape)
     if counts is None and not isinstance(scale, Tensor) and not isinstance(mask, Tensor):
         return float(shape.numel() * scale)
     if counts is None:
-        counts = torch.ones(shape, device=site["value"].device, dtype=real_dtype(site["value"]))
+        counts = real_scalar(1.0, site["value"]).expand(shape)
     weighted = scale_and_mask(counts, scale, mask)
     return weighted.sum() * (shape.numel() / weighted.numel())
 
@@ -165,17 +173,23 @@ def _element_masks(fn: Any, mask: Tensor | bool | None) -> Iterator[Tensor]:
     """Yields the masks that act on a site, each broadcastable to the site's value."""
     if isinstance(mask, Tensor):
         yield mask.reshape(mask.shape + (1,) * fn.event_dim)
-    while hasattr(fn, "base_dist"):
+    # A transform of a masked distribution, or a mixture with one, reads the hidden values too.
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
         if isinstance(fn, MaskedDistribution) and isinstance(fn._mask, Tensor):
             yield fn._mask.reshape(fn._mask.shape + (1,) * fn.event_dim)
         fn = fn.base_dist
 
 
-def _point_of_support(fn: Any, value: Tensor) -> Tensor | None:
+def _point_of_support(support: Any, value: Tensor) -> Tensor | None:
     """A point of the support that broadcasts with ``value``, or None if unknown."""
-    support = fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    if hasattr(support, "base_constraint"):  # a mixture's, whose name is private to torch
+        components = -1 - support.event_dim  # the dimension that the mixture sums out
+        point = _point_of_support(support.base_constraint, value.unsqueeze(components))
+        if point is None or point.dim() <= support.event_dim:
+            return point
+        return point.select(components, 0)
     if support.is_discrete:
         if support is constraints.one_hot:
             return torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]

@@ -27,7 +27,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyro_ibvi.objectives.masks import batch_shape, real_dtype, without_masked_values
+from pyro_ibvi.objectives.masks import batch_shape, real_scalar, without_masked_values
 from pyro_ibvi.objectives.sites import Site
 
 
@@ -144,7 +144,7 @@ def zero_terms(site: Site, *, score: bool) -> None:
         site["score_parts"] = ScoreParts(zeros, parts.score_function, zeros)
     else:
         value = detach_provenance(site["value"])
-        zeros = value.new_zeros((), dtype=real_dtype(value)).expand(batch_shape(site))
+        zeros = real_scalar(0.0, value).expand(batch_shape(site))
         site["score_parts"] = ScoreParts(zeros, 0, zeros)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = site["log_prob"] = zeros
     site["log_prob_sum"] = zeros.new_zeros(())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_ibvi.objectives.masks import is_masked_out
 from pyro_ibvi.objectives.sites import Kind, Site, Traces
+from pyro_ibvi.objectives.supports import reject_outside_support
 from pyro_ibvi.objectives.terms import (
     evaluate_guide_site,
     evaluate_model_site,
@@ -74,8 +75,13 @@ def weigh_site(
         factor: A common factor of all weights.
         keeps_structure: Whether dropped sites stay in the trace, as zeros.
         in_guide: Whether it is a site of the guide.
+
+    Raises:
+        ValueError: If a latent of the model, whose density is dropped, has left its support.
     """
     site = trace.nodes[name]
+    if not weight and not in_guide:
+        reject_outside_support(site)
     power = 1.0
     if keeps_structure and not in_guide and weight:
         power, weight = weight, 1.0  # inside a sum over states, where a scale cannot act

@@ -337,7 +337,7 @@ class ExpectedLogLikelihood:
             ValueError: If ``keep_kl`` does not fit the model, or a local latent would lose its KL.
         """
         reject_unknown(self.keep_kl, traces)
-        reject_half_kept(kept, traces)
+        reject_half_kept(self.keep_kl, kept, traces)
         if self._kl_weight == 0.0 and not self.allow_local:
             checks.reject_local_latents(kept, traces)
 

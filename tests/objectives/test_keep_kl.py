@@ -1,5 +1,8 @@
 """Which latents keep their KL divergence in full."""
 
+import ast
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList
 
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
-from tests.objectives.zoo import Case, X, built, fresh_pyro, loss_and_grads
+from tests.objectives.zoo import Case, X, assert_same, built, fresh_pyro, loss_and_grads
 
 pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
 
@@ -59,11 +62,76 @@ def test_keep_kl_of_a_flat_guide_needs_its_auxiliary_site():
     half = TraceExpectedLogLikelihood(keep_kl="a")
     with torch.no_grad():
         half.loss(case.model, case.guide, *case.args)  # nothing can be seen without a graph
-    with pytest.raises(ValueError, match=r"computes from the auxiliary site.*Name them too"):
+    with pytest.raises(ValueError, match=r"from the auxiliary site.*Name them too"):
         loss_and_grads(half, case)
     keep = ["a", "b", "_AutoDiagonalNormal_latent"]
     kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=keep), case)
     assert kept[0] == pytest.approx(loss_and_grads(Trace_ELBO(), case)[0], rel=1e-12)
+    assert_same(loss_and_grads(TraceExpectedLogLikelihood(keep_kl="*"), case), kept)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        ["a"],
+        ["a", "b"],
+        ["_AutoDiagonalNormal_latent"],
+        ["a", "_AutoDiagonalNormal_latent"],
+        lambda site: site["name"] == "b",
+    ],
+)
+def test_the_remedy_for_a_flat_guide_is_the_whole_kl(half):
+    """An entropy that is kept without each prior against it has no minimum."""
+    case = built(two_latents, X, X, guide=AutoDiagonalNormal)
+    with pytest.raises(ValueError, match="keeps a part of a KL") as refusal:
+        loss_and_grads(TraceExpectedLogLikelihood(keep_kl=half), case)
+    remedy = re.search(r"Name them too, keep_kl=(\[.*?\])", str(refusal.value)).group(1)
+    names = ast.literal_eval(remedy)
+    assert set(names) == {"a", "b", "_AutoDiagonalNormal_latent"}
+    assert callable(half) or names[: len(half)] == half
+    kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=names), case)
+    elbo = loss_and_grads(Trace_ELBO(), case)
+    assert_same(kept, elbo)
+
+
+def test_an_auxiliary_site_alone_is_no_kl():
+    case = built(two_latents, X, X)
+    with pytest.raises(ValueError, match=r"Name them too, keep_kl=\['a_unconstrained', 'a'\]"):
+        loss_and_grads(TraceExpectedLogLikelihood(keep_kl="a_unconstrained"), case)
+
+
+def normal_latents(x, y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(a * x + b, 1.0), obs=y)
+
+
+def one_after_the_other(x, y):
+    loc = pyro.param("loc", torch.tensor([0.3, -0.2]))
+    first = pyro.sample("first", dist.Normal(loc[0], 0.5), infer={"is_auxiliary": True})
+    law = dist.Normal(loc[1] + first, 0.2)
+    second = pyro.sample("second", law, infer={"is_auxiliary": True})
+    pyro.sample("a", dist.Delta(first))
+    pyro.sample("b", dist.Delta(second))
+
+
+def test_a_latent_is_kept_without_those_that_are_drawn_given_it():
+    case = Case(normal_latents, one_after_the_other, (X, X))
+    free = loss_and_grads(TraceExpectedLogLikelihood(), case)[0]
+    kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=["a", "first"]), case)[0]
+    draw = poutine.trace(one_after_the_other)
+    pyro.set_rng_seed(7)
+    a = draw.get_trace(X, X).nodes["a"]["value"].detach()
+    kl = dist.Normal(0.3, 0.5).log_prob(a) - dist.Normal(0.0, 1.0).log_prob(a)
+    assert kept == pytest.approx(free + kl.item(), rel=1e-12)
+    whole = r"keep_kl=\['b', 'a', 'first', 'second'\]"
+    with pytest.raises(ValueError, match=f"Name them too, {whole}"):
+        loss_and_grads(TraceExpectedLogLikelihood(keep_kl="b"), case)
+    with pytest.raises(
+        ValueError, match=r"Name them too, keep_kl=\['b', 'first', 'second', 'a'\]"
+    ):
+        loss_and_grads(TraceExpectedLogLikelihood(keep_kl=["b", "first", "second"]), case)
 
 
 def test_keep_kl_beside_a_flat_guide():

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -73,6 +74,14 @@ def test_masked_nan_breaks_the_gradient_without_care():
     assert grads["AutoNormal.locs.w"].isnan()
 
 
+def two(w):
+    return torch.stack([w, -w], -1)
+
+
+def mixture(components):
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(4, 2)), components)
+
+
 @pytest.mark.parametrize(
     ("fn", "bad"),
     [
@@ -87,6 +96,10 @@ def test_masked_nan_breaks_the_gradient_without_care():
         (lambda w: dist.Multinomial(4, logits=torch.stack([w, -w], -1)), math.nan),
         (lambda w: dist.Dirichlet(torch.stack([w.exp(), w.exp()], -1)), math.nan),
         (lambda w: dist.MultivariateNormal(w.unsqueeze(-1), torch.eye(1)), math.nan),
+        (lambda w: mixture(dist.Normal(two(w), 1.0)), math.nan),
+        (lambda w: mixture(dist.Gamma(two(w).exp(), 1.0)), math.nan),
+        (lambda w: mixture(dist.Poisson(two(w).exp())), math.nan),
+        (lambda w: mixture(dist.Dirichlet(two(two(w)).exp())), math.nan),
     ],
 )
 def test_masked_values_of_every_support_are_harmless(fn, bad):
@@ -128,3 +141,67 @@ def test_everything_masked_gives_zero():
     value, grads = loss_and_grads(TraceExpectedLogLikelihood(reduction="mean"), case)
     assert value == 0.0
     assert all((grad == 0).all() for grad in grads.values())
+
+
+def test_every_mask_of_a_distribution_counts():
+    a, b = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, True])
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4), poutine.mask(mask=torch.tensor([True, True, True, False])):
+            pyro.sample("y", dist.Normal(w * x, 1.0).mask(b).mask(True).mask(a), obs=y)
+
+    case = built(model, X, X)
+    seen = built(line, X[:1], X[:1])  # what a, b and the handler leave
+    mean = loss_and_grads(TraceExpectedLogLikelihood(reduction="mean"), case)
+    assert_same(mean, loss_and_grads(TraceExpectedLogLikelihood(), seen))
+
+
+def test_a_mask_below_a_transform_hides_no_jacobian():
+    keep = torch.tensor([True, False, True, False])
+    y, scale = X.exp(), torch.tensor(0.7)
+
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        fn = dist.Normal(w, 1.0).expand([4]).mask(keep)
+        steps = [dist.transforms.AffineTransform(0.0, scale), dist.transforms.ExpTransform()]
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.TransformedDistribution(fn, steps), obs=y)
+
+    case = built(model, y)
+    pyro.set_rng_seed(7)
+    w = poutine.trace(case.guide).get_trace(y).nodes["w"]["value"].item()
+    normal = torch.distributions.Normal(w, 1.0).log_prob(y.log() / scale)
+    log_prob = normal[keep].sum() - (y * scale).log().sum()
+    value, _ = loss_and_grads(TraceExpectedLogLikelihood(), case)
+    assert value == pytest.approx(-log_prob.item(), rel=1e-12)
+
+
+def one_number(y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("estimator", ["trace", "graph", "mean_field"])
+@pytest.mark.parametrize("y", [1.5, np.float64(1.5), np.full(3, 1.5)])
+def test_data_that_are_no_tensors_get_the_message_of_pyro(estimator, y):
+    for options in ({}, {"kl_weight": 0.5}, {"reduction": "mean"}, {"kl_weight": 1.0}):
+        case = built(one_number, torch.tensor(1.5))._replace(args=(y,))
+        with pytest.raises(ValueError, match=r"log_prob at site 'y'[\s\S]*must be a Tensor"):
+            loss_and_grads(PAIRS[estimator][0](**options), case)
+
+
+@pytest.mark.parametrize("estimator", ["trace", "graph", "mean_field"])
+def test_a_number_is_an_observation_without_validation(estimator):
+    ours, pyros, options = PAIRS[estimator]
+    case = built(one_number, torch.tensor(1.5))
+    number = case._replace(args=(1.5,))
+    with pyro.validation_enabled(False):
+        full = loss_and_grads(pyros(**options), number)
+        assert_same(loss_and_grads(ours(kl_weight=1.0), number), full, exact=True)
+        assert_same(loss_and_grads(ours(kl_weight=1.0, reduction="mean"), number), full)
+        for reduction in ("sum", "mean"):
+            expected = loss_and_grads(ours(reduction=reduction), case)
+            assert_same(loss_and_grads(ours(reduction=reduction), number), expected)
+        masked = number._replace(model=poutine.mask(one_number, torch.tensor(False)))
+        assert loss_and_grads(ours(reduction="mean"), masked)[0] == 0.0
