@@ -1,11 +1,14 @@
-"""Which data of a data set a loader draws."""
+"""Which data of a data set a loader draws, and in which order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import (
+    BatchSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -28,6 +31,30 @@ def num_drawn(loader: Any) -> int | None:
     if not hasattr(dataset, "__len__"):
         return None
     return min(len(dataset), _num_known(_sampler_of(loader), len(dataset)))
+
+
+def keeps_order(loader: Any) -> bool:
+    """Whether a loader's data come in one order each time.
+
+    Args:
+        loader: A loader of torch's.
+
+    Returns:
+        Whether they do, as far as can be told.
+    """
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if type(sampler) is BatchSampler:
+        sampler = sampler.sampler
+    if isinstance(sampler, DistributedSampler):
+        return not sampler.shuffle
+    if any("Random" in kind.__name__ for kind in type(sampler).__mro__):
+        return False
+    is_listed = hasattr(loader.dataset, "__len__") and not isinstance(sampler, Iterator)
+    if not is_listed or isinstance(sampler, SequentialSampler):
+        return True
+    num = len(loader.dataset) + 1  # there are samplers without an end
+    first, second = (list(map(repr, islice(sampler, num))) for _ in range(2))
+    return first == second
 
 
 def _num_known(sampler: Any, num_data: int) -> int:
