@@ -220,7 +220,7 @@ def test_bad_input(trained, data):
     with pytest.raises(TypeError, match="Expected numbers, got DataFrame of the type object"):
         trained.fit(pd.DataFrame({"a": ["red"] * 40, "b": range(40)}), y)
     column = pd.Series(y[:, 0].numpy())
-    with pytest.raises(ValueError, match=r"of pandas' y\.to_numpy\(\)\.reshape\(\(40, 1\)\)"):
+    with pytest.raises(ValueError, match=r"of pandas' y\.to_numpy\(\)\.reshape\(-1, 1\)"):
         trained.fit(pd.DataFrame(x.numpy()), column, progress=False)
     with pytest.raises(ValueError, match="batch_size must be a positive whole number"):
         trained.fit(x, y, batch_size=0)
