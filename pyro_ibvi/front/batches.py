@@ -83,7 +83,8 @@ def as_batches(
         data: A data loader or another iterable of batches, a data set, a pair ``(x, y)``, a
             mapping with all parts of the data, or the inputs alone.
         y: The targets, if ``data`` are the inputs.
-        dtype: Floating point type of the network, which arrays and data frames are converted to.
+        dtype: Floating point type of the network, which arrays and data frames are converted to;
+            targets by themselves to float32 at least.
         batch_size: Number of rows in a batch, where the data come without a loader.
         shuffle: Whether such rows are shuffled.
 
@@ -101,7 +102,8 @@ def as_batches(
     if y is None and isinstance(data, (tuple, list)) and _is_pair(data):
         data, y = data
     if y is not None:
-        rows = as_tensors(data, dtype), as_tensors(y, dtype)
+        # Targets are compared with outputs, which are of single precision at least.
+        rows = as_tensors(data, dtype), as_tensors(y, torch.promote_types(dtype, torch.float32))
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
         return TensorBatches(as_tensors(data, dtype), batch_size, shuffle=shuffle)
