@@ -102,7 +102,7 @@ class SupervisedModel(PyroModule):
         self.net = net
         self.likelihood = likelihood
         self.num_data: int | None = None if num_data is None else int(num_data)
-        self.reader = BatchReader(net.network, inputs, target)
+        self.reader = BatchReader(net.network, inputs, target, getattr(likelihood, "widths", None))
         self.picker = OutputPicker(output, likelihood)
         self._is_checked = False
         self._whole_numbers = WholeNumbers()
