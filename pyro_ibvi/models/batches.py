@@ -154,10 +154,12 @@ class BatchReader:
         if not called and len(foreign) <= 1:
             # A network's only input may have another name than its argument.
             return foreign[0] if foreign and len(names) > 1 else None
+        hint = " If the network takes the mapping as a whole, put it into a tuple: predict((x,))."
+        hint *= self.signature.most == 1
         raise DataError(
             f"The batch has the parts {list(batch)}, and the network takes {self.signature}: say "
             f"which is the target, as in SupervisedModel(..., target={names[-1]!r}), and which "
-            f"are inputs, as in inputs=[{names[0]!r}]."
+            f"are inputs, as in inputs=[{names[0]!r}].{hint}"
         )
 
     def _arrange(self, parts: dict[Any, Any]) -> Any:
