@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.inputs import as_tensors, first_tensor, is_array, map_tensors, tensors_of
+from pyro_ibvi._util.inputs import (
+    as_call,
+    as_tensors,
+    first_tensor,
+    is_array,
+    map_tensors,
+    tensors_of,
+)
+from pyro_ibvi._util.samplers import num_drawn
+
+#: Gives the inputs and the targets of a batch.
+Read = Callable[..., tuple[Any, Any]]
 
 
 class TensorBatches:
@@ -72,7 +83,8 @@ def as_batches(
         data: A data loader or another iterable of batches, a data set, a pair ``(x, y)``, a
             mapping with all parts of the data, or the inputs alone.
         y: The targets, if ``data`` are the inputs.
-        dtype: Floating point type of the network, which arrays and data frames are converted to.
+        dtype: Floating point type of the network, which arrays and data frames are converted to;
+            targets by themselves to float32 at least.
         batch_size: Number of rows in a batch, where the data come without a loader.
         shuffle: Whether such rows are shuffled.
 
@@ -90,7 +102,8 @@ def as_batches(
     if y is None and isinstance(data, (tuple, list)) and _is_pair(data):
         data, y = data
     if y is not None:
-        rows = as_tensors(data, dtype), as_tensors(y, dtype)
+        # Targets are compared with outputs, which are of single precision at least.
+        rows = as_tensors(data, dtype), as_tensors(y, torch.promote_types(dtype, torch.float32))
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
         return TensorBatches(as_tensors(data, dtype), batch_size, shuffle=shuffle)
@@ -108,30 +121,32 @@ def as_batches(
     return data
 
 
-def count_rows(batches: Iterable[Any]) -> int | None:
-    """Number of data in all batches together.
+def count_rows(batches: Iterable[Any], read: Read | None = None) -> int | None:
+    """Number of data in all batches together: that of the targets, as a model counts them.
 
     Args:
         batches: A data loader, or a list of batches.
+        read: Gives the inputs and the targets of a batch; by default a batch is a pair of them.
 
     Returns:
         The number, or None if only an iteration could tell.
     """
-    dataset = getattr(batches, "dataset", None)
-    if dataset is not None:
-        return len(dataset) if hasattr(dataset, "__len__") else None
+    if getattr(batches, "dataset", None) is not None:
+        return num_drawn(batches)
     if isinstance(batches, (list, tuple)):
-        tensors = [first_tensor(batch) for batch in batches]
-        return sum(len(tensor) for tensor in tensors if tensor is not None) or None
+        return sum(_num_rows(batch, read) for batch in batches) or None
     return None
 
 
-def settled_num_data(num_data: int | None, batches: Iterable[Any]) -> int:
+def settled_num_data(
+    num_data: int | None, batches: Iterable[Any], read: Read | None = None
+) -> int:
     """The number of training data, by a user's word or as counted.
 
     Args:
         num_data: The user's word, if any.
         batches: A data loader, or a list of batches.
+        read: As for :func:`count_rows`.
 
     Returns:
         The number.
@@ -142,13 +157,21 @@ def settled_num_data(num_data: int | None, batches: Iterable[Any]) -> int:
     if num_data is not None:
         check_positive_int("num_data", num_data)
         return num_data
-    found = count_rows(batches)
+    found = count_rows(batches, read)
     if found is None:
         raise ValueError(
             f"The number of training data cannot be found from a {type(batches).__name__}: "
             f"pass num_data=."
         )
     return found
+
+
+def _num_rows(batch: Any, read: Read | None) -> int:
+    args, kwargs = as_call(batch)
+    x, y = read(*args, **kwargs) if read is not None else (batch, args[1:][-1:])
+    # Inputs may have time, words or nodes in front.
+    tensor = first_tensor(x) if first_tensor(y) is None else first_tensor(y)
+    return 0 if tensor is None else len(tensor)
 
 
 def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:

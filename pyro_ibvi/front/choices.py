@@ -23,6 +23,19 @@ _CLASS = "class"
 _SAME = "same"
 #: Stands for what a file cannot hold: a function, a distribution, a class of the user's.
 _OTHER = "other"
+#: Stands before keys of a user's mapping that would be taken for one of these.
+_MARK = "="
+
+
+@dataclasses.dataclass(frozen=True)
+class _Other:
+    """What a file cannot hold.
+
+    Attributes:
+        kind: Name of its class.
+    """
+
+    kind: str
 
 
 def describe_choices(model: SupervisedModel, guide: MuPGuide) -> dict[str, Any]:
@@ -67,7 +80,7 @@ def describe_choices(model: SupervisedModel, guide: MuPGuide) -> dict[str, Any]:
     return described
 
 
-def _plain_prior(net: RandomModule, name: str) -> float | dict[str, str]:
+def _plain_prior(net: RandomModule, name: str) -> float | _Other:
     """The standard deviation of a prior that is one Normal for all entries, or what it is."""
     prior = net.prior(name)
     while isinstance(prior, dist.Independent):
@@ -76,7 +89,24 @@ def _plain_prior(net: RandomModule, name: str) -> float | dict[str, str]:
         mean = 1.0 if net.roles[name].role == "gain" else 0.0
         if (prior.loc == mean).all() and (prior.scale == prior.scale.flatten()[0]).all():
             return net.prior_std(name)
-    return {_OTHER: type(prior).__name__}
+    return _Other(type(prior).__name__)
+
+
+def as_key(name: str) -> str:
+    """A key of a user's mapping, told from what this module writes beside it.
+
+    Args:
+        name: The key.
+
+    Returns:
+        The key in the description.
+    """
+    return _MARK * (name.lstrip(_MARK) in (_CLASS, _SAME, _OTHER)) + name
+
+
+def _from_key(key: str) -> str:
+    is_marked = key.startswith(_MARK) and key.lstrip(_MARK) in (_CLASS, _SAME, _OTHER)
+    return key.removeprefix(_MARK) if is_marked else key
 
 
 def find_others(description: Any) -> dict[str, str]:
@@ -89,7 +119,7 @@ def find_others(description: Any) -> dict[str, str]:
         The names of classes and functions.
     """
     return {
-        name: choice[_OTHER]
+        _from_key(name): choice[_OTHER]
         for name, choice in description.items()
         if isinstance(choice, dict) and _OTHER in choice
     }
@@ -115,7 +145,9 @@ def describe(value: Any, seen: dict[int, int] | None = None) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(part, seen) for part in value]
     if isinstance(value, Mapping):
-        return {str(key): describe(part, seen) for key, part in value.items()}
+        return {as_key(str(key)): describe(part, seen) for key, part in value.items()}
+    if isinstance(value, _Other):
+        return {_OTHER: value.kind}
     name = type(value).__name__
     if _classes().get(name) is not type(value):
         raise TypeError(f"{name} is no class of this package")
@@ -149,15 +181,15 @@ def restore(description: Any, before: list[Any] | None = None) -> Any:
         return [restore(part, before) for part in description]
     if not isinstance(description, dict):
         return description
-    if description.keys() == {_SAME}:
+    if description.keys() == {_SAME} and isinstance(description[_SAME], int):
         return before[description[_SAME]]
-    made = _classes().get(description.get(_CLASS, ""))
+    if not isinstance(description.get(_CLASS), str):  # a mapping of the user's
+        return {_from_key(key): restore(part, before) for key, part in description.items()}
+    made = _classes().get(description[_CLASS])
     is_likelihood, place = made is not None and issubclass(made, Likelihood), len(before)
     if is_likelihood:
         before.append(None)
     fields = {key: restore(part, before) for key, part in description.items() if key != _CLASS}
-    if _CLASS not in description:
-        return fields
     if made is None:
         raise TypeError(f"{description[_CLASS]} is no class of this version of the package")
     if isinstance(fields.get("base"), dict):

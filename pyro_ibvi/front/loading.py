@@ -14,7 +14,7 @@ from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.files import readable_path
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
-from pyro_ibvi.front.choices import find_others, restore
+from pyro_ibvi.front.choices import as_key, find_others, restore
 from pyro_ibvi.front.files import check_fit, read_network
 from pyro_ibvi.front.network import VariationalNetwork
 from pyro_ibvi.models import RandomModule
@@ -91,7 +91,7 @@ def _rebuilt(
     path: Path, header: dict[str, Any], net: nn.Module, given: dict[str, Any]
 ) -> VariationalNetwork:
     choices = dict(header["choices"])
-    choices["prior"] = {**choices["prior"], **dict.fromkeys(given["prior"])}
+    choices["prior"] = {**choices["prior"], **dict.fromkeys(map(as_key, given["prior"]))}
     choices |= {name: None for name in ("likelihood", "output") if given[name] is not None}
     _check_given(path, choices)
     try:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.network_copies import is_parallel
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
     RandomModule,
@@ -208,6 +209,8 @@ def as_random(
     if is_open and recipe.stochastic is not None:
         own = dict(given)
         if optimizer is None or optimizer is torch.optim.SGD:
+            if any(map(is_parallel, net.modules())):
+                net = admit_network(net)  # under the names that it has on one device
             # Means that start as the network does learn as it would: it is the base of its own
             # rates. The default rate of adaptive optimizers is for those of the absolute table.
             example = choices.get("example_input")  # may give it its shapes

@@ -33,12 +33,19 @@ class BatchReader:
         network: The network.
         inputs: Which parts of a batch the network gets.
         target: Which part is the target, or which parts are the targets of several tasks.
+        tasks: The tasks by name, if any; targets of other names are theirs in their order.
 
     Raises:
         TypeError: If the parts are neither positions nor names.
     """
 
-    def __init__(self, network: nn.Module, inputs: Inputs | None, target: Target | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Inputs | None,
+        target: Target | None,
+        tasks: Mapping[str, Any] | None = None,
+    ) -> None:
         for name, parts in (("inputs", inputs), ("target", target)):
             if parts is not None and not all(_is_part(part) for part in _parts(parts)):
                 raise TypeError(
@@ -46,6 +53,7 @@ class BatchReader:
                     f"'labels'; got {parts!r}."
                 )
         self.inputs, self.target = inputs, target
+        self.tasks = frozenset(tasks if isinstance(tasks, Mapping) else ())
         self.signature = Signature(network)
 
     def read(self, batch: Sequence[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
@@ -93,12 +101,13 @@ class BatchReader:
             return batch[0], None  # type: ignore[index]
         target = None
         if self.target is not None:
-            told = _parts(self.target)
+            told = _from_front(_parts(self.target), names)
             if any(part in names for part in told):
                 found = {str(part): _find(batch, part, names) for part in told}
-                target = found if _is_several(self.target) else next(iter(found.values()))
+                target = self._of_tasks(found)
         elif not isinstance(batch, Mapping):
-            left = [name for name in names if name not in _parts(self.inputs)]
+            used = _from_front(_parts(self.inputs), names)
+            left = [name for name in names if name not in used]
             target = _find(batch, left[-1], names) if len(left) == 1 else None
             if len(left) > 1:
                 raise DataError(
@@ -110,10 +119,16 @@ class BatchReader:
             target = batch[self._target_among(left, batch)] if left else None
         return self._told_inputs(batch, names), target
 
+    def _of_tasks(self, found: dict[str, Any]) -> Any:
+        """Targets by the tasks' names, or in their order where they have other names."""
+        if not _is_several(self.target):
+            return next(iter(found.values()))
+        return tuple(found.values()) if self.tasks and not self.tasks & found.keys() else found
+
     def _told_inputs(self, batch: Any, names: list[Any]) -> Any:
         inputs = self.inputs
         if inputs is None:
-            targets = _parts(self.target)
+            targets = _from_front(_parts(self.target), names)
             rest = [name for name in names if name not in targets]
             return self._arrange({name: batch[name] for name in rest})
         if isinstance(inputs, Mapping):
@@ -139,10 +154,12 @@ class BatchReader:
         if not called and len(foreign) <= 1:
             # A network's only input may have another name than its argument.
             return foreign[0] if foreign and len(names) > 1 else None
+        hint = " If the network takes the mapping as a whole, put it into a tuple: predict((x,))."
+        hint *= self.signature.most == 1
         raise DataError(
             f"The batch has the parts {list(batch)}, and the network takes {self.signature}: say "
             f"which is the target, as in SupervisedModel(..., target={names[-1]!r}), and which "
-            f"are inputs, as in inputs=[{names[0]!r}]."
+            f"are inputs, as in inputs=[{names[0]!r}].{hint}"
         )
 
     def _arrange(self, parts: dict[Any, Any]) -> Any:
@@ -217,8 +234,15 @@ def _parts(parts: Any) -> list[Any]:
     return list(parts) if _is_several(parts) else [parts]
 
 
+def _from_front(parts: list[Any], names: list[Any]) -> list[Any]:
+    """Parts with positions from the end, such as -1, as positions from the front."""
+    last = {position - len(names): position for position in names if isinstance(position, int)}
+    return [last.get(part, part) for part in parts]
+
+
 def _find(batch: Any, part: Part, names: list[Any]) -> Any:
-    if part not in names and not (isinstance(part, int) and -len(names) <= part < 0):
+    (part,) = _from_front([part], names)
+    if part not in names:
         kind = "mapping with the parts" if isinstance(batch, Mapping) else "tuple with the parts"
         raise DataError(f"The batch has no part {part!r}; it is a {kind} {names}.")
     return batch[part]

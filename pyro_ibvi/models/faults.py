@@ -67,6 +67,12 @@ def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
     too_few = num < signature.required
     too_many = signature.most is not None and len(args) > signature.most
     unknown = [name for name in kwargs if not signature.takes(name)]
+    if unknown and isinstance(x, Mapping) and signature.most == 1:
+        raise TypeError(
+            f"The network takes {signature}, and got the arguments {list(kwargs)}, which a "
+            f"mapping gives by name: for a network that takes the mapping as a whole put it "
+            f"into a tuple, fit((x,), y) and predict((x,)); else pass the one input alone."
+        ) from error
     if too_few or too_many or unknown:
         given = list(kwargs) or f"{num} input(s)"
         raise TypeError(

@@ -187,6 +187,8 @@ class Categorical(Likelihood):
         beyond = target[(target < 0) | (target >= num_classes)]
         label, is_mark = int(beyond[0].item()), bool((beyond == beyond[0]).all())
         hint = f" If {label} marks what was not observed, write ignore_index={label}." * is_mark
+        if low == 1 and high == num_classes:
+            hint = " If labels start at 1, pass y - 1."
         raise DataError(
             f"Expected labels of {num_classes} classes, from 0 to {num_classes - 1}; got values "
             f"from {low} to {high}.{hint}"

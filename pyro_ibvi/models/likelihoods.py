@@ -200,7 +200,8 @@ class Likelihood(PyroModule):
         """What to write where a target has the wrong shape."""
         expected = self.target_shape(output.shape)
         if target.numel() == expected.numel():
-            shape = tuple(expected)
+            # Of a batch, while the user reshapes all targets.
+            shape = ", ".join(map(str, (-1, *expected[1:])))
             return f" Write y.reshape({shape}), of pandas' y.to_numpy().reshape({shape})."
         if target.shape[:1] != output.shape[:1]:
             return (

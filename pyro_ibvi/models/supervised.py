@@ -102,7 +102,7 @@ class SupervisedModel(PyroModule):
         self.net = net
         self.likelihood = likelihood
         self.num_data: int | None = None if num_data is None else int(num_data)
-        self.reader = BatchReader(net.network, inputs, target)
+        self.reader = BatchReader(net.network, inputs, target, getattr(likelihood, "widths", None))
         self.picker = OutputPicker(output, likelihood)
         self._is_checked = False
         self._whole_numbers = WholeNumbers()
@@ -142,14 +142,15 @@ class SupervisedModel(PyroModule):
             ValueError: If it cannot be told which part is what.
         """
         x, y = self._parts(x, y, more, named)
-        return self._as_tensors(x), self._as_tensors(y)
+        return self._as_tensors(x), self._as_tensors(y, torch.float32)
 
-    def _as_tensors(self, data: Any) -> Any:
+    def _as_tensors(self, data: Any, least: torch.dtype | None = None) -> Any:
         if data is None or isinstance(data, Tensor):  # as in most steps
             return data
         parameters = [p for _, p in self.net.runner.named_parameters() if p.is_floating_point()]
         like = parameters[0] if parameters else torch.empty(0)
-        return as_tensors(data, like.dtype, like.device)
+        dtype = like.dtype if least is None else torch.promote_types(like.dtype, least)
+        return as_tensors(data, dtype, like.device)
 
     def _parts(
         self, x: Any, y: Any, more: tuple[Any, ...], named: Mapping[str, Any]

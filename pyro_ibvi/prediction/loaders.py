@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_ibvi._util.inputs import is_array
+from pyro_ibvi._util.samplers import keeps_order
 
 #: Number of data of a data set that are predicted at once, where nothing else is said.
 _ROWS_AT_ONCE = 1000
@@ -60,9 +61,10 @@ def unshuffled(loader: DataLoader[Any]) -> DataLoader[Any]:
     Raises:
         ValueError: If it shuffles.
     """
-    if isinstance(loader.sampler, RandomSampler):
+    if not keeps_order(loader):
         raise ValueError(
             "The loader shuffles, so nobody could tell which prediction is whose: make it with "
-            "shuffle=False."
+            "shuffle=False and no random sampler, for a part of the data as "
+            "DataLoader(Subset(data, indices))."
         )
     return loader

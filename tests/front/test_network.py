@@ -220,7 +220,7 @@ def test_bad_input(trained, data):
     with pytest.raises(TypeError, match="Expected numbers, got DataFrame of the type object"):
         trained.fit(pd.DataFrame({"a": ["red"] * 40, "b": range(40)}), y)
     column = pd.Series(y[:, 0].numpy())
-    with pytest.raises(ValueError, match=r"of pandas' y\.to_numpy\(\)\.reshape\(\(40, 1\)\)"):
+    with pytest.raises(ValueError, match=r"of pandas' y\.to_numpy\(\)\.reshape\(-1, 1\)"):
         trained.fit(pd.DataFrame(x.numpy()), column, progress=False)
     with pytest.raises(ValueError, match="batch_size must be a positive whole number"):
         trained.fit(x, y, batch_size=0)
@@ -316,3 +316,19 @@ def test_what_modules_have_is_elsewhere(name: str, hint: str) -> None:
     ):
         getattr(bnn, name)
     assert not hasattr(copy.deepcopy(bnn), name)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "pandas"])
+def test_targets_keep_their_digits_in_a_network_of_few(kind):
+    """As float32 tensors do; 8 bits would round 1001 to 1000."""
+    x, y = torch.randn(40, 2), 1000 + torch.arange(40.0).unsqueeze(-1)
+    scores = []
+    for given in (kinds(x, y)[kind], (x.bfloat16(), y)):
+        torch.manual_seed(0)
+        bnn = ibvi.VariationalNetwork(nn.Linear(2, 1).bfloat16(), ibvi.Normal(10.0))
+        read = bnn.model.read(*given)
+        assert read[0].dtype == torch.bfloat16
+        assert torch.equal(read[1], y)
+        bnn.fit(*given, num_epochs=1, progress=False)
+        scores.append(bnn.evaluate(*given, num_samples=5, seed=1))
+    assert scores[0] == scores[1]

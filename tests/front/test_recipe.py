@@ -45,6 +45,32 @@ def test_labels_get_relative_noise_behind_the_first_layer() -> None:
     assert {rate.factor for _, _, rate in bnn.guide.named_rates("sgd")} == {1.0}
 
 
+@pytest.mark.parametrize("where", ["around", "inside"])
+@pytest.mark.parametrize("likelihood", [ibvi.Categorical(), ibvi.Normal()])
+def test_wrappers_of_several_devices_change_nothing(likelihood: Any, where: str) -> None:
+    def make() -> nn.Sequential:
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        return nn.Sequential(trunk, nn.Linear(8, 3))
+
+    net = make()
+    if where == "inside":
+        net[0] = nn.DataParallel(net[0])
+    with pytest.warns(UserWarning, match="what is inside of DataParallel on one device") as told:
+        wrapped = ibvi.VariationalNetwork(
+            net if where == "inside" else nn.DataParallel(net), likelihood
+        )
+    assert len(told) == 1
+    plain = ibvi.VariationalNetwork(make(), likelihood)
+    assert wrapped.net.stochastic == plain.net.stochastic
+    names = [[name for name, *_ in bnn.guide.named_rates("sgd")] for bnn in (wrapped, plain)]
+    assert names[0] == names[1]
+    x = torch.randn(4, 5)
+    found, expected = (bnn.predict(x, num_samples=3, seed=1).outputs for bnn in (wrapped, plain))
+    if likelihood.discrete:  # means start at the network's
+        assert torch.equal(found, expected)
+
+
 def test_rates_follow_the_base_that_is_given() -> None:
     small, wide = (
         nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3)) for width in (8, 32)

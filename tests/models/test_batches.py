@@ -129,6 +129,10 @@ RENAMED = {"first": A, "second": B, "third": C, "score": Y, "index": torch.arang
         ({}, ({"a": A, "b": B, "c": C}, Y), {}),
         ({"inputs": [1, 2, 3]}, (Y, A, B, C), {}),
         ({"target": 0}, (Y, A, B, C), {}),
+        ({"target": -1}, (A, B, C, Y), {}),
+        ({"target": -4}, (Y, A, B, C), {}),
+        ({"inputs": [-3, -2, -1]}, (Y, A, B, C), {}),
+        ({"inputs": [0, 1, -3], "target": -1}, (A, B, C, torch.arange(8), Y), {}),
         ({"inputs": [0, 1, 2], "target": 4}, (A, B, C, torch.arange(8), Y), {}),
         ({"inputs": ["first", "second", "third"], "target": "score"}, (), RENAMED),
         (
@@ -276,6 +280,7 @@ class Optional(nn.Linear):
         (nn.Linear(3, 1), {}, (), RENAMED, r"say which is the target, .*inputs=\['first'\]"),
         (Three(), {}, (), {"y": A, "labels": Y}, r"say which is the target"),
         (nn.Linear(3, 1), {"inputs": "x1", "target": "y"}, (), {"x": A, "y": Y}, "no part 'x1'"),
+        (nn.Linear(3, 1), {"inputs": -4, "target": 2}, (A, B, Y), {}, r"no part -4; it is"),
         (nn.Linear(3, 1), {"inputs": 0}, (A, B, Y), {}, r"parts \[1, 2\] of the batch are no in"),
     ],
 )
@@ -283,6 +288,35 @@ def test_batches_with_no_reading(net, options, args, kwargs, message):
     model, _ = make(net, **options)
     with pytest.raises(ValueError, match=message):
         model(*args, **kwargs)
+
+
+def test_a_position_from_the_end_is_that_part():
+    model, _ = make(nn.Linear(3, 1), target=-1)
+    found = model.read(A, Y)
+    assert found[0] is A
+    assert found[1] is Y
+    assert model.read(A) == (A, None)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("names", [("size", "kind"), ("kind", "size")])
+def test_targets_of_tasks_in_their_order(names, named):
+    """Told by positions or by other names they come in the order of the tasks."""
+    likelihoods = {"size": (ibvi.Normal(0.5), 1), "kind": (ibvi.Categorical(), 3)}
+    tasks = ibvi.models.MultiTask({name: likelihoods[name] for name in names})
+    targets = {"size": torch.randn(8, 1), "kind": torch.arange(8) % 3}
+    parts = [A, *(targets[name] for name in names)]
+    if named:
+        model, _ = make(nn.Linear(3, 4), likelihood=tasks, inputs="x", target=["r", "c"])
+        read = model.read(**dict(zip(("x", "r", "c"), parts, strict=True)))
+    else:
+        model, _ = make(nn.Linear(3, 4), likelihood=tasks, target=[1, -1])
+        read = model.read(*parts)
+    assert read[0] is A
+    assert torch.equal(tasks.as_target(read[1]), tasks.as_target(targets))
+    model, _ = make(nn.Linear(3, 4), likelihood=tasks, inputs="x", target=["kind", "size"])
+    read = model.read(x=A, **targets)  # of the tasks' own names, in whatever order
+    assert torch.equal(tasks.as_target(read[1]), tasks.as_target(targets))
 
 
 def test_bad_options():

@@ -253,3 +253,31 @@ def test_large_numbers_from_large_inputs_are_no_mistake(scale, warns, recwarn):
     model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(scale))
     model(x, scale * torch.randn(40, 1))
     assert any("standardize the inputs" in str(w.message) for w in recwarn) == warns
+
+
+class OfMapping(nn.Linear):
+    """A network with one argument, which is a mapping."""
+
+    def forward(self, batch):
+        return super().forward(batch["one"] + batch["two"])
+
+
+def test_a_mapping_as_the_only_argument():
+    x, y = {"one": torch.randn(6, 3), "two": torch.randn(6, 3)}, torch.randn(6, 1)
+    bnn = ibvi.VariationalNetwork(OfMapping(3, 1), ibvi.Normal())
+    message = (
+        r"takes \(batch\), and got .*\['one', 'two'\].*fit\(\(x,\), y\) and predict\(\(x,\)\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        bnn.fit(x, y, num_epochs=1, progress=False)
+    bnn.fit((x,), y, num_epochs=1, progress=False)  # what it says works
+    found = bnn.predict((x,), num_samples=4, seed=1)
+    plain = ibvi.VariationalNetwork(nn.Linear(3, 1), ibvi.Normal())
+    plain.guide.load_state_dict(bnn.guide.state_dict())
+    plain.model.load_state_dict(bnn.model.state_dict())
+    expected = plain.predict(x["one"] + x["two"], num_samples=4, seed=1)
+    torch.testing.assert_close(found.outputs, expected.outputs)
+    with pytest.raises(
+        ValueError, match=r"takes the mapping as a whole, .*: predict\(\(x,\)\)\.$"
+    ):
+        bnn.predict(x)

@@ -155,6 +155,8 @@ BAD = [
     ((5, 1), torch.zeros(5).long(), "one logit write Bernoulli"),
     ((5, 3), torch.eye(5, 3), r"one-hot, pass y\.argmax\(-1\)"),
     ((5, 3), torch.tensor([0, 1, -100, 2, -100]), "write ignore_index=-100"),
+    ((5, 3), torch.tensor([1, 2, 3, 2, 1]), r"from 1 to 3\. If labels start at 1, pass y - 1\.$"),
+    ((5, 3), torch.tensor([0, 1, 3, 2, 1]), "write ignore_index=3"),
     ((5, 3), torch.tensor([0, 1, 7, 2, -3]), r"got values from -3 to 7\.$"),
     ((5, 3, 8), torch.zeros(5, 8).long(), r"write Categorical\(class_dim=1\)"),
 ]
@@ -164,6 +166,14 @@ BAD = [
 def test_a_bad_target(shape, target, message):
     with pytest.raises(ValueError, match=message):
         Categorical().check_target(target, torch.zeros(shape))
+
+
+def test_labels_from_1_are_as_good_as_from_0():
+    """What the message says is what helps, and no class is lost by it."""
+    y, output = torch.tensor([1, 2, 3, 2, 1]), torch.randn(5, 3)
+    Categorical().check_target(y - 1, output)
+    found = Categorical()(output).log_prob(y - 1)
+    torch.testing.assert_close(found, -F.cross_entropy(output, y - 1, reduction="none"))
 
 
 def test_bad_options():

@@ -1,0 +1,106 @@
+"""How many data a training has: those that have targets, and that a loader draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+import pyro_ibvi as ibvi
+from pyro_ibvi.front.batches import count_rows
+from tests.layouts import Bags, Graphs, TimeFirst
+
+#: Roles are not the subject here.
+pytestmark = pytest.mark.filterwarnings("ignore:The forward pass of")
+
+DATA = TensorDataset(torch.randn(20, 2), torch.randn(20, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "size"),
+    [
+        (TimeFirst, torch.randn(50, 10, 3), 10),
+        (Bags, (torch.randint(0, 30, (50,)), torch.tensor([0, 10, 25])), 3),
+        (Graphs, (torch.randn(12, 3), torch.arange(12) // 4), 3),
+    ],
+)
+def test_data_are_counted_by_their_targets(kind: type[nn.Module], x: Any, size: int) -> None:
+    y = torch.randn(size, 1)
+    bnn = ibvi.VariationalNetwork(kind(), ibvi.Normal(0.5))
+    bnn.fit([(x, y), (x, y)], num_epochs=1, progress=False)
+    assert bnn.model.num_data == 2 * size
+    assert count_rows([(x, y)]) == size
+
+
+def test_parts_of_a_batch_that_are_told() -> None:
+    batch = (torch.arange(50), torch.randn(10, 2), torch.randn(10, 1))
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.5), inputs=1, target=2)
+    bnn.fit([batch], num_epochs=1, progress=False)
+    assert bnn.model.num_data == 10
+
+
+class Own(Sampler[int]):
+    """Six of the data in an order of their own."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([7, 3, 1, 0, 2, 9])
+
+    def __len__(self) -> int:
+        return 6
+
+
+class Endless(Own):
+    """A sampler that has no length to tell."""
+
+    def __len__(self) -> int:
+        raise TypeError
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_data"),
+    [
+        (SubsetRandomSampler(range(10)), 10),
+        (SubsetRandomSampler([3, 3, 5, 5]), 2),
+        (SequentialSampler(range(8)), 8),
+        (RandomSampler(range(12)), 12),
+        (Own(), 6),
+        ([4, 5, 6], 3),
+        # An epoch has more or less than there is to be drawn.
+        (RandomSampler(DATA, replacement=True, num_samples=5), 20),
+        (RandomSampler(DATA, num_samples=5), 20),
+        (WeightedRandomSampler(torch.ones(20), num_samples=5), 20),
+        (WeightedRandomSampler(torch.ones(20), num_samples=500), 20),
+        (DistributedSampler(DATA, num_replicas=2, rank=0), 20),
+        (list(range(20)) * 3, 20),
+        (Endless(), 20),
+    ],
+)
+def test_a_part_of_the_data_set_counts_as_the_part(sampler: Any, num_data: int) -> None:
+    assert count_rows(DataLoader(DATA, batch_size=4, sampler=sampler)) == num_data
+    batches = BatchSampler(sampler, batch_size=3, drop_last=False)
+    assert count_rows(DataLoader(DATA, batch_sampler=batches)) == num_data
+
+
+def test_batches_of_indices_hide_what_is_drawn() -> None:
+    assert count_rows(DataLoader(DATA, batch_sampler=[[0, 1], [2, 3]])) == 20
+
+
+def test_fit_on_a_part_is_fit_on_a_subset() -> None:
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.5))
+    loader = DataLoader(DATA, batch_size=5, sampler=SubsetRandomSampler(range(10)))
+    bnn.fit(loader, num_epochs=1, progress=False)
+    assert bnn.model.num_data == 10
