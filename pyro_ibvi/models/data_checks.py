@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
@@ -120,10 +121,12 @@ def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
         y: Targets; for class labels the logits should be of size 1 at the start.
         output: What the network made of the inputs.
     """
-    sizes = [_root_mean_square(leaf) for leaf in tensors_of(x) if leaf.is_floating_point()]
+    sizes = [_root_mean_square(leaf) for leaf in tensors_of(x) if _is_dense(leaf)]
     largest = max(sizes, default=0.0)
+    if largest <= _LARGE_INPUT:
+        return
     usual = max(1.0, _root_mean_square(y.nan_to_num())) if y.is_floating_point() else 1.0
-    if largest > _LARGE_INPUT and _root_mean_square(output) > _LARGE_OUTPUT * usual:
+    if _root_mean_square(output) > _LARGE_OUTPUT * usual:
         warnings.warn(
             f"The inputs are of size {largest:.3g} (root mean square), and what the network makes "
             f"of them at its start of size {_root_mean_square(output):.3g}, while its start and "
@@ -134,8 +137,13 @@ def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
         )
 
 
+def _is_dense(leaf: Tensor) -> bool:
+    is_strided = leaf.layout is torch.strided and not leaf.is_nested
+    return is_strided and leaf.is_floating_point() and leaf.numel() > 0
+
+
 def _root_mean_square(values: Tensor) -> float:
-    return float(values.detach().double().square().mean().sqrt()) if values.numel() else 0.0
+    return float(values.detach().float().square().mean().sqrt())
 
 
 def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
