@@ -116,7 +116,7 @@ def test_a_scale_that_is_no_number(scale):
 FLOATS = torch.zeros(5)
 BAD = [
     (Normal(), (5,), FLOATS.reshape(5, 1), ValueError, r"shape \(5, 1\).*Normal.*expects \(5,\)"),
-    (Normal(), (5, 1), FLOATS, ValueError, r"expects \(5, 1\)\. Write y\.reshape\(\(5, 1\)\)"),
+    (Normal(), (5, 1), FLOATS, ValueError, r"expects \(5, 1\)\. Write y\.reshape\(-1, 1\)"),
     (Normal(), (5, 2), FLOATS, ValueError, r"target has shape \(5,\).*expects \(5, 2\)\.$"),
     (
         Normal(),
