@@ -7,7 +7,8 @@ Likewise whether a part of a batch is treated as it is in the whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,11 +43,7 @@ def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide
         guide: Its guide.
         x: A batch.
     """
-    # Under autocast both ways would be rounded, each in its own places.
-    kind = batch_of(x).device.type
-    whole = torch.autocast(kind, enabled=False)
-    x = map_tensors(at_least_float32, x) if torch.is_autocast_enabled(kind) else x
-    with own_random_numbers(), whole:
+    with _comparing(x) as x:
         if not per_datum.inputs or _is_aligned(per_datum, model, guide, x, list(per_datum.inputs)):
             return
         for name, inputs in list(per_datum.inputs.items()):
@@ -69,8 +66,7 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
     """
     if len(parts) < 2:
         return
-    with own_random_numbers(), torch.autocast(batch_of(x).device.type, enabled=False):
-        x, part = (map_tensors(at_least_float32, data) for data in (x, parts[-1]))
+    with _comparing((x, parts[-1])) as (x, part):
         values = guide.rsample()
         seed = torch.initial_seed()
         whole, again, own = (
@@ -80,8 +76,7 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
     size = len(batch_of(part))
     fits = own.shape == whole[-size:].shape and len(whole) == len(batch_of(x))
     if fits and torch.equal(whole, again):  # there is no dropout, whose numbers go by the size
-        difference = (whole[-size:].float() - own.float()).abs().max()
-        fits = bool(difference <= _TOLERANCE * whole.abs().max().float())
+        fits = _are_close(own, whole[-size:], whole)
     if not fits:
         raise DataError(
             f"draws={len(parts)} cuts the batch at its first dimension, of size "
@@ -111,14 +106,31 @@ def _is_aligned(
         relative = (maps[layer].multiplier[-1] - 1).reshape(factor.shape)
         values[name] = Multiplicative(1.0).draw(loc, torch.ones_like(factor), relative)
     expected = _output(model, values, x, {}, seed)
-    if expected.shape != output.shape:
-        return False
+    return expected.shape == output.shape and _are_close(output[-1], expected[-1], expected)
+
+
+@contextmanager
+def _comparing(x: Any) -> Iterator[Any]:
+    """Runs that leave no trace, of data that are not rounded on the way.
+
+    Yields:
+        The data.
+    """
+    # Under autocast both ways would be rounded, each in its own places.
+    kind = batch_of(x).device.type
+    whole = torch.autocast(kind, enabled=False)
+    x = map_tensors(at_least_float32, x) if torch.is_autocast_enabled(kind) else x
+    with own_random_numbers(), whole:
+        yield x
+
+
+def _are_close(found: Tensor, expected: Tensor, outputs: Tensor) -> bool:
+    """Whether two of some outputs are equal up to rounding, beside the largest of all."""
     tolerance = _TOLERANCE
-    if output.is_floating_point():
-        tolerance = max(tolerance, _TOLERANCE_IN_EPS * torch.finfo(output.dtype).eps)
-        output, expected = output.float(), expected.float()
-    difference = (output[-1] - expected[-1]).abs().max()
-    return bool(difference <= tolerance * expected.abs().max())
+    if found.is_floating_point():
+        tolerance = max(tolerance, _TOLERANCE_IN_EPS * torch.finfo(found.dtype).eps)
+        found, expected, outputs = found.float(), expected.float(), outputs.float()
+    return bool((found - expected).abs().max() <= tolerance * outputs.abs().max())
 
 
 def _output(

@@ -121,6 +121,7 @@ class DirectRoute:
     ) -> tuple[Tensor, float, Tensor | None]:
         x, y = model.read(*args, **kwargs)
         num_data = len(batch_of(x))
+        parts = [x] if draws == "datum" else cut_batch(x, int(draws))
         if self._per_datum is None or self._num_compared < min(num_data, 2):
             self._num_compared = num_data  # a single datum shows little
             self._per_datum = PerDatum(guide.layers, model.net, len(guide.components))
@@ -128,8 +129,7 @@ class DirectRoute:
             if draws == "datum":
                 warn_of(self._per_datum.left_out())
             else:
-                check_parts(model, guide.components[0], x, cut_batch(x, int(draws)))
-        parts = [x] if draws == "datum" else cut_batch(x, int(draws))
+                check_parts(model, guide.components[0], x, parts)
         outputs = []
         values: dict[str, Tensor] = {}
         for i, part in enumerate(parts):

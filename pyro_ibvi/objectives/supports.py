@@ -33,9 +33,10 @@ def reject_outside_support(site: Site) -> None:
         return
     if not (site["mask"] is None or site["mask"] is True):
         return
-    if not getattr(innermost(fn), "_validate_args", False) or _is_masked(fn):
+    inner = innermost(fn)
+    if not getattr(inner, "_validate_args", False) or _is_masked(fn):
         return
-    if isinstance(innermost(fn), ImproperUniform):  # has no density that Pyro would check
+    if isinstance(inner, ImproperUniform):  # has no density that Pyro would check
         return
     support = getattr(fn, "support", None)
     if "_enumerate_dim" in site["infer"] or not _is_computed(support):

@@ -13,6 +13,7 @@ from pyro_ibvi import (
     TraceExpectedLogLikelihood,
 )
 from pyro_ibvi._util.errors import DataError
+from tests.layouts import TimeFirst
 
 
 class Sums(nn.Module):
@@ -26,19 +27,8 @@ class Sums(nn.Module):
         return self.linear(x.cumsum(0))
 
 
-class LastStep(nn.Module):
-    """A recurrent network with the time in front."""
-
-    def __init__(self):
-        super().__init__()
-        self.lstm, self.linear = nn.LSTM(3, 4), nn.Linear(4, 1)
-
-    def forward(self, x):
-        return self.linear(self.lstm(x)[0][-1])
-
-
 @pytest.mark.parametrize(
-    ("net", "shape"), [(Sums(), (6, 8, 1)), (LastStep(), (8, 1))], ids=["sums", "lstm"]
+    ("net", "shape"), [(Sums(), (6, 8, 1)), (TimeFirst(), (8, 1))], ids=["sums", "recurrent"]
 )
 def test_a_batch_whose_parts_are_other_batches_is_not_cut(net, shape):
     torch.manual_seed(0)
@@ -61,3 +51,13 @@ def test_dropout_is_no_reason_not_to_cut():
     loss = TraceExpectedLogLikelihood(draws=2)
     for _ in range(2):
         loss.loss_and_grads(model, guide, torch.randn(7, 3), torch.randn(7, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_in_half_precision_are_cut(dtype):
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)).to(dtype)
+    model = SupervisedModel(RandomModule(net), Normal(1.0))
+    guide = AutoMuPNormal(model, covariance=LowRank(2))
+    loss = TraceExpectedLogLikelihood(draws=2)
+    for _ in range(2):
+        assert loss.loss_and_grads(model, guide, torch.randn(7, 3, dtype=dtype), torch.randn(7, 1))
