@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import map_tensors
-from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
@@ -43,7 +42,7 @@ def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide
         guide: Its guide.
         x: A batch.
     """
-    with _comparing(x) as x:
+    with _comparing(model, x) as x:
         if not per_datum.inputs or _is_aligned(per_datum, model, guide, x, list(per_datum.inputs)):
             return
         for name, inputs in list(per_datum.inputs.items()):
@@ -66,7 +65,7 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
     """
     if len(parts) < 2:
         return
-    with _comparing((x, parts[-1])) as (x, part):
+    with _comparing(model, (x, parts[-1])) as (x, part):
         values = guide.rsample()
         seed = torch.initial_seed()
         whole, again, own = (
@@ -110,17 +109,20 @@ def _is_aligned(
 
 
 @contextmanager
-def _comparing(x: Any) -> Iterator[Any]:
+def _comparing(model: SupervisedModel, x: Any) -> Iterator[Any]:
     """Runs that leave no trace, of data that are not rounded on the way.
 
     Yields:
         The data.
     """
-    # Under autocast both ways would be rounded, each in its own places.
+    # Under autocast both ways would be rounded, each in its own places; without it the network
+    # takes numbers of its own type alone.
     kind = batch_of(x).device.type
-    whole = torch.autocast(kind, enabled=False)
-    x = map_tensors(at_least_float32, x) if torch.is_autocast_enabled(kind) else x
-    with own_random_numbers(), whole:
+    if torch.is_autocast_enabled(kind):
+        parameters = model.net.network.parameters()
+        dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+        x = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, x)
+    with own_random_numbers(), torch.autocast(kind, enabled=False):
         yield x
 
 

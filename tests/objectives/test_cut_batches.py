@@ -53,11 +53,13 @@ def test_dropout_is_no_reason_not_to_cut():
         loss.loss_and_grads(model, guide, torch.randn(7, 3), torch.randn(7, 1))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_networks_in_half_precision_are_cut(dtype):
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_networks_in_any_precision_are_cut(dtype, autocast):
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)).to(dtype)
     model = SupervisedModel(RandomModule(net), Normal(1.0))
     guide = AutoMuPNormal(model, covariance=LowRank(2))
     loss = TraceExpectedLogLikelihood(draws=2)
-    for _ in range(2):
-        assert loss.loss_and_grads(model, guide, torch.randn(7, 3, dtype=dtype), torch.randn(7, 1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for _ in range(2):
+            loss.loss_and_grads(model, guide, torch.randn(7, 3, dtype=dtype), torch.randn(7, 1))
