@@ -222,8 +222,7 @@ class IBVIModule(lightning.LightningModule):
         is_counted = getattr(self.model, "num_data", 0) is not None
         if num_data is None and (self.bnn is not None or not is_counted):
             loader: Any = self.trainer.train_dataloader
-            read = self.model.read if isinstance(self.model, SupervisedModel) else None
-            num_data = count_rows(loader, read)
+            num_data = count_rows(loader, getattr(self.model, "num_data_in", None))
             if num_data is None:
                 raise ValueError(
                     f"The number of training data cannot be found from a {type(loader).__name__}: "

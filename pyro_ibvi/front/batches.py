@@ -21,8 +21,8 @@ from pyro_ibvi._util.inputs import (
 )
 from pyro_ibvi._util.samplers import num_drawn
 
-#: Gives the inputs and the targets of a batch.
-Read = Callable[..., tuple[Any, Any]]
+#: Gives the number of data in a batch, as a model does.
+Count = Callable[..., int]
 
 
 class TensorBatches:
@@ -121,12 +121,13 @@ def as_batches(
     return data
 
 
-def count_rows(batches: Iterable[Any], read: Read | None = None) -> int | None:
+def count_rows(batches: Iterable[Any], count: Count | None = None) -> int | None:
     """Number of data in all batches together: that of the targets, as a model counts them.
 
     Args:
         batches: A data loader, or a list of batches.
-        read: Gives the inputs and the targets of a batch; by default a batch is a pair of them.
+        count: Gives the number of data in a batch; by default a batch is a pair of inputs and
+            targets.
 
     Returns:
         The number, or None if only an iteration could tell.
@@ -134,19 +135,19 @@ def count_rows(batches: Iterable[Any], read: Read | None = None) -> int | None:
     if getattr(batches, "dataset", None) is not None:
         return num_drawn(batches)
     if isinstance(batches, (list, tuple)):
-        return sum(_num_rows(batch, read) for batch in batches) or None
+        return sum(_num_rows(batch, count) for batch in batches) or None
     return None
 
 
 def settled_num_data(
-    num_data: int | None, batches: Iterable[Any], read: Read | None = None
+    num_data: int | None, batches: Iterable[Any], count: Count | None = None
 ) -> int:
     """The number of training data, by a user's word or as counted.
 
     Args:
         num_data: The user's word, if any.
         batches: A data loader, or a list of batches.
-        read: As for :func:`count_rows`.
+        count: As for :func:`count_rows`.
 
     Returns:
         The number.
@@ -157,7 +158,7 @@ def settled_num_data(
     if num_data is not None:
         check_positive_int("num_data", num_data)
         return num_data
-    found = count_rows(batches, read)
+    found = count_rows(batches, count)
     if found is None:
         raise ValueError(
             f"The number of training data cannot be found from a {type(batches).__name__}: "
@@ -166,11 +167,12 @@ def settled_num_data(
     return found
 
 
-def _num_rows(batch: Any, read: Read | None) -> int:
+def _num_rows(batch: Any, count: Count | None) -> int:
     args, kwargs = as_call(batch)
-    x, y = read(*args, **kwargs) if read is not None else (batch, args[1:][-1:])
-    # Inputs may have time, words or nodes in front.
-    tensor = first_tensor(x) if first_tensor(y) is None else first_tensor(y)
+    if count is not None:
+        return count(*args, **kwargs)
+    targets = first_tensor(args[1:][-1:])
+    tensor = first_tensor(batch) if targets is None else targets
     return 0 if tensor is None else len(tensor)
 
 

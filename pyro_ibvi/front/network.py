@@ -202,7 +202,7 @@ class VariationalNetwork:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             draws = self._draws(_NUM_VALID_SAMPLES, None)
             options.setdefault("metrics", partial(validation_scores, **draws))
-        self.model.num_data = settled_num_data(num_data, batches, self.model.read)
+        self.model.num_data = settled_num_data(num_data, batches, self.model.num_data_in)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
