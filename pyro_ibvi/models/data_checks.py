@@ -126,10 +126,11 @@ def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
     if largest <= _LARGE_INPUT:
         return
     usual = max(1.0, _root_mean_square(y.nan_to_num())) if y.is_floating_point() else 1.0
-    if _root_mean_square(output) > _LARGE_OUTPUT * usual:
+    made = _root_mean_square(output)
+    if made > _LARGE_OUTPUT * usual:
         warnings.warn(
             f"The inputs are of size {largest:.3g} (root mean square), and what the network makes "
-            f"of them at its start of size {_root_mean_square(output):.3g}, while its start and "
+            f"of them at its start of size {made:.3g}, while its start and "
             f"rates are meant for numbers around 1: standardize the inputs (for images write "
             f"x / 255), in training and prediction alike.",
             UserWarning,
