@@ -260,6 +260,37 @@ def vbll(task: Task, settings: Settings, seed: int) -> Epochs:
         yield draw, [net]
 
 
+def inferno(task: Task, settings: Settings, seed: int) -> Epochs:
+    """Implicit-bias VI by its authors' ``inferno-torch``, as its documentation trains."""
+    from inferno import loss_fns
+
+    from benchmarks.speed.networks import Network
+    from benchmarks.speed.peers import inferno_network
+
+    x = task.data.x
+    network = Network(NETWORKS[task.network], tuple(x.shape[1:]), task.batch_size, rounds=1)
+    net = inferno_network(network, settings["rank"])
+    groups = net.parameters_and_lrs(lr=settings["lr"], optimizer="SGD")
+    optimizer = torch.optim.SGD(groups, settings["lr"], momentum=0.9)
+    scheduler = task.cosine(optimizer)
+    loss_fn = loss_fns.CrossEntropyLoss()
+
+    def draw(x: Tensor, num_draws: int) -> Tensor:
+        net.eval()
+        with torch.no_grad():
+            parts = [net(part, sample_shape=torch.Size([num_draws])) for part in x.split(1000)]
+        return torch.cat(parts, dim=1)
+
+    for epoch in range(task.epochs):
+        net.train()
+        for x, y in task.batches(seed, epoch):
+            optimizer.zero_grad()
+            loss_fn(net(x), y).backward()
+            optimizer.step()
+        scheduler.step()
+        yield draw, [net]
+
+
 def train_svi(task: Task, svi: SVI, scheduler: Callable[[], None] | None, seed: int) -> Epochs:
     """Steps of ``SVI``; the draws are those of ``predict``."""
 
@@ -320,6 +351,7 @@ CONTENDERS: dict[str, Callable[[Task, Settings, int], Iterator[Draw]]] = {
     "laplace": laplace,
     "ivon": ivon,
     "vbll": vbll,
+    "inferno": inferno,
     "elbo": elbo,
     "implicit_bias": implicit_bias,
 }

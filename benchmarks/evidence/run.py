@@ -37,7 +37,7 @@ LOADERS: dict[str, Callable[..., LabelledData]] = {"images": load_images, "serie
 
 def grid(options: dict[str, Any]) -> Iterator[Settings]:
     """Every combination of the lists among a contender's options."""
-    names = [name for name in options if name != "kind"]
+    names = [name for name in options if name not in ("kind", "grid_seeds")]
     lists = [options[n] if isinstance(options[n], list) else [options[n]] for n in names]
     for values in itertools.product(*lists):
         yield dict(zip(names, values, strict=True))
@@ -178,16 +178,14 @@ def main() -> None:
     chosen: dict[str, dict[str, Settings]] = {}
     for name, options in config["contenders"].items():
         options = copy.deepcopy(options)
-        kind, source = options.pop("kind"), options.pop("like", None)
-        seeds = options.pop("grid_seeds", config.get("grid_seeds", [GRID_SEED]))
+        kind, source = options.pop("kind"), options.pop("like", name)
         if args.contenders and name not in args.contenders:
             continue
-        if source is not None:  # the rate of another contender, in which this one consists
-            like = config["contenders"][source]
-            picked = choose(runs, source, like["kind"], like, seeds)
-            chosen[name] = {p: {**picked[p], **options} for p in PROTOCOLS}
-        else:
-            chosen[name] = choose(runs, name, kind, options, seeds)
+        searched = config["contenders"][source]  # another's rate, where this one consists of it
+        seeds = searched.get("grid_seeds", config.get("grid_seeds", [GRID_SEED]))
+        chosen[name] = choose(runs, source, searched["kind"], searched, seeds)
+        if source != name:
+            chosen[name] = {p: {**settings, **options} for p, settings in chosen[name].items()}
         if args.grid_only:
             continue
         for settings in {json.dumps(s, sort_keys=True) for s in chosen[name].values()}:

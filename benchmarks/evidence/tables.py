@@ -196,6 +196,18 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
             "lr": [0.003, 0.01],
         },
     ),
+    "four components with relative noise": (
+        implicit_bias,
+        {
+            "covariance": "relative",
+            "stochastic": [["2.weight", "4.weight"]],
+            "scale": [0.03, 0.1, 0.2, 0.35],
+            "rate": [0.0],
+            "draws": "datum",
+            "mixture": 4,
+            "lr": [0.003, 0.01, 0.03],
+        },
+    ),
 }
 
 
