@@ -8,7 +8,12 @@ from matplotlib.ticker import MaxNLocator
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 #: Okabe and Ito's colors, which those who see fewer colors can tell apart, by kind of training.
-COLORS = {"deterministic": "#999999", "ELBO": "#E69F00", "IBVI": "#0072B2"}
+COLORS = {
+    "deterministic": "#999999",
+    "MC dropout": "#009E73",
+    "ELBO": "#E69F00",
+    "IBVI": "#0072B2",
+}
 TEST_SETS = {"clean": "clean", "noise": "with noise", "rotation": "turned by 30°"}
 
 

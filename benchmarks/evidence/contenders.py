@@ -262,10 +262,11 @@ def vbll(task: Task, settings: Settings, seed: int) -> Epochs:
 
 def inferno(task: Task, settings: Settings, seed: int) -> Epochs:
     """Implicit-bias VI by its authors' ``inferno-torch``, as its documentation trains."""
-    from inferno import loss_fns
-
     from benchmarks.speed.networks import Network
-    from benchmarks.speed.peers import inferno_network
+    from benchmarks.speed.peers import inferno_network, torchvision_stand_in
+
+    torchvision_stand_in()
+    from inferno import loss_fns
 
     x = task.data.x
     network = Network(NETWORKS[task.network], tuple(x.shape[1:]), task.batch_size, rounds=1)

@@ -16,7 +16,7 @@ in first order, for little more than the price of one draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -193,7 +193,7 @@ def as_random(
     given = {name: value for name, value in choices.items() if value is not None}
     is_open = stochastic is None and not isinstance(net, RandomModule)
     if covariance is not None:
-        kind = RELATIVE if isinstance(covariance, Multiplicative) else PAPER
+        kind = RELATIVE if _is_relative(covariance) else PAPER
         recipe = replace(kind, covariance=covariance, of_convolutions=None)
     elif is_open and not is_scaled and is_of_labels(likelihood):
         recipe = RELATIVE
@@ -223,6 +223,13 @@ def as_random(
         except NothingChosenError:  # no dense layer behind another
             recipe = recipe if covariance is not None else PAPER
     return RandomModule(net, **given), recipe
+
+
+def _is_relative(covariance: Any) -> bool:
+    """Whether all noise is relative to the mean: what else is chosen for it serves no other."""
+    choices = covariance.values() if isinstance(covariance, Mapping) else (covariance,)
+    random = [choice for choice in choices if choice is not None]
+    return bool(random) and all(isinstance(choice, Multiplicative) for choice in random)
 
 
 def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:

@@ -261,6 +261,25 @@ def test_relative_noise_for_numbers_by_its_covariance() -> None:
     torch.testing.assert_close(bnn.guide.scale("net.2.weight"), 0.1 * net[2].weight.abs())
 
 
+@pytest.mark.parametrize("held", [None, ibvi.Multiplicative(0.2)])
+def test_relative_noise_of_each_layer_comes_with_what_goes_with_it(held: Any) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+    scales = {"hidden": held, "output": ibvi.Multiplicative(0.1)}
+    bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.1), covariance=scales)
+    assert bnn.net.stochastic == ["2.weight", "4.weight"]
+    assert bnn.loss.draws == "datum"
+    torch.testing.assert_close(bnn.guide.loc("net.4.weight"), net[4].weight)
+    torch.testing.assert_close(bnn.guide.scale("net.4.weight"), 0.1 * net[4].weight.abs())
+
+
+def test_relative_noise_beside_other_noise_starts_as_the_papers() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+    scales = {"input": ibvi.LowRank(3), "output": ibvi.Multiplicative(0.1)}
+    bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.1), covariance=scales)
+    assert bnn.net.stochastic == ["0.weight", "2.weight"]
+    assert bnn.loss.draws == 2
+
+
 def test_each_choice_can_be_exchanged_alone() -> None:
     bnn = ibvi.VariationalNetwork(make_convnet(), ibvi.Categorical(), draws=4)
     assert bnn.loss.draws == 4
