@@ -247,6 +247,28 @@ def test_numbers_of_a_table_get_a_mixture_unless_the_choice_is_the_users():
     assert num_components(covariance=ibvi.LowRank(2), num_components=3) == 3
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "options", "expected"),
+    [
+        (150, {}, 1.0),
+        (5000, {}, 0.5),
+        (5000, {"init_scale": 0.3}, 0.3),
+        (5000, {"network": whole_batch}, 1.0),
+    ],
+)
+def test_noise_of_numbers_starts_by_the_number_of_rows(num_rows, options, expected):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(num_rows, 3))
+    quick = {**QUICK, "max_epochs": 1, "validation_fraction": 0.2, "learning_rate": 1e-9}
+
+    def scale(**options):
+        fitted = IBVIRegressor(**quick, **options).fit(X, X[:, 0]).network_
+        return fitted.guide.components[0].scale("net.0.weight")
+
+    ones = scale(**{**options, "init_scale": 1.0})
+    torch.testing.assert_close(scale(**options), expected * ones, rtol=1e-4, atol=0.0)
+
+
 def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
     X, y = (part.to_numpy(dtype=np.float32) for part in diabetes)
     Y = np.stack([y, -2 * y], 1)

@@ -51,16 +51,17 @@ def make_svi(
     Returns:
         The whole, and the optimizer, whose schedule is the caller's to step.
     """
+    stochastic = settings.get("stochastic", "input+output weights")
     random_net = ibvi.RandomModule(
         net,
-        stochastic=settings.get("stochastic", "input+output weights"),
+        stochastic=stochastic,
         parametrization=ibvi.MaximalUpdate(base=base),
     )
     model = ibvi.SupervisedModel(random_net, likelihood, num_data=num_data)
     kind = settings["covariance"]
     of_convolutions = settings.get("scale of convolutions")
     recipe = Recipe(
-        None,
+        stochastic if isinstance(stochastic, str) else None,
         covariance=COVARIANCES[kind](settings),
         of_convolutions=of_convolutions and ibvi.Multiplicative(of_convolutions, rate=0.0),
         init_loc_fn=STARTS[settings.get("start", "network" if kind == "relative" else "prior")],

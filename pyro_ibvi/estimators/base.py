@@ -74,6 +74,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
                 stochastic=self.stochastic,
                 covariance=self.covariance,
                 num_components=self._num_components(),
+                init_scale=self._init_scale(len(parts[0][0])),
                 optimizer=self.optimizer,
                 lr=self.learning_rate,
             )
@@ -110,11 +111,23 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             **options,
         )
 
+    def _is_own(self) -> bool:
+        """Whether all is the estimator's choice."""
+        return self.network is None and self.covariance is None
+
     def _num_components(self) -> int | None:
         if self.num_components is not None:
             return operator.index(self.num_components)
-        is_own = self.network is None and self.covariance is None
-        return self._own_components if is_own else None
+        return self._own_components if self._is_own() else None
+
+    def _init_scale(self, num_data: int) -> float | None:
+        if self.init_scale is not None:
+            return float(self.init_scale)
+        return self._own_scale(num_data) if self._is_own() else None
+
+    def _own_scale(self, num_data: int) -> float | None:
+        """Scale of the weights' noise at the start, None for the front door's."""
+        return None
 
     def _num_epochs(self, num_data: int) -> int:
         """Number of epochs at most."""

@@ -36,6 +36,8 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         covariance: As there.
         num_components: As there, but None for the default of
             :class:`~pyro_ibvi.VariationalNetwork` in any case: one behind no convolutions.
+        init_scale: As there, but None for the default of :class:`~pyro_ibvi.VariationalNetwork`,
+            noise relative to the weights; a number asks for the prior's, times it.
         optimizer: As there.
         learning_rate: As there.
         batch_size: As there.
@@ -71,6 +73,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         stochastic: Any = None,
         covariance: Any = None,
         num_components: int | None = None,
+        init_scale: float | None = None,
         optimizer: type[Optimizer] | None = None,
         learning_rate: float | None = None,
         batch_size: int = 128,
@@ -90,6 +93,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         self.stochastic = stochastic
         self.covariance = covariance
         self.num_components = num_components
+        self.init_scale = init_scale
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.batch_size = batch_size

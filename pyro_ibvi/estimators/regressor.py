@@ -17,6 +17,24 @@ from pyro_ibvi.models.likelihoods import Likelihood
 
 #: Standard deviation of the noise to begin with, in units of the targets' own.
 _START_SCALE = 0.5
+#: Number of data up to which the weights' noise starts at the prior's own scale.
+_FEW_DATA = 1000
+
+
+def noise_at_start(num_data: int) -> float:
+    """Standard deviations at the start, in units of the prior's, for a number of data.
+
+    The more data, the less noise a posterior has. Training takes it away where data see it, but
+    not within the epochs that many data get; up to a thousand data the prior's own is best (page
+    *Results*).
+
+    Args:
+        num_data: Number of training data.
+
+    Returns:
+        The scale, 1 at most.
+    """
+    return min(1.0, (_FEW_DATA / num_data) ** 0.5)
 
 
 class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
@@ -42,6 +60,9 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             mixture; None for four, which take two to four times as long to train as one, but for
             the default of :class:`~pyro_ibvi.VariationalNetwork` with a ``network`` or
             ``covariance`` of your own.
+        init_scale: Standard deviations of the weights at the start, in units of the prior's; None
+            for :func:`noise_at_start`, which is 1 up to a thousand rows and less for more, but for
+            1 with a ``network`` or ``covariance`` of your own.
         optimizer: Class of the torch optimizer; None for the default of
             :class:`~pyro_ibvi.VariationalNetwork`: Adam here, SGD for classes.
         learning_rate: Global learning rate; None for the optimizer's default.
@@ -80,6 +101,9 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     #: Of a small network they cost seconds, and predict as one or better (page *Results*).
     _own_components = 4
 
+    def _own_scale(self, num_data: int) -> float:
+        return noise_at_start(num_data)
+
     def __init__(
         self,
         hidden_layer_sizes: tuple[int, ...] = (128, 128),
@@ -91,6 +115,7 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         stochastic: Any = None,
         covariance: Any = None,
         num_components: int | None = None,
+        init_scale: float | None = None,
         optimizer: type[Optimizer] | None = None,
         learning_rate: float | None = None,
         batch_size: int = 128,
@@ -111,6 +136,7 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         self.stochastic = stochastic
         self.covariance = covariance
         self.num_components = num_components
+        self.init_scale = init_scale
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.batch_size = batch_size

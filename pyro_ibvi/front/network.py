@@ -48,14 +48,14 @@ class VariationalNetwork:
     datum, which such rates expect. They are attributes for those who go on in Pyro.
 
     What is random follows the targets. For class labels (``Categorical``, ``Bernoulli``) the
-    weights of linear layers and convolutions behind the first start at the network's and have
-    noise relative to them, ``Multiplicative(0.35, rate=0.0)``, of convolutions 0.2, with a draw
-    for each datum in a step; the linear layers behind convolutions are a mixture of four where
-    that is cheap. SGD's rates are then those of ordinary training of this network; to tune them
-    on a smaller one pass ``parametrization=MaximalUpdate(base=small)``. For other targets, where
-    there is no such layer, and where ``stochastic`` or ``init_scale`` is given, it is the paper's
-    recipe: a low-rank factor in the first and the last layer, from the prior on.
-    A ``covariance`` says which of the two it is. See the page *Choose a guide and its covariance*.
+    weights of linear layers, and of convolutions behind the first, start at the network's and have
+    noise relative to them, ``Multiplicative(0.35, rate=0.0)``, less for convolutions and for few
+    features, with a draw for each datum in a step; the linear layers behind convolutions are a
+    mixture of four where that is cheap. SGD's rates are then those of ordinary training of this
+    network; to tune them on a smaller one pass ``parametrization=MaximalUpdate(base=small)``. For
+    other targets, where there is no such layer, and where ``stochastic`` or ``init_scale`` is
+    given, it is the paper's recipe: a low-rank factor in the first and the last layer, from the
+    prior on. A ``covariance`` says which of the two. See *Choose a guide and its covariance*.
 
     Args:
         net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond

@@ -34,7 +34,11 @@ from pyro_ibvi.models import (
     init_to_network,
 )
 from pyro_ibvi.models.admission import admit_network
-from pyro_ibvi.models.choices import INNER_WEIGHTS, NothingChosenError
+from pyro_ibvi.models.choices import (
+    INNER_WEIGHTS,
+    LINEAR_AND_INNER_WEIGHTS,
+    NothingChosenError,
+)
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.mup.layers import owner_of
@@ -49,6 +53,9 @@ _OF_EACH_DATUM = {nn.Sequential, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identit
 _OF_EACH_DATUM |= {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish}
 _OF_EACH_DATUM |= {nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish}
 
+#: Number of features from which on a layer that reads data bears the noise of the others.
+_MANY_FEATURES = 32
+
 #: Number of random weights of a component up to which several of them are the default.
 _MAX_OF_COMPONENT = 10**6
 
@@ -58,7 +65,7 @@ class Recipe:
     """Choices that go together.
 
     Attributes:
-        stochastic: Which parameters are random, or None for the network's own choice.
+        stochastic: Which parameters are random, or None where the user has said it.
         covariance: Their covariance, or None for the guide's own choice.
         of_convolutions: The covariance of convolutions, if it is another one.
         init_loc_fn: Start of the means.
@@ -98,9 +105,11 @@ class Recipe:
         }
         convolutions = [net.site_name(n) for n, layer in inner.items() if isinstance(layer, _CONV)]
         covariance = self.covariance
-        if self.of_convolutions is not None and convolutions:
-            others = {net.site_name(name): covariance for name in inner}
-            covariance = others | dict.fromkeys(convolutions, self.of_convolutions)
+        special = self._of_data(net)
+        if self.of_convolutions is not None:
+            special |= dict.fromkeys(convolutions, self.of_convolutions)
+        if special:
+            covariance = {net.site_name(name): covariance for name in inner} | special
         options: dict[str, Any] = {
             "covariance": covariance,
             "init_loc_fn": self.init_loc_fn if init_loc_fn is None else init_loc_fn,
@@ -127,6 +136,22 @@ class Recipe:
         is_for_numbers = self.draws == "batch" and not is_of_labels(model.likelihood)
         return 2 if is_for_numbers and _treats_data_alone(model.net.network) else self.draws
 
+    def _of_data(self, net: RandomModule) -> dict[str, Multiplicative]:
+        """The noise of linear layers that read few features, by site."""
+        if self.stochastic != LINEAR_AND_INNER_WEIGHTS:
+            return {}
+        roles = {name: net.roles[name] for name in net.stochastic}
+        shares = {
+            net.site_name(name): min(1.0, weight.fans.fan_in / _MANY_FEATURES)
+            for name, weight in roles.items()
+            if weight.role == "input"
+        }
+        return {
+            name: replace(self.covariance, std=share * self.covariance.std)
+            for name, share in shares.items()
+            if share < 1
+        }
+
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
         """More than one behind convolutions, where that costs little time and memory."""
         own = [name for name in net.stochastic if net.site_name(name) not in convolutions]
@@ -143,9 +168,9 @@ def _treats_data_alone(net: nn.Module) -> bool:
     return type(net) is nn.Sequential and all(type(m) in _OF_EACH_DATUM for m in net.modules())
 
 
-#: Relative noise on what the layers behind the first read, a draw for each datum.
+#: Relative noise on what linear layers and inner convolutions read, a draw for each datum.
 RELATIVE = Recipe(
-    INNER_WEIGHTS,
+    LINEAR_AND_INNER_WEIGHTS,
     covariance=Multiplicative(0.35, rate=0.0),
     of_convolutions=Multiplicative(0.2, rate=0.0),
     init_loc_fn=init_to_network,
@@ -195,6 +220,10 @@ def as_random(
     if covariance is not None:
         kind = RELATIVE if _is_relative(covariance) else PAPER
         recipe = replace(kind, covariance=covariance, of_convolutions=None)
+        if not is_open:
+            recipe = replace(recipe, stochastic=None)
+        elif isinstance(covariance, Mapping) or not is_of_labels(likelihood):
+            recipe = replace(recipe, stochastic=kind.stochastic and INNER_WEIGHTS)
     elif is_open and not is_scaled and is_of_labels(likelihood):
         recipe = RELATIVE
     else:
@@ -206,7 +235,7 @@ def as_random(
                 f"{' and '.join(given)} to RandomModule(net, ...)."
             )
         return net, recipe
-    if is_open and recipe.stochastic is not None:
+    if recipe.stochastic is not None:
         own = dict(given)
         if optimizer is None or optimizer is torch.optim.SGD:
             if any(map(is_parallel, net.modules())):

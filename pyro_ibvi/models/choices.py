@@ -28,10 +28,13 @@ _LAYER_CHOICES: dict[str, tuple[str, ...]] = {
 }
 #: Layers that read other layers: their inputs are units of the network, not data.
 INNER_WEIGHTS = "inner weights"
+#: Linear layers that read data beside them.
+LINEAR_AND_INNER_WEIGHTS = "linear+inner weights"
 _INNER_ROLES = ("hidden", "output")
 _INNER_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
     "dense weights": (nn.Linear,),
     INNER_WEIGHTS: (nn.Linear, nn.modules.conv._ConvNd),
+    LINEAR_AND_INNER_WEIGHTS: (nn.Linear, nn.modules.conv._ConvNd),
 }
 _CHOICES = sorted([*_LAYER_CHOICES, *_INNER_TYPES])
 
@@ -138,6 +141,9 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             random |= {
                 n for n in _matches(net, list(weights), kind) if weights[n].role in _INNER_ROLES
             }
+        if random and stochastic == LINEAR_AND_INNER_WEIGHTS:
+            linear = _matches(net, list(weights), nn.Linear)
+            random |= {n for n in linear if weights[n].role == "input"}
         # Attention uses the weight of its output's projection past the layer that holds it.
         fused = _matches(net, list(weights), NonDynamicallyQuantizableLinear)
         random -= {*frozen, *fused}

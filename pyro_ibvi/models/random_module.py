@@ -58,7 +58,8 @@ class RandomModule(PyroModule):
         stochastic: Which parameters are random: ``"input+output"`` (as in the paper), ``"all"``,
             ``"input"`` or ``"last"``, weights and biases of those layers; with ``" weights"``
             after it, as in the default, the weights alone; ``"dense weights"``, those of linear
-            layers that read other layers, and ``"inner weights"``, those of convolutions too;
+            layers that read other layers, ``"inner weights"``, those of convolutions too, and
+            ``"linear+inner weights"``, those of linear layers that read data beside them;
             parameter or layer names, patterns (``["0.*"]``); module types; or a predicate on the
             parameter's name.
         prior: Overrides of the prior: one standard deviation for all sites, or a mapping from

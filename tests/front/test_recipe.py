@@ -78,7 +78,7 @@ def test_rates_follow_the_base_that_is_given() -> None:
     parametrization = ibvi.MaximalUpdate(base=small)
     bnn = ibvi.VariationalNetwork(wide, ibvi.Categorical(), parametrization=parametrization)
     rates = {name: rate.factor for name, _, rate in bnn.guide.named_rates("sgd")}
-    assert rates["net.0.weight"] == 4.0
+    assert rates["AutoMuPNormal.locs.net.0.weight"] == 4.0
     assert rates["AutoMuPNormal.locs.net.2.weight"] == 0.25
 
 
@@ -103,7 +103,9 @@ def test_attention_has_a_draw_for_each_datum_where_it_can() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     net = nn.Sequential(nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(24, 3))
     bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
-    assert bnn.net.stochastic == ["1.linear1.weight", "1.linear2.weight", "3.weight"]
+    assert bnn.net.stochastic == [
+        *("0.weight", "1.linear1.weight", "1.linear2.weight", "3.weight"),
+    ]
     x, y = torch.randn(12, 3, 4), torch.randint(0, 3, (12,))
     bnn.fit(x, y, num_epochs=2, batch_size=6, progress=False)
 
@@ -128,14 +130,14 @@ def test_what_a_network_is_leaves_the_recipe_as_it_is(optimizer: Any) -> None:
     role = ibvi.WeightRole.of("bias", fan_in=1, fan_out=8)
     likelihood, options = ibvi.Categorical(), {"roles": {"position": role}, "example_input": x[:2]}
     bnn = ibvi.VariationalNetwork(Positions(), likelihood, optimizer=optimizer, **options)
-    assert bnn.net.stochastic == ["head.weight"]
+    assert bnn.net.stochastic == ["head.weight", "read.weight"]
     assert bnn.guide.layers[0].covariance == RELATIVE.covariance
     assert bnn.net.roles["position"].role == "bias"
     bnn.fit(x, y, num_epochs=1, progress=False)
     lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
     bnn = ibvi.VariationalNetwork(lazy, likelihood, optimizer=optimizer, example_input=x[:2])
-    assert bnn.net.stochastic == ["3.weight"]
-    random = ibvi.RandomModule(bnn.net.network)
+    assert bnn.net.stochastic == ["1.weight", "3.weight"]
+    random = ibvi.RandomModule(nn.Linear(5, 3))
     with pytest.raises(ValueError, match="choices of its own: pass roles to RandomModule"):
         ibvi.VariationalNetwork(random, likelihood, roles={"1": "hidden"})
 
@@ -150,11 +152,12 @@ def test_number_of_components_can_be_chosen() -> None:
         ibvi.VariationalNetwork(net, ibvi.Normal(0.1), num_components=0)
 
 
-def test_step_is_that_of_gaussian_dropout_by_hand() -> None:
-    """One step from the same draws as a network whose hidden units are multiplied by hand."""
+@pytest.mark.parametrize(("num_features", "std"), [(4, 0.35 / 8), (32, 0.35), (50, 0.35)])
+def test_step_is_that_of_gaussian_dropout_by_hand(num_features: int, std: float) -> None:
+    """One step from the same draws as a network whose units are multiplied by hand."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    x, y = torch.randn(6, 5).double(), torch.randint(0, 3, (6,))
+    net = nn.Sequential(nn.Linear(num_features, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, y = torch.randn(6, num_features).double(), torch.randint(0, 3, (6,))
     bnn = ibvi.VariationalNetwork(
         net, ibvi.Categorical(), lr=0.1, parametrization=ibvi.MaximalUpdate(base=net)
     )
@@ -165,12 +168,13 @@ def test_step_is_that_of_gaussian_dropout_by_hand() -> None:
     loss.backward()
 
     torch.manual_seed(1)
-    hidden = net[:2](x)
-    hidden = hidden * (1 + 0.35 * torch.randn(6, 8, dtype=torch.float64))
+    noise = torch.randn(6, num_features + 8, dtype=torch.float64)
+    hidden = net[:2](x * (1 + std * noise[:, :num_features]))
+    hidden = hidden * (1 + 0.35 * noise[:, num_features:])
     by_hand = nn.functional.cross_entropy(hidden @ net[2].weight.T + net[2].bias, y)
-    (gradient,) = torch.autograd.grad(by_hand, net[0].weight)
+    (gradient,) = torch.autograd.grad(by_hand, net[0].bias)
     torch.testing.assert_close(loss, by_hand, rtol=1e-12, atol=0)
-    own = dict(bnn.model.named_parameters())["net.net.0.weight"].grad
+    own = dict(bnn.model.named_parameters())["net.net.0.bias"].grad
     torch.testing.assert_close(own, gradient, rtol=1e-10, atol=1e-14)
 
 
@@ -251,6 +255,22 @@ def test_labels_are_seen_through_wrappers() -> None:
     assert is_of_labels(Weighted(ibvi.Categorical()))
     assert not is_of_labels(Masked(ibvi.Normal(1.0)))
     assert not is_of_labels(Weighted(Masked(ibvi.Normal(1.0))))
+
+
+def test_noise_on_features_is_the_scale_that_is_given_or_none() -> None:
+    """Less of it where few features are read, but where the user says which weights are random."""
+    net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    loud = ibvi.Multiplicative(0.4)
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical(), covariance=loud)
+    torch.testing.assert_close(bnn.guide.scale("net.0.weight"), 0.1 * net[0].weight.abs())
+    torch.testing.assert_close(bnn.guide.scale("net.2.weight"), 0.4 * net[2].weight.abs())
+    bnn = ibvi.VariationalNetwork(
+        net, ibvi.Categorical(), covariance=loud, stochastic="all weights"
+    )
+    torch.testing.assert_close(bnn.guide.scale("net.0.weight"), 0.4 * net[0].weight.abs())
+    random = ibvi.RandomModule(net, stochastic="linear+inner weights")
+    bnn = ibvi.VariationalNetwork(random, ibvi.Categorical(), covariance=loud)
+    torch.testing.assert_close(bnn.guide.scale("net.0.weight"), 0.4 * net[0].weight.abs())
 
 
 def test_relative_noise_for_numbers_by_its_covariance() -> None:
