@@ -163,7 +163,7 @@ METHODS: dict[str, Callable[[Data, int], Predictions]] = {
     "IBVI, rank 10": lambda data, seed: implicit_bias(data, seed, 10, lr=0.1),
     "IBVI, rank 100": lambda data, seed: implicit_bias(data, seed, 100, lr=0.17),
     "IBVI, relative noise": lambda data, seed: default(data, seed, lr=0.17),
-    "IBVI, four components": lambda data, seed: default(data, seed, 0.3, num_components=4),
+    "IBVI, four components": lambda data, seed: default(data, seed, 1.0, num_components=4),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ def noise_at_start(num_data: int) -> float:
     Returns:
         The scale, 1 at most.
     """
-    return min(1.0, (_FEW_DATA / num_data) ** 0.5)
+    return min(1.0, math.sqrt(_FEW_DATA / num_data))
 
 
 class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
