@@ -15,7 +15,6 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor, nn
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.loss_scale import note_gradients
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import (
     KeepKL,
@@ -32,6 +31,7 @@ from pyro_ibvi.objectives.terms import as_weight, run_traces, zero_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.verdicts import verdict_on
 from pyro_ibvi.objectives.weighing import Weights, weigh_site, weights_of
+from pyro_ibvi.pairing.loss_scale import note_gradients
 
 
 class ExpectedLogLikelihood:
