@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,10 +47,8 @@ class ExpectedLogLikelihood:
     Args:
         num_particles: Number of draws of the guide per step.
         max_plate_nesting: Bound on the number of nested plates, as for Pyro's ELBOs.
-        kl_weight: Weight of the latent terms, finite and at least 0. A plain attribute: set it
-            between steps to change it during training.
-        keep_kl: Sites whose latent terms stay in full at any ``kl_weight``: names, shell-style
-            patterns, or a predicate on the site.
+        kl_weight: Weight of the latent terms, finite and at least 0; may be set between steps.
+        keep_kl: Sites whose latent terms stay in full: names, patterns, or a function of a site.
         reduction: ``"sum"`` for nats per data set, ``"mean"`` for nats per datum.
         factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
             ``"drop"`` as latent terms.
@@ -61,13 +60,11 @@ class ExpectedLogLikelihood:
         retain_graph: As for Pyro's ELBOs.
 
     Raises:
-        TypeError: If a weight is not a number, ``keep_kl`` holds anything but names, or the class
-            is given a model in place of options.
+        TypeError: If a weight is no number, ``keep_kl`` holds no names, or a model is passed.
         ValueError: If an option has a value outside its range.
     """
 
-    # Provided by Pyro's ELBO.
-    num_particles: int
+    num_particles: int  # Pyro's ELBO provides it, and the next
     vectorize_particles: bool
 
     _graph_type: Literal["flat", "dense"] = "flat"
@@ -126,6 +123,9 @@ class ExpectedLogLikelihood:
         self.factors = factors
         self.allow_local = allow_local
         self._pairs = Pairs()
+
+    # What `help` and editors show of a class that has one.
+    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """The loss of a model and its guide as one module: what to wrap for several devices.
