@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pyro.poutine import Trace
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import show_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import (
@@ -69,7 +69,6 @@ class ExpectedLogLikelihood:
 
     _graph_type: Literal["flat", "dense"] = "flat"
     _keeps_structure = False  # whether the estimator needs dropped sites to stay in the traces
-
     _known: Known | None = None  # of the pair that is being evaluated
     _max_plate_nesting: float = math.inf
 
@@ -81,6 +80,10 @@ class ExpectedLogLikelihood:
                 f"object, loss={cls.__name__}()."
             )
         return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        show_arguments(cls)  # and not those of __new__
 
     def __init__(
         self,
@@ -123,9 +126,6 @@ class ExpectedLogLikelihood:
         self.factors = factors
         self.allow_local = allow_local
         self._pairs = Pairs()
-
-    # What `help` and editors show of a class that has one.
-    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """The loss of a model and its guide as one module: what to wrap for several devices.

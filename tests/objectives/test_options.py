@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_ibvi.objectives.annealing import KLAnnealing
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import TraceMeanFieldExpectedLogLikelihood
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 from tests.objectives.zoo import (
     PAIRS,
     Case,
@@ -32,11 +31,11 @@ from tests.objectives.zoo import (
 pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
 
 
-def test_the_signature_shows_the_options_of_all_objectives():
-    """They stand in both, for editors and ``help``, with the same defaults."""
+def test_signatures_show_the_options():
+    """Those of all objectives stand in two places, with the same defaults."""
     plain, common = (
         inspect.signature(kind).parameters
-        for kind in (TraceExpectedLogLikelihood, ExpectedLogLikelihood)
+        for kind in (TraceExpectedLogLikelihood, TraceMeanFieldExpectedLogLikelihood)
     )
     assert {name: plain[name] for name in common} == dict(common)
     assert plain.keys() - common.keys() == {"draws", "penalty", "head"}
