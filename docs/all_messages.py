@@ -20,6 +20,7 @@ ROOMS = {
     "lightning": "The module for Lightning",
     "botorch": "Models for BoTorch",
     "theory": "Theory",
+    "pairing": "Model, guide and optimizer together",
     "_util": "Arguments, files and batches",
 }
 

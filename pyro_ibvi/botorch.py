@@ -12,11 +12,11 @@ from botorch.models.ensemble import EnsembleModel
 from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.pairs import check_pair
-from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.running import network_mode
+from pyro_ibvi.pairing.belonging import check_pair
+from pyro_ibvi.pairing.past import warn_of_one_left_behind
 from pyro_ibvi.prediction.predictive import draw_parameters
 from pyro_ibvi.prediction.seeds import Seed, seeded_numbers
 

@@ -95,6 +95,18 @@ def named_arguments(
     return decorate
 
 
+def show_arguments(kind: Any) -> None:
+    """Lets ``help``, editors and the reference show the arguments of a class's ``__init__``.
+
+    Where there is a ``__new__`` they show its own.
+
+    Args:
+        kind: The class.
+    """
+    _, *arguments = inspect.signature(kind.__init__).parameters.values()
+    kind.__signature__ = inspect.Signature(arguments)
+
+
 def takes(function: Callable[..., Any], num_arguments: int) -> bool:
     """Whether a function can be called with a number of arguments, as far as it tells.
 

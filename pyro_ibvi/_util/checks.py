@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -63,6 +64,24 @@ def checked_temperature(value: Any) -> float:
     if not 0 < float(value) < math.inf:
         raise ValueError(f"A temperature must be positive and finite, got {value!r}.")
     return float(value)
+
+
+def checked_rates(rates: Sequence[float]) -> list[float]:
+    """Learning rates to compare.
+
+    Args:
+        rates: What the user gave.
+
+    Returns:
+        The rates in ascending order.
+
+    Raises:
+        ValueError: If they are not positive, or there are not two different ones.
+    """
+    ordered = sorted(float(rate) for rate in rates)
+    if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
+        raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
+    return ordered
 
 
 def _is_number(value: Any) -> bool:

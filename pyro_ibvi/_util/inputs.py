@@ -69,6 +69,20 @@ def tensors_of(data: Any) -> Iterator[Tensor]:
             yield from tensors_of(part)
 
 
+def rows_of(data: Any, rows: slice, num_rows: int) -> Any:
+    """Some rows of a batch.
+
+    Args:
+        data: Nested tuples, lists and mappings of tensors.
+        rows: Which rows.
+        num_rows: Number of rows of the batch.
+
+    Returns:
+        Data of the same structure; what has no row for each datum stays whole.
+    """
+    return map_tensors(lambda t: t[rows] if t.dim() and len(t) == num_rows else t, data)
+
+
 def first_tensor(data: Any) -> Tensor | None:
     """The first tensor of data that has a dimension.
 

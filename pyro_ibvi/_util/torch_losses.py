@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
-
-from torch import nn
 
 #: What says the same of outputs and targets here, by the loss's name without case and joints.
 _LIKELIHOODS = {
@@ -26,22 +23,6 @@ _LIKELIHOODS = {
     "poissonnll": "Poisson()",
     "poisson": "Poisson()",
 }
-
-
-def is_torch_loss(thing: Any) -> bool:
-    """Whether something is a loss function of torch's, as an object, a class or a function.
-
-    Args:
-        thing: Anything.
-
-    Returns:
-        Whether it is, other modules included.
-    """
-    if inspect.isfunction(thing):
-        return thing.__module__.startswith("torch.nn.")
-    return isinstance(thing, nn.Module) or (
-        isinstance(thing, type) and issubclass(thing, nn.Module)
-    )
 
 
 def likelihood_for(thing: Any) -> str | None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.arviz.draws import Sampler, log_density
 from pyro_ibvi.arviz.gaps import drop_masked
 from pyro_ibvi.arviz.groups import density_notes
@@ -156,8 +157,7 @@ def log_predictive_density(
         >>> print(log_predictive_density(model, guide, torch.zeros(4)))
         log predictive density -0.9189 ± 0.0000 nats per datum (4 data, 1000 draws)
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    check_positive_int("num_samples", num_samples)
     data = HeldOut(
         model,
         guide,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from torch.distributions import Distribution, Transform
 
 from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.arviz.inputs import Inputs, leaves
 from pyro_ibvi.arviz.sites import sample_sites
+from pyro_ibvi.objectives.reach import tensors_of
 from pyro_ibvi.objectives.sites import is_delta
 
 #: an argument (``"argument", "x"``) or an unobserved site (``"site", "z"``)
@@ -118,7 +117,7 @@ def find_sources(fn: Callable[..., Any], trace: Trace, inputs: Inputs) -> Source
         return Sources()
     sites = sample_sites(again)
     return Sources(
-        {n: frozenset(get_provenance(list(_tensors(s["fn"])))) for n, s in sites.items()},
+        {n: frozenset(get_provenance(tensors_of(s["fn"], masks=False))) for n, s in sites.items()},
         {n: s["infer"].get("_sources", get_provenance(s["value"])) for n, s in sites.items()},
         known=True,
     )
@@ -141,22 +140,3 @@ class _Track(Messenger):
         if not msg["is_observed"]:
             value = ProvenanceTensor(value, frozenset({("site", msg["name"])}))
         msg["value"] = value
-
-
-def _tensors(fn: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """The tensors that a distribution holds, below its wrappers too, but for masks."""
-    seen = set() if seen is None else seen
-    if isinstance(fn, torch.Tensor):
-        yield fn
-    if isinstance(fn, torch.Tensor | torch.Size) or id(fn) in seen:
-        return
-    seen.add(id(fn))  # transforms and their inverses hold one another
-    parts: Iterable[Any] = ()
-    if isinstance(fn, list | tuple):
-        parts = fn
-    elif isinstance(fn, MaskedDistribution):
-        parts = (fn.base_dist,)
-    elif isinstance(fn, Distribution | Transform):
-        parts = vars(fn).values()
-    for part in parts:
-        yield from _tensors(part, seen)

@@ -19,7 +19,6 @@ from pyro.infer import infer_discrete
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_ibvi._util.pairs import check_shown_pair
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Pair
@@ -43,6 +42,7 @@ from pyro_ibvi.arviz.sites import (
 )
 from pyro_ibvi.objectives.sites import computed_sites
 from pyro_ibvi.objectives.terms import evaluate_model_site
+from pyro_ibvi.pairing.belonging import check_shown_pair
 
 
 @dataclass(frozen=True)

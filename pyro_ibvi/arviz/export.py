@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.files import whole_file
 from pyro_ibvi.arviz.draws import Sampler
 from pyro_ibvi.arviz.files import append_netcdf, append_zarr
@@ -148,7 +149,7 @@ def to_arviz(
         loss_history=loss_history,
         dtype=dtype,
     )
-    _check_samples(num_samples)
+    check_positive_int("num_samples", num_samples)
     _check_size(export, num_samples, max_bytes)
     attrs = attributes(model, guide, objective) | export.notes
     ((_, arrays),) = export.chunks(num_samples, num_samples)
@@ -193,7 +194,7 @@ def write_arviz(
         raise ValueError(f"Cannot tell the format of {str(path)!r}: end the path in .nc or .zarr.")
     if path.exists():
         raise FileExistsError(f"{str(path)!r} exists: remove it or choose another path.")
-    _check_samples(num_samples)
+    check_positive_int("num_samples", num_samples)
     inputs = Inputs(args, options.pop("model_kwargs", None) or {})
     max_bytes = options.pop("max_bytes", 4 * 2**30)
     attrs = attributes(model, guide, options.pop("objective", None))
@@ -243,11 +244,6 @@ def _plan(
 
 def _index(coords: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     return {dim: index_values(dim, values) for dim, values in (coords or {}).items()}
-
-
-def _check_samples(num_samples: int) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
 
 
 def _check_size(export: Export, num_samples: int, max_bytes: int) -> None:

@@ -24,7 +24,7 @@ from pyro_ibvi._util.names import chosen_by_any
 from pyro_ibvi.mup.roles import WEIGHT_KEY
 from pyro_ibvi.objectives import sites
 from pyro_ibvi.objectives.masks import without_masked_values
-from pyro_ibvi.objectives.sites import Kind, is_delta, model_kind
+from pyro_ibvi.objectives.sites import Kind, is_delta, model_kind, unwrapped
 
 #: a sample site of a trace
 Site = Mapping[str, Any]
@@ -274,16 +274,15 @@ def kept(site: Site) -> torch.Tensor:
     keep = torch.tensor(True)
     if site["mask"] is not None:
         keep = torch.as_tensor(site["mask"], dtype=torch.bool).cpu()
-    fn, num_event = site["fn"], 0
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, Independent):
-            num_event += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution):
-            mask = torch.as_tensor(fn._mask, dtype=torch.bool).cpu()
+    num_event = 0
+    for part in unwrapped(site["fn"]):
+        if isinstance(part, Independent):
+            num_event += part.reinterpreted_batch_ndims
+        elif isinstance(part, MaskedDistribution):
+            mask = torch.as_tensor(part._mask, dtype=torch.bool).cpu()
             if num_event:  # a mask of the elements of an observation
-                mask = mask.expand(fn.batch_shape).flatten(-num_event).any(-1)
+                mask = mask.expand(part.batch_shape).flatten(-num_event).any(-1)
             keep = keep & mask
-        fn = fn.base_dist
     return keep
 
 

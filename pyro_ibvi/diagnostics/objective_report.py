@@ -13,7 +13,6 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.enum_messenger import EnumMessenger
 
 from pyro_ibvi._util.buffers import buffers_kept
-from pyro_ibvi._util.pairs import check_pair
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.objectives import checks
@@ -22,6 +21,7 @@ from pyro_ibvi.objectives.sites import Kind, Site, Traces, subsampled_plate
 from pyro_ibvi.objectives.terms import is_reparametrized
 from pyro_ibvi.objectives.verdicts import Verdict, verdict_on
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
+from pyro_ibvi.pairing.belonging import check_pair
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pyro.infer import SVI
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.checks import check_positive_int, checked_rates
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.modes import module_mode
@@ -118,7 +118,7 @@ def rate_transfer(
         0.01
     """
     _check_axis(axis)
-    sizes, rates = checked_sizes(f"{axis}s", sizes), _checked_rates(rates)
+    sizes, rates = checked_sizes(f"{axis}s", sizes), checked_rates(rates)
     loader_of = _loader_of(train_loader, axis)
     for name, number in (("num_seeds", num_seeds), ("num_draws", num_draws)):
         check_positive_int(name, number)
@@ -236,10 +236,3 @@ def _loader_of(train_loader: Iterable[Any] | LoaderOf, axis: TransferAxis) -> Lo
         return loader
 
     return loader_of
-
-
-def _checked_rates(rates: Sequence[float]) -> list[float]:
-    result = sorted(float(rate) for rate in rates)
-    if len(set(result)) < max(2, len(result)) or not all(0 < r < math.inf for r in result):
-        raise ValueError(f"rates must be at least two different positive numbers, got {result}.")
-    return result

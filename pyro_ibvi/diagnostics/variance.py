@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi.diagnostics.spread import (
     State,
     is_bias,
@@ -94,8 +95,7 @@ class VarianceMonitor:
             )
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold!r}: expected a ratio above 0, at most 1.")
-        if isinstance(every, bool) or every < 1:
-            raise ValueError(f"every={every!r}: expected a whole number of at least 1.")
+        check_positive_int("every", every)
         self.guide = guide
         self.threshold = threshold
         self.every = every

@@ -38,11 +38,10 @@ def as_objective(loss: Any, draws: NumDraws | None, default: NumDraws) -> Any:
         TypeError: If the objective is none.
         ValueError: If both are given.
     """
-    if loss is not None:
-        check_loss(loss)
     if loss is None:
         draws = default if draws is None else draws
         return TraceExpectedLogLikelihood(reduction="mean", draws=draws)
+    check_loss(loss)
     if draws is not None:
         raise ValueError(
             f"The objective is given, so draws={draws!r} belongs to it: write "

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import checked_rates
 from pyro_ibvi._util.plots import axes_or_new
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.front.network import VariationalNetwork
@@ -119,9 +120,7 @@ def rate_search(
         >>> found.best
         0.03
     """
-    ordered = sorted(float(rate) for rate in rates)
-    if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
-        raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")
+    ordered = checked_rates(rates)
     trials = Trials(data, y, valid_loader, num_epochs, batch_size, num_samples, seed, progress)
     call = "lambda lr: VariationalNetwork(net, likelihood, lr=lr)"
     check_build(build, call, ordered[0])

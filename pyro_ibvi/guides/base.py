@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_ibvi._util.modes import owner_module
-from pyro_ibvi._util.pairs import model_of
-from pyro_ibvi._util.past import Past, few_values, read_past, write_past
 from pyro_ibvi.guides.sites import Layer
 from pyro_ibvi.mup.parametrization import Family, Rate
+from pyro_ibvi.pairing.belonging import model_of
+from pyro_ibvi.pairing.past import Past, few_values, read_past, write_past
 
 
 class MuPGuide(nn.Module):

@@ -17,7 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_ibvi._util.inputs import map_tensors
+from pyro_ibvi._util.inputs import rows_of
 from pyro_ibvi.guides.alignment import check_parts, drop_misaligned
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
@@ -197,11 +197,7 @@ def cut_batch(x: Any, num_parts: int) -> list[Any]:
     """
     num_data = len(batch_of(x))
     parts = torch.arange(num_data).tensor_split(min(num_parts, num_data))
-
-    def part_of(rows: slice) -> Any:
-        return map_tensors(lambda t: t[rows] if t.dim() and len(t) == num_data else t, x)
-
-    return [part_of(slice(int(p[0]), int(p[-1]) + 1)) for p in parts]
+    return [rows_of(x, slice(int(p[0]), int(p[-1]) + 1), num_data) for p in parts]
 
 
 def _acts_as_itself(module: Any, own: type, methods: tuple[str, ...]) -> bool:

@@ -16,10 +16,10 @@ from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import nn
 from torch.distributions import biject_to
 
-from pyro_ibvi._util.pairs import check_unwrapped
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.models.padding import KEEP_KEY
 from pyro_ibvi.mup.roles import NETWORK_KEY, WEIGHT_KEY, NetworkWeight, WeightRole
+from pyro_ibvi.pairing.belonging import check_unwrapped
 
 
 def check_model(model: Any) -> None:

@@ -26,8 +26,8 @@ def init_to_network(
 
     For a network that is trained already. To be given to a guide as ``init_loc_fn``, as it is or
     with a fallback; this package's guide and Pyro's take it. The standard deviations start at
-    the prior's times the guide's ``init_scale``, which around trained weights is too wide at 1:
-    start near 0.2 and compare on held-out data, see the tutorial on pretrained networks.
+    the prior's times the guide's ``init_scale``. Around trained weights 1 may be too wide:
+    compare numbers from 0.1 to 1 on held-out data, see the tutorial on pretrained networks.
 
     Args:
         site: A site of the model's trace, or None to give the other argument alone.

@@ -296,7 +296,9 @@ def _run_together(
         replicas.append(replica)
         return output
 
-    # Torch would ask the user to report each operation that it runs draw by draw.
+    # Torch would ask the user to report each operation that it runs draw by draw. Whether that was
+    # on before torch does not tell, so it is left on, as torch has it; a filter of warnings would
+    # be common to all threads, and could stay in place where two of them cross.
     tell = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
     tell(False)
     try:

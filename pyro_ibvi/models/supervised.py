@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
-from pyro_ibvi._util.pairs import check_unwrapped
-from pyro_ibvi._util.past import Past, read_past, write_past
 from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
@@ -26,6 +24,8 @@ from pyro_ibvi.models.outputs import Output, OutputPicker
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import InputMap
 from pyro_ibvi.models.whole_numbers import WholeNumbers
+from pyro_ibvi.pairing.belonging import check_unwrapped
+from pyro_ibvi.pairing.past import Past, read_past, write_past
 
 
 class SupervisedModel(PyroModule):

@@ -20,34 +20,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 
 from pyro_ibvi.objectives.head import ClosedFormHead
+from pyro_ibvi.objectives.kept import KeepKL
 from pyro_ibvi.objectives.pairs import Known
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
+from pyro_ibvi.objectives.sums import log_ratio, site_sums, sum_of_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.weighing import Weights
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
-
-
-def _compute_log_r(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
-    """Returns the terms that a score function multiplies, by the plates that they live in."""
-    log_r = MultiFrameTensor()
-    for sign, trace in ((1, model_trace), (-1, guide_trace)):
-        for _, site in sample_sites(trace):
-            log_r.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
-    return log_r
-
 
 #: Stands among a pair's warnings for that of its draws; no site has this name.
 _DRAWS = "draws="
@@ -153,13 +145,37 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
 
     def __init__(
         self,
-        *args: Any,
+        num_particles: int = 1,
+        max_plate_nesting: float = math.inf,
+        *,
+        kl_weight: float = 0.0,
+        keep_kl: KeepKL = (),
+        reduction: Literal["sum", "mean"] = "sum",
+        factors: Literal["likelihood", "drop"] = "likelihood",
+        allow_local: bool = False,
+        vectorize_particles: bool = False,
+        strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
+        jit_options: dict[str, Any] | None = None,
+        retain_graph: bool | None = None,
         draws: NumDraws = "batch",
         penalty: DivergencePenalty | None = None,
         head: ClosedFormHead | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            num_particles,
+            max_plate_nesting,
+            kl_weight=kl_weight,
+            keep_kl=keep_kl,
+            reduction=reduction,
+            factors=factors,
+            allow_local=allow_local,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
+            jit_options=jit_options,
+            retain_graph=retain_graph,
+        )
         self.draws = as_draws(draws)
         self.penalty = penalty
         self.head = head
@@ -291,7 +307,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
                 self._routes.learn(route, *traces)
             if known.judged and self.draws != "batch":
                 self._warn_of_one_draw(known, route)
-            yield *self._differentiable_loss_particle(*traces), _site_sums(*traces)
+            yield *self._differentiable_loss_particle(*traces), site_sums(*traces)
 
     def _warn_of_one_draw(self, known: Known, route: DirectRoute | None) -> None:
         """Says once that a pair goes by traces, unless that is its first step alone."""
@@ -351,7 +367,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
     ) -> tuple[Tensor, Tensor]:
         if self._is_elbo:
             return super()._differentiable_loss_particle(model_trace, guide_trace)
-        elbo = _elbo(model_trace, guide_trace)
+        elbo = sum_of_terms(model_trace, guide_trace)
         terms = [site["log_prob_sum"] for _, site in sample_sites(model_trace)]
         surrogate = sum(terms, torch.zeros(())) if not terms else sum(terms)
         log_r = None
@@ -361,13 +377,13 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
                 surrogate = surrogate - entropy_term.sum()
             if not is_identically_zero(score_function):
                 if log_r is None:
-                    log_r = _compute_log_r(model_trace, guide_trace)
+                    log_r = log_ratio(model_trace, guide_trace)
                 weight = log_r.sum_to(site["cond_indep_stack"])
                 surrogate = surrogate + (weight * score_function).sum()
         return -elbo.detach(), -surrogate
 
     def _as_float(self, losses: list[Tensor], sums: list[tuple[str, Tensor]]) -> float:
-        """Returns the loss, fetched from its device once; warn as Pyro does if it is NaN."""
+        """The loss, fetched from its device once, with Pyro's warnings if it is not finite."""
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         loss = total.item() / self.num_particles
         if not math.isfinite(loss) and is_validation_enabled():
@@ -377,22 +393,3 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         if math.isnan(loss):
             warn_if_nan(total, "loss")
         return loss
-
-
-def _elbo(model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """Returns the sum of the terms of a pair of weighted traces, on their device."""
-    elbo: Any = 0.0
-    for _, site in sample_sites(model_trace):
-        elbo = elbo + site["log_prob_sum"]
-    for _, site in sample_sites(guide_trace):
-        elbo = elbo - site["log_prob_sum"]
-    # A default device would have a say in as_tensor.
-    return elbo if isinstance(elbo, Tensor) else torch.as_tensor(elbo)
-
-
-def _site_sums(*traces: Trace) -> list[tuple[str, Tensor]]:
-    return [
-        (name, site["log_prob_sum"].detach())
-        for trace in traces
-        for name, site in sample_sites(trace)
-    ]

@@ -8,8 +8,8 @@ from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 from torch.distributed import is_available, is_initialized
 
-from pyro_ibvi._util.pairs import check_pair
-from pyro_ibvi._util.past import note_learning
+from pyro_ibvi.pairing.belonging import check_pair
+from pyro_ibvi.pairing.past import note_learning
 
 
 class LossModule(ELBOModule):

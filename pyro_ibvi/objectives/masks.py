@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, constraints, transform_to
 
-from pyro_ibvi.objectives.sites import Site, Traces
+from pyro_ibvi.objectives.sites import Site, Traces, unwrapped
 
 
 def without_masked_values(site: Site) -> Tensor:
@@ -48,11 +49,19 @@ def is_masked_out(site: Site) -> bool:
     Returns:
         Whether a mask of it is False.
     """
-    fn, mask = site["fn"], site["mask"]
-    while mask is not False and hasattr(fn, "base_dist"):
-        mask = fn._mask if isinstance(fn, MaskedDistribution) else mask
-        fn = fn.base_dist
-    return mask is False
+    return any(mask is False for mask in (site["mask"], *own_masks(site["fn"])))
+
+
+def own_masks(fn: Any) -> list[Tensor | bool]:
+    """The masks that a distribution brings, besides those of ``poutine.mask``.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        The masks, the outermost first.
+    """
+    return [part._mask for part in unwrapped(fn) if isinstance(part, MaskedDistribution)]
 
 
 def count_observations(
@@ -142,12 +151,10 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     fn, scale, mask = site["fn"], site["scale"], site["mask"]
     shape = batch_shape(site)
     shape = shape[max(0, len(shape) - int(min(max_plate_nesting, len(shape)))) :]
-    inner = fn
-    while isinstance(inner, ExpandedDistribution | MaskedDistribution):
-        own = getattr(inner, "_mask", True)
+    for part in takewhile(_keeps_batch, unwrapped(fn)):
+        own = getattr(part, "_mask", True)
         if own is not True:
             mask = own if mask is None or mask is True else mask & own
-        inner = inner.base_dist
     if mask is False:
         return 0.0
     counts = _counts(fn, site["value"], shape)
@@ -159,11 +166,15 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     return weighted.sum() * (shape.numel() / weighted.numel())
 
 
+def _keeps_batch(fn: Any) -> bool:
+    """Whether a wrapper leaves alone what is batch and what is event."""
+    return isinstance(fn, ExpandedDistribution | MaskedDistribution)
+
+
 def _counts(fn: Any, value: Tensor, shape: torch.Size) -> Tensor | None:
     """How much each batch element counts, where a distribution says so."""
-    while hasattr(fn, "base_dist") and not hasattr(fn, "num_observed"):
-        fn = fn.base_dist
-    counts: Tensor | None = fn.num_observed(value) if hasattr(fn, "num_observed") else None
+    counting = next((part for part in unwrapped(fn) if hasattr(part, "num_observed")), None)
+    counts: Tensor | None = None if counting is None else counting.num_observed(value)
     while counts is not None and counts.dim() > len(shape):
         counts = counts[0]  # the draws of enumeration have seen the same data
     return counts
@@ -174,10 +185,9 @@ def _element_masks(fn: Any, mask: Tensor | bool | None) -> Iterator[Tensor]:
     if isinstance(mask, Tensor):
         yield mask.reshape(mask.shape + (1,) * fn.event_dim)
     # A transform of a masked distribution, or a mixture with one, reads the hidden values too.
-    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
-        if isinstance(fn, MaskedDistribution) and isinstance(fn._mask, Tensor):
-            yield fn._mask.reshape(fn._mask.shape + (1,) * fn.event_dim)
-        fn = fn.base_dist
+    for part in takewhile(lambda p: isinstance(p, Independent) or _keeps_batch(p), unwrapped(fn)):
+        if isinstance(part, MaskedDistribution) and isinstance(part._mask, Tensor):
+            yield part._mask.reshape(part._mask.shape + (1,) * part.event_dim)
 
 
 def _point_of_support(support: Any, value: Tensor) -> Tensor | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
-from pyro_ibvi._util.pairs import check_owner, check_unwrapped
 from pyro_ibvi._util.undo import Undo
 from pyro_ibvi.objectives.masks import count_observations
 from pyro_ibvi.objectives.sites import Traces
+from pyro_ibvi.pairing.belonging import check_owner, check_unwrapped
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
@@ -50,11 +51,12 @@ class Reachable:
         return id(tensor) in self.leaves
 
 
-def tensors_of(fn: Any) -> list[Tensor]:
+def tensors_of(fn: Any, *, masks: bool = True) -> list[Tensor]:
     """The tensors that a distribution holds, below its wrappers and in its transforms too.
 
     Args:
         fn: A distribution.
+        masks: Whether those count that only hide elements.
 
     Returns:
         The tensors.
@@ -72,6 +74,8 @@ def tensors_of(fn: Any) -> list[Tensor]:
             parts += list(part)
         elif isinstance(part, nn.Module):  # a flow, or the network that a flow is conditioned by
             tensors += list(part.parameters())
-        if isinstance(part, Distribution | Transform):
+        if isinstance(part, MaskedDistribution) and not masks:
+            parts.append(part.base_dist)
+        elif isinstance(part, Distribution | Transform):
             parts += [v for name, v in vars(part).items() if not name.startswith("_cached")]
     return tensors

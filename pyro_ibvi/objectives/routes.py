@@ -10,10 +10,10 @@ from __future__ import annotations
 import weakref
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi.objectives.masks import own_masks
 from pyro_ibvi.objectives.sites import sample_sites
 
 #: Draws in a step: one, one for each datum, or one for each of so many parts of the batch.
@@ -109,9 +109,4 @@ class KnownRoutes:
 
 
 def _is_masked(site: Any) -> bool:
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return site["mask"] is not None
+    return site["mask"] is not None or bool(own_masks(site["fn"]))

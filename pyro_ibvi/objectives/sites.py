@@ -316,6 +316,20 @@ def innermost(fn: Any) -> Any:
     Returns:
         The innermost one, a ``Delta`` for a site that is computed.
     """
+    *_, inner = unwrapped(fn)
+    return inner
+
+
+def unwrapped(fn: Any) -> Iterator[Any]:
+    """A distribution and those below its wrappers, from the outermost to the innermost.
+
+    Args:
+        fn: A distribution.
+
+    Yields:
+        The distributions.
+    """
+    yield fn
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return fn
+        yield fn

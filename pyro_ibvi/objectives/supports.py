@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import ImproperUniform, MaskedDistribution
+from pyro.distributions import ImproperUniform
 from torch import Tensor
 
+from pyro_ibvi.objectives.masks import own_masks
 from pyro_ibvi.objectives.sites import Site, innermost
 
 
@@ -34,7 +35,7 @@ def reject_outside_support(site: Site) -> None:
     if not (site["mask"] is None or site["mask"] is True):
         return
     inner = innermost(fn)
-    if not getattr(inner, "_validate_args", False) or _is_masked(fn):
+    if not getattr(inner, "_validate_args", False) or own_masks(fn):
         return
     if isinstance(inner, ImproperUniform):  # has no density that Pyro would check
         return
@@ -58,11 +59,3 @@ def _is_computed(support: Any) -> bool:
         support = support.base_constraint
     bounds = getattr(support, "__dict__", {}).values()
     return any(isinstance(bound, Tensor) and bound.requires_grad for bound in bounds)
-
-
-def _is_masked(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return False

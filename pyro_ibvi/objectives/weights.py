@@ -14,8 +14,8 @@ from pyro.poutine import Trace
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import show_arguments
 from pyro_ibvi._util.checks import check_positive_int
-from pyro_ibvi._util.loss_scale import note_gradients
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import (
     KeepKL,
@@ -32,6 +32,7 @@ from pyro_ibvi.objectives.terms import as_weight, run_traces, zero_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.verdicts import verdict_on
 from pyro_ibvi.objectives.weighing import Weights, weigh_site, weights_of
+from pyro_ibvi.pairing.loss_scale import note_gradients
 
 
 class ExpectedLogLikelihood:
@@ -46,10 +47,8 @@ class ExpectedLogLikelihood:
     Args:
         num_particles: Number of draws of the guide per step.
         max_plate_nesting: Bound on the number of nested plates, as for Pyro's ELBOs.
-        kl_weight: Weight of the latent terms, finite and at least 0. A plain attribute: set it
-            between steps to change it during training.
-        keep_kl: Sites whose latent terms stay in full at any ``kl_weight``: names, shell-style
-            patterns, or a predicate on the site.
+        kl_weight: Weight of the latent terms, finite and at least 0; may be set between steps.
+        keep_kl: Sites whose latent terms stay in full: names, patterns, or a function of a site.
         reduction: ``"sum"`` for nats per data set, ``"mean"`` for nats per datum.
         factors: ``"likelihood"`` counts the model's ``pyro.factor`` terms as likelihood,
             ``"drop"`` as latent terms.
@@ -61,18 +60,15 @@ class ExpectedLogLikelihood:
         retain_graph: As for Pyro's ELBOs.
 
     Raises:
-        TypeError: If a weight is not a number, ``keep_kl`` holds anything but names, or the class
-            is given a model in place of options.
+        TypeError: If a weight is no number, ``keep_kl`` holds no names, or a model is passed.
         ValueError: If an option has a value outside its range.
     """
 
-    # Provided by Pyro's ELBO.
-    num_particles: int
+    num_particles: int  # Pyro's ELBO provides it, and the next
     vectorize_particles: bool
 
     _graph_type: Literal["flat", "dense"] = "flat"
     _keeps_structure = False  # whether the estimator needs dropped sites to stay in the traces
-
     _known: Known | None = None  # of the pair that is being evaluated
     _max_plate_nesting: float = math.inf
 
@@ -84,6 +80,10 @@ class ExpectedLogLikelihood:
                 f"object, loss={cls.__name__}()."
             )
         return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        show_arguments(cls)  # and not those of __new__
 
     def __init__(
         self,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import copy_network, unwrap
-from pyro_ibvi._util.pairs import check_pair
-from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.pairing.belonging import check_pair
+from pyro_ibvi.pairing.past import warn_of_one_left_behind
 from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.mixture import whole_moments
 from pyro_ibvi.prediction.predictive import draw_parameters

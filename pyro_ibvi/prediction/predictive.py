@@ -17,12 +17,12 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, is_array, to_device
 from pyro_ibvi._util.modes import module_mode
-from pyro_ibvi._util.pairs import check_pair, check_unwrapped
-from pyro_ibvi._util.past import warn_of_one_left_behind
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.models.supervised import SupervisedModel
+from pyro_ibvi.pairing.belonging import check_pair, check_unwrapped
+from pyro_ibvi.pairing.past import warn_of_one_left_behind
 from pyro_ibvi.prediction.budget import Memory, cut_to_budget, read_memory
 from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.loaders import as_loader, check_batches, unshuffled

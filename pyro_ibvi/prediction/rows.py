@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import first_tensor, map_tensors
+from pyro_ibvi._util.inputs import first_tensor, rows_of
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_run
@@ -113,7 +113,4 @@ class Rows:
                 )
 
     def _cut(self, rows: slice) -> Any:
-        def part(leaf: Tensor) -> Tensor:
-            return leaf[rows] if leaf.dim() > 0 and len(leaf) == self.num_rows else leaf
-
-        return map_tensors(part, self.x)
+        return rows_of(self.x, rows, self.num_rows)

@@ -39,7 +39,7 @@ def seeded_numbers(generator: Seed, guide: Any) -> Iterator[None]:
 
 
 def seed_of(generator: Seed) -> int | None:
-    """The seed that a user gave, or that his generator gives.
+    """The seed that a user gave, or one by the generator.
 
     Args:
         generator: The seed or the generator.

@@ -46,6 +46,7 @@ from pyro_ibvi.theory.linear_losses import (
     predictor_moments,
 )
 from pyro_ibvi.theory.multiplicative import (
+    blockwise_wasserstein2_squared,
     multiplicative_limit,
     multiplicative_wasserstein2_squared,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "NullSpaceProjection",
     "RegressionLimit",
     "Spread",
+    "blockwise_wasserstein2_squared",
     "categorical_log_prob_bound",
     "classification_limit",
     "covariance_factor",

@@ -10,8 +10,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_ibvi._util.pairs import check_part
 from pyro_ibvi.mup.parametrization import Family
+from pyro_ibvi.pairing.belonging import check_part
 from pyro_ibvi.training.families import check_arguments
 from pyro_ibvi.training.muon import MuonWithAdamW, check_muon
 from pyro_ibvi.training.param_groups import HasRates

@@ -23,8 +23,8 @@ from torch import Tensor
 from pyro_ibvi._util.files import checked_path, readable_path
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.misfits import listed, misfits
-from pyro_ibvi._util.pairs import holds_svi
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
+from pyro_ibvi.pairing.belonging import holds_svi
 from pyro_ibvi.training.contents import read_content, write_content
 from pyro_ibvi.training.optimizer_state import (
     check_optimizer,

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import is_array
 from pyro_ibvi._util.modes import owner_module
-from pyro_ibvi._util.pairs import check_optimizer_of, check_pair, holds_svi
-from pyro_ibvi._util.torch_losses import is_torch_loss, likelihood_for
+from pyro_ibvi._util.torch_losses import likelihood_for
+from pyro_ibvi.pairing.belonging import check_optimizer_of, check_pair, holds_svi
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.processes import check_whole
@@ -69,7 +69,7 @@ def check_loss(loss: Any) -> None:
     Raises:
         TypeError: If it is a loss of outputs and targets, a class, or nothing that can be called.
     """
-    if is_torch_loss(loss) or not callable(loss):
+    if _is_torch_loss(loss) or not callable(loss):
         likelihood = likelihood_for(loss)
         hint = f", {likelihood}" if likelihood is not None else ""
         raise TypeError(
@@ -300,6 +300,15 @@ def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
             f"the loader give the model's arguments, as a tuple (x, y) or as a mapping of its "
             f"names; several inputs go into one: ((x1, x2), y)."
         ) from None
+
+
+def _is_torch_loss(thing: Any) -> bool:
+    """Whether something is a loss of outputs and targets, or any module: no objective is one."""
+    if inspect.isfunction(thing):
+        return thing.__module__.startswith("torch.nn.")
+    return isinstance(thing, nn.Module) or (
+        isinstance(thing, type) and issubclass(thing, nn.Module)
+    )
 
 
 def _name_of(function: Any) -> str:

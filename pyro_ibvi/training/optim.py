@@ -12,8 +12,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_ibvi._util.loss_scale import noted_scale
 from pyro_ibvi.mup.parametrization import Family, Rate
+from pyro_ibvi.pairing.loss_scale import noted_scale
 from pyro_ibvi.training.admission import (
     check_clip_norm,
     check_guide,

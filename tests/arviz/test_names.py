@@ -71,7 +71,7 @@ def test_dims_and_coords_of_the_user(data):
         ({"dims": {"gamma": ["a"]}}, r"dims speaks of \['gamma'\]; there are \['beta'"),
         ({"coords": {"feature": [1, 2]}}, r"coords speaks of \['feature'\]; there are"),
         ({"dtype": "int8"}, "floating-point type such as 'float32', got 'int8'"),
-        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples must be a positive whole number, got 0"),
         ({"max_bytes": 100}, r"need \d+ bytes, more than max_bytes=100; the largest .*var_names="),
         ({"dims": {"mean": ["group"]}}, "Dimension 'group' has length 3 in one variable and 7"),
     ],

@@ -189,7 +189,7 @@ def test_sentences():
         ibvi.VarianceMonitor(AutoNormal(model))
     with pytest.raises(ValueError, match=r"threshold=2\.0: expected a ratio"):
         ibvi.VarianceMonitor(guide, threshold=2.0)
-    with pytest.raises(ValueError, match="every=0: expected a whole number"):
+    with pytest.raises(ValueError, match="every must be a positive whole number, got 0"):
         ibvi.VarianceMonitor(guide, every=0)
     with pytest.raises(ValueError, match=r"names \['net.9'\], but the layers are"):
         ibvi.VarianceMonitor(guide, inputs={"net.9": torch.zeros(2, 2)})

@@ -1,6 +1,7 @@
 """The options of the objectives, and what a step costs."""
 
 import copy
+import inspect
 import math
 import pickle
 
@@ -14,9 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ibvi.objectives.annealing import KLAnnealing
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
-from pyro_ibvi.objectives.variants import (
-    TraceMeanFieldExpectedLogLikelihood,
-)
+from pyro_ibvi.objectives.variants import TraceMeanFieldExpectedLogLikelihood
 from tests.objectives.zoo import (
     PAIRS,
     Case,
@@ -30,6 +29,16 @@ from tests.objectives.zoo import (
 )
 
 pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+
+
+def test_signatures_show_the_options():
+    """Those of all objectives stand in two places, with the same defaults."""
+    plain, common = (
+        inspect.signature(kind).parameters
+        for kind in (TraceExpectedLogLikelihood, TraceMeanFieldExpectedLogLikelihood)
+    )
+    assert {name: plain[name] for name in common} == dict(common)
+    assert plain.keys() - common.keys() == {"draws", "penalty", "head"}
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf, True, "1", None])

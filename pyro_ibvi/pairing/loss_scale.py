@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from pyro_ibvi._util.modes import owner_module
-from pyro_ibvi._util.past import note_learning
+from pyro_ibvi.pairing.past import note_learning
 
 
 @dataclass(frozen=True)

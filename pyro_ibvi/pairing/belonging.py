@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.network_copies import is_parallel
-from pyro_ibvi._util.past import warn_of_one_left_behind
+from pyro_ibvi.pairing.past import warn_of_one_left_behind
 
 
 def check_pair(model: Any, guide: Any) -> None:

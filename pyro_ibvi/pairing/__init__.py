@@ -1,0 +1,1 @@
+"""Whether a model, a guide and an optimizer belong together, and what each was trained for."""
