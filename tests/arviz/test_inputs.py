@@ -160,3 +160,12 @@ def test_the_guide_of_another_model_is_refused_where_that_has_learned_something(
             look(model, guide)
     with pytest.raises(ValueError, match="The guide was made for another Groups than"):
         ibvi.explain(ibvi.TraceExpectedLogLikelihood(), model, guide, Y_OF_GROUPS)
+
+
+def test_draws_in_the_place_of_a_guide():
+    draws = {"mean": torch.zeros(5)}
+    for look in (to_arviz, log_predictive_density, pareto_k):
+        with pytest.raises(TypeError, match=r"guide must be.*got dict\. Draws.*arviz.from_pyro"):
+            look(Groups(3), draws, Y_OF_GROUPS)
+    with pytest.raises(TypeError, match="model must be a function or a module of Pyro, got dict"):
+        to_arviz(draws, ibvi.AutoMuPNormal(Groups(3)), Y_OF_GROUPS)
