@@ -23,7 +23,7 @@ from pyro_ibvi._util.pairs import check_shown_pair
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Pair
-from pyro_ibvi.arviz.marginal import Sum, joint_density, run_summed
+from pyro_ibvi.arviz.marginal import PARALLEL, Marks, Sum, joint_density, run_summed
 from pyro_ibvi.arviz.running import (
     FillMasked,
     Given,
@@ -162,19 +162,19 @@ class Sampler:
         """Draws the enumerated sites from their exact conditional, given the other latents."""
         # as observations, of which enumeration knows how they depend on its states
         model = Given(self._held)(poutine.condition(self.model, dict(latents)))
-        marked = Sum(dict.fromkeys(self._discrete, "parallel"), others=True)(FillMasked()(model))
+        marked = Sum(dict.fromkeys(self._discrete, PARALLEL), others=True)(FillMasked()(model))
         exact = infer_discrete(marked, first_available_dim=-1 - self.nesting, temperature=1)
         with self.streams("discrete"):
             trace = poutine.trace(exact).get_trace(*self.inputs.args, **self.inputs.kwargs)
         return {n: trace.nodes[n]["value"] for n in self._discrete}
 
     @cached_property
-    def summed(self) -> dict[str, str]:
+    def summed(self) -> dict[str, Marks]:
         """The sites that the model enumerates and the guide lacks, and how."""
         sites = sample_sites(self.model_trace)
         found = {n: sites[n] for n in self._discrete}
         return {
-            n: s["infer"]["enumerate"]
+            n: {"enumerate": s["infer"]["enumerate"]}  # whatever else the model says, it says
             for n, s in found.items()
             if getattr(s["fn"], "has_enumerate_support", False)
         }
@@ -185,12 +185,12 @@ class Sampler:
             return log_density(posterior[1])
         return joint_density(self.marginal(posterior, self.summed)[0])
 
-    def marginal(self, posterior: tuple[Trace, Trace], how: Mapping[str, str]) -> list[Trace]:
+    def marginal(self, posterior: tuple[Trace, Trace], how: Mapping[str, Marks]) -> list[Trace]:
         """Runs of the model with some sites in all of their states, the others as in a draw.
 
         Args:
             posterior: The draw.
-            how: The sites to sum out, ``"parallel"`` or ``"sequential"`` by name.
+            how: The sites to sum out, as :func:`run_summed` takes them.
 
         Returns:
             The traces, see :func:`run_summed`.

@@ -12,6 +12,7 @@ import torch
 from pyro.poutine import Trace
 
 from pyro_ibvi.arviz.draws import NewInputs, Sampler, log_density
+from pyro_ibvi.arviz.marginal import PARALLEL
 from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import (
     Variable,
@@ -190,7 +191,7 @@ def density_notes(sampler: Sampler) -> dict[str, str]:
         for n, s in sample_sites(sampler.model_trace).items()
         if not s["is_observed"]
         and n not in sampler.kinds.guide_names
-        and sampler.summed.get(n) != "parallel"
+        and sampler.summed.get(n) != PARALLEL
     ]
     if missing:
         notes["log_p_omitted"] = f"the guide has no density for {', '.join(missing)}"

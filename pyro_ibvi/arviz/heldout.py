@@ -25,6 +25,7 @@ from pyro_ibvi.arviz.draws import latent_values
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Latents, Pair
 from pyro_ibvi.arviz.marginal import (
+    PARALLEL,
     Unit,
     find_units,
     kept_data,
@@ -147,7 +148,7 @@ class HeldOut:
         sites = sample_sites(trace)
         names = [n for n in latents.local if _has_few_states(sites[n])]
         values = {n: v for n, v in latent_values(trace).items() if n not in names}
-        how = dict.fromkeys(names, "parallel")
+        how = dict.fromkeys(names, PARALLEL)
         try:
             runs = run_summed(self.model, self.inputs, self._held | values, how, self.nesting)
             if not names or not agrees(runs[0], trace, names, observed):
