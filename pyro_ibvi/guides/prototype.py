@@ -86,20 +86,35 @@ def run_prototype(
 
     Returns:
         The trace.
+
+    Raises:
+        ValueError: If a site has no initial value, or the model observes nothing without targets.
     """
     prior = data_free_prior(model)
     if prior is not None:
         args, kwargs = (), {}
+    start = functools.partial(_start_of, init_loc_fn)
     with poutine.block():
-        trace = poutine.trace(InitMessenger(init_loc_fn)(prior or model)).get_trace(
-            *args, **kwargs
-        )
+        trace = poutine.trace(InitMessenger(start)(prior or model)).get_trace(*args, **kwargs)
     if prior is None:
         _check_observed(trace, model, args, kwargs)
     for name, node in list(trace.nodes.items()):
         if node["type"] != "param" and prototype_hide_fn(node):
             trace.remove_node(name)
     return trace
+
+
+def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
+    """Where a latent site starts; most functions for that draw from its prior."""
+    try:
+        return init_loc_fn(site)
+    except NotImplementedError as error:
+        name, kind = site["name"], type(site["fn"]).__name__
+        raise ValueError(
+            f"The latent site {name!r} has no start: its prior, {kind}, cannot be sampled. Give "
+            f"it one, init_loc_fn=init_to_value(values={{{name!r}: ...}}), of "
+            f"pyro.infer.autoguide."
+        ) from error
 
 
 def checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRole]:

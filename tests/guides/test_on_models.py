@@ -109,6 +109,10 @@ def test_improper_priors_start_at_init_scale():
     def model():
         pyro.sample("x", dist.ImproperUniform(dist.constraints.positive, (), (3,)))
 
+    with pytest.raises(
+        ValueError, match=r"'x' has no start.*init_to_value\(values=\{'x': \.\.\.\}"
+    ):
+        AutoMuPNormal(model)
     start = init_to_value(values={"x": torch.ones(3)})
     with pytest.warns(UserWarning, match="The prior of 'x' cannot be sampled"):
         guide = AutoMuPNormal(model, init_loc_fn=start, init_scale=0.2)
