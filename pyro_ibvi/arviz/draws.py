@@ -31,6 +31,7 @@ from pyro_ibvi.arviz.running import (
     RandomStreams,
     Redraw,
     evaluating,
+    own_sites,
 )
 from pyro_ibvi.arviz.sites import (
     DATA,
@@ -96,7 +97,7 @@ class Sampler:
         self.streams = RandomStreams(seed)
         self._held: dict[str, torch.Tensor] = {}
         with evaluating(model, guide), self.streams("probe"):
-            guide_trace = self._run(guide, inputs, {})
+            guide_trace = own_sites(guide, self._run(guide, inputs, {}))
             model_trace = self._run(
                 model, inputs, subsamples(guide_trace) | latent_values(guide_trace)
             )
@@ -152,7 +153,7 @@ class Sampler:
             return self._posterior()
 
     def _posterior(self) -> tuple[Trace, Trace]:
-        guide_trace = self._run(self.guide, self.inputs, self._held)
+        guide_trace = own_sites(self.guide, self._run(self.guide, self.inputs, self._held))
         values = self._held | latent_values(guide_trace)
         if self._discrete:
             values |= self._draw_discrete(latent_values(guide_trace))

@@ -33,7 +33,7 @@ from pyro_ibvi.arviz.marginal import (
     run_summed,
     unit_density,
 )
-from pyro_ibvi.arviz.running import Given, GivenWhereItFits, RandomStreams, evaluating
+from pyro_ibvi.arviz.running import Given, GivenWhereItFits, RandomStreams, evaluating, own_sites
 from pyro_ibvi.arviz.sites import (
     Kinds,
     Site,
@@ -106,8 +106,8 @@ class HeldOut:
             try:
                 Given(self._held)(self.guide)(*self.inputs.args, **self.inputs.kwargs)
             except Exception as error:
-                return tracer.trace, error
-        return tracer.trace, None
+                return own_sites(self.guide, tracer.trace), error
+        return own_sites(self.guide, tracer.trace), None
 
     def _probe(self, guide_trace: Trace) -> Trace:
         if self.weighted:

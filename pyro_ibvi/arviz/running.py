@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from pyro.infer.inspect import site_is_deterministic
+from pyro.poutine import Trace, unwrap
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
-from pyro.poutine.util import site_is_factor
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import set_rng_seed
 
 from pyro_ibvi._util.modes import module_mode
@@ -64,6 +66,28 @@ def evaluating(*callables: Callable[..., Any]) -> Iterator[None]:
     """Runs without gradients and with every module in ``eval`` mode; restores the modes after."""
     with torch.no_grad(), module_mode(*callables, training=False):
         yield
+
+
+def own_sites(guide: Callable[..., Any], trace: Trace) -> Trace:
+    """A guide's trace with the sites of the guide alone.
+
+    A `GuideMessenger` runs the model with its draws, so that a trace of it holds data and factors
+    of the model, too, whose densities are no part of the guide's.
+
+    Args:
+        guide: The guide.
+        trace: A trace of it, which may be written to.
+
+    Returns:
+        The trace.
+    """
+    if isinstance(unwrap(guide), GuideMessenger):
+        nodes: Mapping[str, Any] = trace.nodes
+        for name, site in list(nodes.items()):
+            is_data = site["type"] == "sample" and site["is_observed"]
+            if is_data and not site_is_deterministic(site) and not site_is_subsample(site):
+                trace.remove_node(name)
+    return trace
 
 
 class Given(Messenger):
