@@ -31,6 +31,7 @@ from pyro_ibvi.arviz.running import (
     RandomStreams,
     Redraw,
     evaluating,
+    known_latents,
     own_sites,
 )
 from pyro_ibvi.arviz.sites import (
@@ -82,7 +83,7 @@ class Sampler:
 
     Raises:
         TypeError: If the model or the guide is a whole that holds both.
-        ValueError: If the guide was made for another model.
+        ValueError: If the guide was made for another model, or takes data for latents.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class Sampler:
         self.streams = RandomStreams(seed)
         self._held: dict[str, torch.Tensor] = {}
         with evaluating(model, guide), self.streams("probe"):
-            guide_trace = own_sites(guide, self._run(guide, inputs, {}))
+            with known_latents(guide):
+                guide_trace = own_sites(guide, self._run(guide, inputs, {}))
             model_trace = self._run(
                 model, inputs, subsamples(guide_trace) | latent_values(guide_trace)
             )
