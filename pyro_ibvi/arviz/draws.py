@@ -22,7 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Pair
-from pyro_ibvi.arviz.marginal import Sum, joint_density, run_summed
+from pyro_ibvi.arviz.marginal import PARALLEL, Marks, Sum, joint_density, run_summed
 from pyro_ibvi.arviz.running import (
     FillMasked,
     Given,
@@ -30,6 +30,8 @@ from pyro_ibvi.arviz.running import (
     RandomStreams,
     Redraw,
     evaluating,
+    known_latents,
+    own_sites,
 )
 from pyro_ibvi.arviz.sites import (
     DATA,
@@ -81,7 +83,7 @@ class Sampler:
 
     Raises:
         TypeError: If the model or the guide is a whole that holds both.
-        ValueError: If the guide was made for another model.
+        ValueError: If the guide was made for another model, or takes data for latents.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Sampler:
         self.streams = RandomStreams(seed)
         self._held: dict[str, torch.Tensor] = {}
         with evaluating(model, guide), self.streams("probe"):
-            guide_trace = self._run(guide, inputs, {})
+            with known_latents(guide):
+                guide_trace = own_sites(guide, self._run(guide, inputs, {}))
             model_trace = self._run(
                 model, inputs, subsamples(guide_trace) | latent_values(guide_trace)
             )
@@ -152,7 +155,7 @@ class Sampler:
             return self._posterior()
 
     def _posterior(self) -> tuple[Trace, Trace]:
-        guide_trace = self._run(self.guide, self.inputs, self._held)
+        guide_trace = own_sites(self.guide, self._run(self.guide, self.inputs, self._held))
         values = self._held | latent_values(guide_trace)
         if self._discrete:
             values |= self._draw_discrete(latent_values(guide_trace))
@@ -162,19 +165,19 @@ class Sampler:
         """Draws the enumerated sites from their exact conditional, given the other latents."""
         # as observations, of which enumeration knows how they depend on its states
         model = Given(self._held)(poutine.condition(self.model, dict(latents)))
-        marked = Sum(dict.fromkeys(self._discrete, "parallel"), others=True)(FillMasked()(model))
+        marked = Sum(dict.fromkeys(self._discrete, PARALLEL), others=True)(FillMasked()(model))
         exact = infer_discrete(marked, first_available_dim=-1 - self.nesting, temperature=1)
         with self.streams("discrete"):
             trace = poutine.trace(exact).get_trace(*self.inputs.args, **self.inputs.kwargs)
         return {n: trace.nodes[n]["value"] for n in self._discrete}
 
     @cached_property
-    def summed(self) -> dict[str, str]:
+    def summed(self) -> dict[str, Marks]:
         """The sites that the model enumerates and the guide lacks, and how."""
         sites = sample_sites(self.model_trace)
         found = {n: sites[n] for n in self._discrete}
         return {
-            n: s["infer"]["enumerate"]
+            n: {"enumerate": s["infer"]["enumerate"]}  # whatever else the model says, it says
             for n, s in found.items()
             if getattr(s["fn"], "has_enumerate_support", False)
         }
@@ -185,12 +188,12 @@ class Sampler:
             return log_density(posterior[1])
         return joint_density(self.marginal(posterior, self.summed)[0])
 
-    def marginal(self, posterior: tuple[Trace, Trace], how: Mapping[str, str]) -> list[Trace]:
+    def marginal(self, posterior: tuple[Trace, Trace], how: Mapping[str, Marks]) -> list[Trace]:
         """Runs of the model with some sites in all of their states, the others as in a draw.
 
         Args:
             posterior: The draw.
-            how: The sites to sum out, ``"parallel"`` or ``"sequential"`` by name.
+            how: The sites to sum out, as :func:`run_summed` takes them.
 
         Returns:
             The traces, see :func:`run_summed`.

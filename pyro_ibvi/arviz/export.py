@@ -117,7 +117,8 @@ def to_arviz(
 
     Raises:
         ValueError: If the export is larger than ``max_bytes``, a name matches nothing, names or
-            labels do not fit, data do not fit their distribution, or sites change between draws.
+            labels do not fit, data do not fit their distribution or have one without ``sample``,
+            or sites change between draws.
         ImportError: If ArviZ is not installed.
 
     Example:

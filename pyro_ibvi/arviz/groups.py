@@ -12,6 +12,7 @@ import torch
 from pyro.poutine import Trace
 
 from pyro_ibvi.arviz.draws import NewInputs, Sampler, log_density
+from pyro_ibvi.arviz.marginal import PARALLEL
 from pyro_ibvi.arviz.running import evaluating
 from pyro_ibvi.arviz.sites import (
     Variable,
@@ -35,6 +36,9 @@ GROUPS = (
     "constant_data",
     "predictions_constant_data",
 )
+
+#: those for which the model draws its data
+REDRAWN = {"posterior_predictive", "predictions", "prior", "prior_predictive"}
 
 
 def choose_groups(groups: Sequence[str] | None) -> set[str]:
@@ -187,7 +191,7 @@ def density_notes(sampler: Sampler) -> dict[str, str]:
         for n, s in sample_sites(sampler.model_trace).items()
         if not s["is_observed"]
         and n not in sampler.kinds.guide_names
-        and sampler.summed.get(n) != "parallel"
+        and sampler.summed.get(n) != PARALLEL
     ]
     if missing:
         notes["log_p_omitted"] = f"the guide has no density for {', '.join(missing)}"
@@ -251,6 +255,31 @@ def from_prior(name: str, variables: Sequence[Variable]) -> Group:
     return Group(name, by_site(variables), lambda draw: site_values(draw.prior, names))
 
 
+def check_redrawn(sampler: Sampler, data: Sequence[Variable], names: Collection[str]) -> None:
+    """Checks that data can be drawn again, as a density alone cannot.
+
+    Args:
+        sampler: Source of the draws.
+        data: The data sites.
+        names: Names of the groups for which the model draws them.
+
+    Raises:
+        ValueError: If the distribution of one has no draws.
+    """
+    for site in (sampler.model_trace.nodes[v.site] for v in data if names):
+        fn: Any = site["fn"]
+        try:
+            with torch.no_grad(), sampler.streams("probe of data"):
+                fn.sample()
+        except NotImplementedError as error:
+            left_out = [f"~{name}" for name in GROUPS if name in names]
+            raise ValueError(
+                f"The distribution of the site {site['name']!r}, {type(innermost(fn)).__name__}, "
+                f"has a density and no sample(), so its data cannot be drawn again: leave out "
+                f"groups={left_out}, or give the distribution a method sample(sample_shape)."
+            ) from error
+
+
 def check_prior(sampler: Sampler) -> None:
     """Checks that the model can be drawn from its prior.
 
@@ -264,8 +293,9 @@ def check_prior(sampler: Sampler) -> None:
         with evaluating(sampler.model), sampler.streams("probe"):
             sampler.probe_prior()
     except NotImplementedError as error:
+        reason = str(error).split("\n")[0] or "improper prior"  # Pyro adds shapes of traces
         raise ValueError(
-            f"The model cannot be drawn from its prior ({error or 'improper prior'}): leave "
+            f"The model cannot be drawn from its prior ({reason}): leave "
             f"it out with groups=['~prior', '~prior_predictive']."
         ) from error
 

@@ -24,6 +24,7 @@ from pyro_ibvi.arviz.draws import latent_values
 from pyro_ibvi.arviz.inputs import Inputs
 from pyro_ibvi.arviz.latents import Latents, Pair
 from pyro_ibvi.arviz.marginal import (
+    PARALLEL,
     Unit,
     find_units,
     kept_data,
@@ -31,7 +32,7 @@ from pyro_ibvi.arviz.marginal import (
     run_summed,
     unit_density,
 )
-from pyro_ibvi.arviz.running import Given, GivenWhereItFits, RandomStreams, evaluating
+from pyro_ibvi.arviz.running import Given, GivenWhereItFits, RandomStreams, evaluating, own_sites
 from pyro_ibvi.arviz.sites import (
     Kinds,
     Site,
@@ -105,8 +106,8 @@ class HeldOut:
             try:
                 Given(self._held)(self.guide)(*self.inputs.args, **self.inputs.kwargs)
             except Exception as error:
-                return tracer.trace, error
-        return tracer.trace, None
+                return own_sites(self.guide, tracer.trace), error
+        return own_sites(self.guide, tracer.trace), None
 
     def _probe(self, guide_trace: Trace) -> Trace:
         if self.weighted:
@@ -147,7 +148,7 @@ class HeldOut:
         sites = sample_sites(trace)
         names = [n for n in latents.local if _has_few_states(sites[n])]
         values = {n: v for n, v in latent_values(trace).items() if n not in names}
-        how = dict.fromkeys(names, "parallel")
+        how = dict.fromkeys(names, PARALLEL)
         try:
             runs = run_summed(self.model, self.inputs, self._held | values, how, self.nesting)
             if not names or not agrees(runs[0], trace, names, observed):

@@ -15,6 +15,7 @@ from pyro.poutine import Trace
 
 from pyro_ibvi._util.names import chosen, chosen_by_any
 from pyro_ibvi.arviz.dependence import Sources
+from pyro_ibvi.arviz.marginal import Marks
 from pyro_ibvi.arviz.sites import Kinds, Site, sample_sites
 
 
@@ -25,12 +26,12 @@ class Latents:
     Attributes:
         given: Shared by all data: the guide draws them.
         local: Of single data, or missing from the guide: the model draws them.
-        summed: Of single data and enumerable, ``"parallel"`` or ``"sequential"`` by name.
+        summed: Of single data and enumerable, with what ``infer`` says of that, by name.
     """
 
     given: frozenset[str]
     local: frozenset[str]
-    summed: Mapping[str, str]
+    summed: Mapping[str, Marks]
 
 
 class Pair:
@@ -165,12 +166,14 @@ class Pair:
                     f"Name the site in local=[{name!r}], and it is drawn from its prior."
                 )
 
-    def _enumeration(self, name: str) -> str | None:
+    def _enumeration(self, name: str) -> Marks | None:
         """How a site is enumerated, in the guide or else in the model; None where it is not."""
         places = [s[name] for s in (self.guide_sites, self.sites) if name in s]
-        marks = (site["infer"].get("enumerate") for site in places)
-        mark = next((m for m in marks if m in ("parallel", "sequential")), None)
-        return mark if getattr(self.sites[name]["fn"], "has_enumerate_support", False) else None
+        infer = (site["infer"] for site in places)
+        found = next((i for i in infer if i.get("enumerate") in ("parallel", "sequential")), None)
+        if found is None or not getattr(self.sites[name]["fn"], "has_enumerate_support", False):
+            return None
+        return {key: found[key] for key in ("enumerate", "expand") if key in found}
 
 
 def _plates(site: Site) -> set[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine
@@ -28,16 +28,20 @@ from pyro_ibvi.arviz.running import Given
 from pyro_ibvi.arviz.sites import Site, density_sites, kept, pointwise_log_prob, sample_sites
 from pyro_ibvi.arviz.terms import Extra, Terms, frames
 
+#: what ``infer`` says of an enumeration: how, and whether its states fill the plates
+Marks: TypeAlias = Mapping[str, Any]
+PARALLEL: Marks = {"enumerate": "parallel"}
+
 
 class Sum(Messenger):
     """Marks some sites of a model for an exact sum over their states.
 
     Args:
-        how: ``"parallel"`` or ``"sequential"`` by the name of the site.
+        how: What ``infer`` says of the enumeration, by the name of the site.
         others: Whether other sites keep their own marks.
     """
 
-    def __init__(self, how: Mapping[str, str], *, others: bool = False) -> None:
+    def __init__(self, how: Mapping[str, Marks], *, others: bool = False) -> None:
         super().__init__()
         self.how, self.others = how, others
 
@@ -48,7 +52,7 @@ class Sum(Messenger):
                 k: v for k, v in msg["infer"].items() if k not in ("enumerate", "num_samples")
             }
             if summed:
-                marks |= {"enumerate": self.how[msg["name"]], "expand": False}
+                marks |= self.how[msg["name"]]
             msg["infer"] = marks
 
 
@@ -56,7 +60,7 @@ def run_summed(
     model: Callable[..., Any],
     inputs: Inputs,
     values: Mapping[str, Any],
-    how: Mapping[str, str],
+    how: Mapping[str, Marks],
     nesting: int,
 ) -> list[Trace]:
     """Runs a model with some of its sites in all of their states.
@@ -65,7 +69,7 @@ def run_summed(
         model: The model.
         inputs: Its arguments.
         values: Values of other sites.
-        how: The sites to sum out, each ``"parallel"`` or ``"sequential"``.
+        how: The sites to sum out, each with what ``infer`` says of its enumeration.
         nesting: Number of dimensions that the plates take.
 
     Returns:

@@ -105,6 +105,8 @@ class Export:
             "constant_data": lambda: self._inputs("constant_data", self._data),
             "predictions_constant_data": self._new_inputs,
         }
+        idle = {"predictions"} if self.options.predictions is None else set()
+        groups.check_redrawn(s, self._data, wanted & groups.REDRAWN - idle)
         if any(priors[name] for name in wanted & set(priors)):
             wanted = wanted - self._without_prior(wanted & set(priors))
         for name in (n for n in groups.GROUPS if n in wanted):

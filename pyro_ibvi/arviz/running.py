@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from pyro.infer.inspect import site_is_deterministic
+from pyro.poutine import Trace, unwrap
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
-from pyro.poutine.util import site_is_factor
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import set_rng_seed
+from torch import nn
 
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
@@ -64,6 +67,58 @@ def evaluating(*callables: Callable[..., Any]) -> Iterator[None]:
     """Runs without gradients and with every module in ``eval`` mode; restores the modes after."""
     with torch.no_grad(), module_mode(*callables, training=False):
         yield
+
+
+def own_sites(guide: Callable[..., Any], trace: Trace) -> Trace:
+    """A guide's trace with the sites of the guide alone.
+
+    A `GuideMessenger` runs the model with its draws, so that a trace of it holds data and factors
+    of the model, too, whose densities are no part of the guide's.
+
+    Args:
+        guide: The guide.
+        trace: A trace of it, which may be written to.
+
+    Returns:
+        The trace.
+    """
+    if isinstance(unwrap(guide), GuideMessenger):
+        nodes: Mapping[str, Any] = trace.nodes
+        for name, site in list(nodes.items()):
+            is_data = site["type"] == "sample" and site["is_observed"]
+            if is_data and not site_is_deterministic(site) and not site_is_subsample(site):
+                trace.remove_node(name)
+    return trace
+
+
+@contextmanager
+def known_latents(guide: Callable[..., Any]) -> Iterator[None]:
+    """Refuses a run in which a guide that runs the model takes data for latents.
+
+    Targets that are left out are drawn by such a guide, from parameters that it makes for them.
+
+    Args:
+        guide: The guide.
+
+    Raises:
+        ValueError: If a guide with parameters has made more of them; they are taken away.
+    """
+    owner = unwrap(guide)
+    if not (isinstance(owner, GuideMessenger) and isinstance(owner, nn.Module)):
+        yield
+        return
+    before = {name for name, _ in owner.named_parameters()}
+    yield
+    new = [name for name, _ in owner.named_parameters() if name not in before]
+    if before and new:
+        for name in new:
+            path, _, last = name.rpartition(".")
+            delattr(owner.get_submodule(path), last.removesuffix("_unconstrained"))
+        raise ValueError(
+            f"The guide {type(owner).__name__} runs the model, and has made the parameters {new} "
+            f"for sites that it has not drawn before, such as targets that were left out: pass "
+            f"them, to_arviz(model, guide, x, y), and inputs without targets as predictions=(x,)."
+        )
 
 
 class Given(Messenger):

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import helpful_support_errors
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_ibvi.guides.sites import Site
@@ -86,20 +87,37 @@ def run_prototype(
 
     Returns:
         The trace.
+
+    Raises:
+        ValueError: If a site has no initial value, or the model observes nothing without targets.
     """
     prior = data_free_prior(model)
     if prior is not None:
         args, kwargs = (), {}
+    start = functools.partial(_start_of, init_loc_fn)
     with poutine.block():
-        trace = poutine.trace(InitMessenger(init_loc_fn)(prior or model)).get_trace(
-            *args, **kwargs
-        )
+        trace = poutine.trace(InitMessenger(start)(prior or model)).get_trace(*args, **kwargs)
     if prior is None:
         _check_observed(trace, model, args, kwargs)
     for name, node in list(trace.nodes.items()):
         if node["type"] != "param" and prototype_hide_fn(node):
             trace.remove_node(name)
     return trace
+
+
+def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
+    """Where a latent site starts; most functions for that draw from its prior."""
+    try:
+        with helpful_support_errors(site):
+            return init_loc_fn(site)
+    except NotImplementedError as error:
+        name, kind = site["name"], type(site["fn"]).__name__
+        reason = str(error).split("\n")[0]  # Pyro adds shapes of traces
+        raise ValueError(
+            f"The latent site {name!r}, of law {kind}, has no start by init_loc_fn ({reason}). "
+            f"Give it one, init_loc_fn=init_to_value(values={{{name!r}: ...}}), of "
+            f"pyro.infer.autoguide."
+        ) from error
 
 
 def checked_roles(roles: Mapping[str, WeightRole] | None) -> dict[str, WeightRole]:
@@ -162,7 +180,8 @@ def find_sites(
         The sites by name.
 
     Raises:
-        ValueError: If a role is given to what is no latent site.
+        ValueError: If a role is given to what is no latent site, or a site's support cannot be
+            mapped to unconstrained space.
         NotImplementedError: If a site is inside a sequential plate.
     """
     sites = {
@@ -210,17 +229,48 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
                 f"needs `with pyro.plate(...)`."
             )
     fn, value = node["fn"], node["value"]
-    with helpful_support_errors(node):
-        num_new = biject_to(fn.support).inv(value).dim() - value.dim()
+    support = _mappable(fn.support)
+    try:
+        with helpful_support_errors(node):
+            num_new = biject_to(support).inv(value).dim() - value.dim()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The latent site {name!r}, of law {type(fn).__name__}, has the support {support}, "
+            f"which Pyro maps to no unconstrained space: write it as a function of latents whose "
+            f"supports it does, pyro.deterministic({name!r}, ...), or draw it in a guide of your "
+            f"own."
+        ) from error
     return Site(
         name=name,
         event_dim=fn.event_dim + num_new,
         value_event_dim=fn.event_dim,
-        support=fn.support,
+        support=support,
         frames=list(node["cond_indep_stack"]),
         weight=weight,
         keep=node["infer"].get(KEEP_KEY),
     )
+
+
+def _mappable(support: Any) -> Any:
+    """A support that Pyro maps to unconstrained space: of a mixture, that of its components.
+
+    torch wraps that in a class of its own, which has no map.
+
+    Returns:
+        The support; as it is where components differ in theirs.
+    """
+    inner = getattr(support, "base_constraint", None)
+    if inner is None:
+        return support
+    if isinstance(support, constraints.independent):
+        found = _mappable(inner)
+        num_dims = support.reinterpreted_batch_ndims
+        return support if found is inner else constraints.independent(found, num_dims)
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    bounds = getattr(inner, "__dict__", {}).values()
+    differ = any(isinstance(bound, Tensor) and bound.dim() for bound in bounds)
+    return support if differ else support.base_constraint
 
 
 def _weight_of_node(

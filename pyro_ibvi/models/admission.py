@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -31,7 +31,8 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
         The copy, without the wrapper of several devices.
 
     Raises:
-        TypeError: If it is no network, a scripted one, or one that is random already.
+        TypeError: If it is no network, a scripted one, or one with random weights, or sites,
+            already.
     """
     if isinstance(net, type):
         raise TypeError(
@@ -52,12 +53,43 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
                 f"RandomModule needs a network, got a {type(net).__name__} of which {where} is a "
                 f"{type(module).__name__} and random already: pass the plain network, once."
             )
+        if isinstance(module, PyroModule):
+            _reject_sites_of_its_own(name, module)
     net = _on_one_device(copy_network(net))
     if example_input is not None and any(is_lazy(p) for p in net.parameters()):
         args, kwargs = as_call(example_input)
         with torch.no_grad(), own_random_numbers(), module_mode(net, training=False):
             net(*args, **kwargs)
     return net
+
+
+def _reject_sites_of_its_own(name: str, module: PyroModule) -> None:
+    """Refuses what a network would sample or read by itself, when it is run.
+
+    The weights are drawn before that, by guides and predictions that run no network: a site in it
+    would be drawn from its prior, at every call.
+
+    Args:
+        name: The module's name in the network.
+        module: One of the network's modules.
+
+    Raises:
+        TypeError: If there is such an attribute.
+    """
+    of_class = {key: v for kind in type(module).__mro__[::-1] for key, v in vars(kind).items()}
+    for attributes, kind in ((module._pyro_samples, PyroSample), (module._pyro_params, PyroParam)):
+        own = {*attributes, *(key for key, v in of_class.items() if isinstance(v, kind))}
+        if not own:
+            continue
+        names = sorted(f"{name}.{key}" if name else key for key in own)
+        raise TypeError(
+            f"RandomModule samples and reads the parameters of a network itself, and {names} of "
+            f"this one are {kind.__name__}, which Pyro samples or reads when the network runs: no "
+            f"guide would learn them. Pass a network of plain parameters, with priors in prior= "
+            f"and constraints in its forward, as in softplus(self.raw); or leave RandomModule "
+            f"out: a PyroModule whose forward samples its observations is a model by itself, "
+            f"AutoMuPNormal(model)."
+        )
 
 
 def _on_one_device(net: nn.Module) -> nn.Module:

@@ -197,8 +197,9 @@ def _posterior(names: list[str], traces: Traces, divergence: Divergence) -> Gaus
     raise ValueError(
         f"The guide draws {name!r} from {type(fn).__name__}, which has no closed-form "
         f"{divergence} divergence from its prior: it must be Gaussian on the site's own scale, as "
-        "with Normal, MultivariateNormal, AutoNormal (for latents that take all real values) or "
-        "AutoMuPNormal."
+        "with Normal, MultivariateNormal, and AutoNormal or AutoMuPNormal for latents that take "
+        "all real values. Use a Normal latent and transform it in the model, s = z.exp() for a "
+        "LogNormal s."
     )
 
 

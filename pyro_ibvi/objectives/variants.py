@@ -19,6 +19,7 @@ from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.traceenum_elbo import _check_tmc_elbo_constraint
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.infer.util import is_validation_enabled
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine import Trace
 from pyro.util import check_model_guide_match, check_traceenum_requirements
 
@@ -57,7 +58,23 @@ class TraceGraphExpectedLogLikelihood(ExpectedLogLikelihood, TraceGraph_ELBO):
 
     def _weighted_traces(self, *args: Any) -> tuple[Trace, Trace]:
         with TrackNonReparam():
-            return super()._weighted_traces(*args)
+            traces = super()._weighted_traces(*args)
+        _forget_draws_without_score(*traces)
+        return traces
+
+
+def _forget_draws_without_score(model_trace: Trace, guide_trace: Trace) -> None:
+    """Lets no term know draws that have no site in the guide's trace, where Pyro looks them up.
+
+    Pyro tracks what is drawn from a law without a pathwise gradient, in the model as in the guide.
+    A latent may have such a prior, `LKJCholesky` say, and be reparametrized in the guide, from
+    whose trace it goes with its density; one that no guide draws was never there.
+    """
+    for trace in (model_trace, guide_trace):
+        for _, site in sample_sites(trace):
+            for key in ("log_prob", "log_prob_sum"):
+                known = get_provenance(site[key]) & guide_trace.nodes.keys()
+                site[key] = track_provenance(detach_provenance(site[key]), frozenset(known))
 
 
 class TraceEnumExpectedLogLikelihood(ExpectedLogLikelihood, TraceEnum_ELBO):

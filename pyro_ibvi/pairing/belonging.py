@@ -72,10 +72,18 @@ def check_shown_pair(model: Any, guide: Any) -> None:
         guide: The guide.
 
     Raises:
-        TypeError: If one of them is wrapped for several devices, or a whole that holds both.
+        TypeError: If one of them is nothing to call, is wrapped for several devices, or is a whole
+            that holds both.
         ValueError: If the guide was made for another model, with parameters of its own.
     """
     check_unwrapped(model=model, guide=guide)
+    for name, part in (("model", model), ("guide", guide)):
+        if not callable(part):
+            raise TypeError(
+                f"The {name} must be a function or a module of Pyro, got {type(part).__name__}. "
+                f"Draws that are there already, as those of MCMC, need no guide: "
+                f"arviz.from_pyro(mcmc) in ArviZ 0.x, arviz.from_dict in any."
+            )
     owner = owner_module(model)
     if owner is not None and any(True for _ in owner.parameters()):
         check_owner(model, guide)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -324,6 +326,8 @@ def draw_parameters(
             return model.net.with_draws(draws)
     else:
         traces: list[Any] = []
+        if isinstance(guide, GuideMessenger):
+            guide = _of_parameters_alone(guide, model)
         for _ in range(num_samples):
             with HANDLERS, poutine.block(), poutine.trace() as tracer:
                 guide(x)
@@ -335,6 +339,19 @@ def draw_parameters(
     with HANDLERS, poutine.block(), poutine.condition(data=draws):
         # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
         return model.sample_parameters()
+
+
+def _of_parameters_alone(guide: GuideMessenger, model: SupervisedModel) -> GuideMessenger:
+    """A guide with the same parameters that draws those of the network, and runs no network.
+
+    A guide that runs the model would take the targets, which are not there, for latents.
+
+    Returns:
+        The guide.
+    """
+    guide = copy.copy(guide)
+    guide._model = (lambda *args, **kwargs: model.sample_parameters(),)
+    return guide
 
 
 @contextmanager

@@ -150,7 +150,10 @@ def _check_class(optimizer: Any) -> None:
     module = getattr(optimizer, "__module__", "")
     if not callable(optimizer) or module.startswith("pyro.optim"):
         name = getattr(optimizer, "__name__", repr(optimizer))
-        own = f"torch.optim.{name}" if hasattr(torch.optim, name) else "torch.optim.SGD"
+        near = "Adam" if name.endswith("Adam") else "SGD"
+        own = f"torch.optim.{name if hasattr(torch.optim, name) else near}"
+        if name.startswith("Clipped"):  # Pyro's clips each parameter's gradient by itself
+            own += " with clip_norm=10.0 and a scheduler in the place of lrd, all in MuPOptim"
         raise TypeError(
             f"Expected the class of a torch optimizer, got {name} of {module or 'Python'}, which "
             f"makes no optimizer of groups: write {own}."

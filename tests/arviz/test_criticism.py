@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide import AutoDelta, AutoNormalMessenger, AutoRegressiveMessenger
 from scipy import stats
 
 import pyro_ibvi as ibvi
@@ -157,3 +157,30 @@ def test_loo_corrected_for_the_guide(train):
     np.testing.assert_allclose(result.elpd_i.values, expected, atol=0.05)
     with pytest.raises(ValueError, match="point estimate"):
         loo_approximate_posterior(to_arviz(model, AutoDelta(model), train, num_samples=2))
+
+
+@pytest.mark.parametrize("kind", [AutoNormalMessenger, AutoRegressiveMessenger])
+def test_a_guide_that_runs_the_model_has_its_own_density_alone(kind):
+    """Both guides are a Gaussian, of known parameters: what they run the model for is its own."""
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.factor("penalty", -mean.square())
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    y = torch.tensor([0.5, 2.0])
+    guide = kind(model, init_scale=1.0)
+    guide(y)
+    drawn = to_arviz(model, guide, y, num_samples=30, seed=0)
+    mean = torch.as_tensor(drawn.posterior["mean"].values[0])
+    prior = dist.Normal(0.0, 1.0)
+    is_normal = kind is AutoNormalMessenger  # the other one starts at the prior
+    law = dist.Normal(guide.locs.mean, guide.scales.mean) if is_normal else prior
+    log_q = law.log_prob(mean).detach().numpy()
+    np.testing.assert_allclose(drawn.sample_stats["log_q"].values[0], log_q, atol=1e-4)
+    likelihood = dist.Normal(mean[:, None], 1.0).log_prob(y).sum(-1)
+    log_p = (prior.log_prob(mean) - mean.square() + likelihood).numpy()
+    np.testing.assert_allclose(drawn.sample_stats["log_p"].values[0], log_p, rtol=1e-4)
+    found = pareto_k(model, guide, y, num_samples=30, seed=0)
+    assert found == pytest.approx(tail_shape(log_p - log_q), abs=1e-3)

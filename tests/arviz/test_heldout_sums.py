@@ -22,14 +22,15 @@ from tests.arviz.exact import (
 )
 
 
-def label_guide(how):
+def label_guide(how, *, expand=False):
     """A guide whose labels know the very datum."""
+    mark = {"enumerate": how, "expand": expand}
 
     def guide(y, *args):
         shared_guide()
         with pyro.plate("data", len(y)):
             logits = dist.Normal(LOCS, 0.5).log_prob(y[:, None])
-            pyro.sample("label", dist.Categorical(logits=3 * logits), infer={"enumerate": how})
+            pyro.sample("label", dist.Categorical(logits=3 * logits), infer=mark)
 
     return guide
 
@@ -40,6 +41,19 @@ def sequential_plate(y):
         mark = {"enumerate": "parallel"}
         label = pyro.sample(f"label_{i}", dist.Categorical(PROBS), infer=mark)
         pyro.sample(f"y_{i}", dist.Normal(LOCS[label] + shift, 0.5), obs=y[i])
+
+
+def full_states(y, mark=None):
+    """A label for each datum in each state, as a network that joins it to its inputs needs."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        label = pyro.sample("label", dist.Categorical(PROBS), infer=mark)
+        inputs = torch.stack([LOCS[label], shift.expand(label.shape[:-1] + y.shape)])
+        pyro.sample("y", dist.Normal(inputs.sum(0), 0.5), obs=y)
+
+
+def marked_full_states(y):
+    full_states(y, {"enumerate": "parallel", "expand": True})
 
 
 def python_branches(y):
@@ -58,6 +72,8 @@ MIXTURES = {
     "guide, parallel": (plain_mixture, label_guide("parallel")),
     "guide, sequential": (plain_mixture, label_guide("sequential")),
     "both": (mixture, label_guide("parallel")),
+    "model, expanded": (marked_full_states, shared_guide),
+    "guide, expanded": (full_states, label_guide("parallel", expand=True)),
     "plate by plate": (sequential_plate, shared_guide),
     "plate by plate, branches": (python_branches, shared_guide),
 }

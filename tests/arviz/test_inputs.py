@@ -5,9 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import (
-    AutoNormal,
-)
+from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroSample
 
 import pyro_ibvi as ibvi
@@ -160,3 +158,30 @@ def test_the_guide_of_another_model_is_refused_where_that_has_learned_something(
             look(model, guide)
     with pytest.raises(ValueError, match="The guide was made for another Groups than"):
         ibvi.explain(ibvi.TraceExpectedLogLikelihood(), model, guide, Y_OF_GROUPS)
+
+
+def test_draws_in_the_place_of_a_guide():
+    draws = {"mean": torch.zeros(5)}
+    for look in (to_arviz, log_predictive_density, pareto_k):
+        with pytest.raises(TypeError, match=r"guide must be.*got dict\. Draws.*arviz.from_pyro"):
+            look(Groups(3), draws, Y_OF_GROUPS)
+    with pytest.raises(TypeError, match="model must be a function or a module of Pyro, got dict"):
+        to_arviz(draws, ibvi.AutoMuPNormal(Groups(3)), Y_OF_GROUPS)
+
+
+def test_a_guide_that_runs_the_model_needs_its_targets():
+    def model(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 0.01), obs=y)
+
+    x = torch.linspace(1.0, 2.0, 4)
+    guide = AutoNormalMessenger(model)
+    guide(x, 3.0 * x)
+    names = [name for name, _ in guide.named_parameters()]
+    with pytest.raises(ValueError, match=r"has made the parameters \['locs.y.*predictions=\(x,\)"):
+        to_arviz(model, guide, x, num_samples=2)
+    assert [name for name, _ in guide.named_parameters()] == names
+    found = to_arviz(model, guide, x, 3.0 * x, num_samples=20, predictions=(x[:2],), seed=0)
+    slope, y = found.posterior["slope"].values[..., None], found.predictions["y"].values
+    assert abs(y - slope * x[:2].numpy()).max() < 0.06  # six standard deviations of the noise

@@ -105,10 +105,48 @@ def test_heavy_tails_start_at_their_median_deviation():
     torch.testing.assert_close(scale.mean(), torch.tensor(2 * 1.4826), rtol=0.05, atol=0)
 
 
+def test_a_mixture_as_a_prior():
+    """Of normals it has a mean and a deviation in closed form; of gammas it stays positive."""
+
+    def model():
+        share = dist.Categorical(torch.tensor([0.25, 0.75]))
+        spike_and_slab = dist.Normal(torch.tensor([3.0, -1.0]), torch.tensor([0.5, 1.0]))
+        x = pyro.sample("x", dist.MixtureSameFamily(share, spike_and_slab))
+        several = dist.MixtureSameFamily(share, spike_and_slab).expand([4]).to_event(1)
+        pyro.sample("several", several)
+        gammas = dist.Gamma(torch.tensor([1.0, 5.0]), 1.0)
+        scale = pyro.sample("scale", dist.MixtureSameFamily(share, gammas))
+        pyro.sample("y", dist.Normal(x, scale), obs=torch.tensor(1.0))
+
+    pyro.set_rng_seed(0)
+    guide = AutoMuPNormal(model)
+    mean = 0.25 * 3.0 - 0.75
+    variance = 0.25 * (0.25 + 9.0) + 0.75 * (1.0 + 1.0) - mean**2
+    torch.testing.assert_close(guide.scale("x").detach(), torch.tensor(variance**0.5))
+    torch.testing.assert_close(guide.scale("several").detach(), torch.full((4,), variance**0.5))
+    draws = guide.draw(500)
+    assert (draws["scale"] > 0).all()
+    loc, log_scale = guide.loc("x").detach(), draws["scale"].log().std()
+    assert abs(draws["x"].mean() - loc) < 4 * (variance / 500) ** 0.5
+    torch.testing.assert_close(log_scale, guide.scale("scale").detach(), rtol=0.15, atol=0)
+    assert Trace_ELBO().loss(model, guide) < float("inf")
+
+
+def test_a_support_without_a_map_is_named():
+    def model():
+        uniforms = dist.Uniform(torch.tensor([0.0, 5.0]), torch.tensor([1.0, 9.0]))
+        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), uniforms))
+
+    with pytest.raises(ValueError, match=r"'x', of law MixtureSameFamily, has the suppor.*no unc"):
+        AutoMuPNormal(model)
+
+
 def test_improper_priors_start_at_init_scale():
     def model():
         pyro.sample("x", dist.ImproperUniform(dist.constraints.positive, (), (3,)))
 
+    with pytest.raises(ValueError, match=r"'x', of law Imp.*no start.*values=\{'x': \.\.\.\}"):
+        AutoMuPNormal(model)
     start = init_to_value(values={"x": torch.ones(3)})
     with pytest.warns(UserWarning, match="The prior of 'x' cannot be sampled"):
         guide = AutoMuPNormal(model, init_loc_fn=start, init_scale=0.2)

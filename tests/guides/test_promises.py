@@ -6,7 +6,14 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoNormal,
+    init_to_feasible,
+    init_to_sample,
+)
 from pyro.infer.reparam import LocScaleReparam, ProjectedNormalReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
@@ -198,8 +205,9 @@ def test_discrete_and_spherical_sites_have_pyros_own_help():
     def sphere():
         pyro.sample("y", dist.ProjectedNormal(torch.ones(2)))
 
-    with pytest.raises(ValueError, match=r"cannot handle discrete sample site 'x'.*enumeration"):
-        AutoMuPNormal(discrete)
+    for start in (init_to_sample, init_to_feasible):
+        with pytest.raises(ValueError, match=r"handle discrete sample site 'x'.*enumeration"):
+            AutoMuPNormal(discrete, init_loc_fn=start)
     with pytest.raises(ValueError, match=r"spherical sample site 'y'.*ProjectedNormalReparam"):
         AutoMuPNormal(sphere)
 

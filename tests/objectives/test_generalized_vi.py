@@ -12,6 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from torch.distributions import Independent, MultivariateNormal, constraints, kl_divergence
 
+from pyro_ibvi import AutoMuPNormal
 from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
@@ -262,6 +263,32 @@ def test_point_estimates_have_a_distance():
     assert penalty(case)[0] == pytest.approx(expected.item(), rel=1e-10)
     with pytest.raises(ValueError, match="'w' from Delta, which has no closed-form kl"):
         loss_and_grads(TraceGeneralizedVI(divergence="kl"), case)
+
+
+def test_a_positive_latent_is_told_to_become_normal_and_transformed():
+    """The remedy has the divergence that torch has for the law on the latent's own scale."""
+
+    def scaled(y, s):
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, s), obs=y)
+
+    def positive(y):
+        scaled(y, pyro.sample("s", dist.LogNormal(0.0, 1.0)))
+
+    def transformed(y):
+        scaled(y, pyro.sample("z", dist.Normal(0.0, 1.0)).exp())
+
+    with pytest.raises(ValueError, match=r"'s' from .*Use a Normal latent and transform it"):
+        TraceGeneralizedVI(divergence="kl").loss(*built(positive, AutoMuPNormal)[:2], Y)
+    guide = built(transformed, AutoMuPNormal).guide
+    losses = []
+    for weight in (0.0, 1.0):
+        pyro.set_rng_seed(0)
+        loss = TraceGeneralizedVI(divergence="kl", weight=weight, max_plate_nesting=1)
+        losses.append(loss.loss(transformed, guide, Y))
+    law = dist.LogNormal(guide.loc("z"), guide.scale("z"))
+    expected = kl_divergence(law, dist.LogNormal(0.0, 1.0)).item()
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-8)
 
 
 def test_weight_zero_is_the_expected_log_likelihood_and_may_change():

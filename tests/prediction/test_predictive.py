@@ -6,7 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoNormal,
+    AutoNormalMessenger,
+    AutoRegressiveMessenger,
+)
 from torch import nn
 
 import pyro_ibvi as ibvi
@@ -325,3 +330,21 @@ def test_a_likelihood_without_moments_predicts_all_that_needs_none():
     torch.testing.assert_close(prediction.log_prob(y), expected)
     with pytest.raises(NotImplementedError, match=r"write LogNormal\.moments\(output"):
         _ = prediction.mean
+
+
+@pytest.mark.parametrize("kind", [AutoNormalMessenger, AutoRegressiveMessenger])
+def test_a_guide_that_runs_the_model_draws_weights_alone(kind):
+    """With a linear layer of one weight the outputs are its draws; targets are no latents."""
+    model = make_model(nn.Linear(1, 1, bias=False))
+    guide = kind(model, init_scale=0.3)
+    x, y = torch.linspace(-1.0, 1.0, 5).unsqueeze(-1), torch.zeros(5, 1)
+    guide(x, y)
+    names = {name for name, _ in guide.named_parameters()}
+    outputs = ibvi.predict(model, guide, torch.ones(3, 1), num_samples=500, generator=0).outputs
+    assert outputs.shape == (500, 3, 1)
+    assert {name for name, _ in guide.named_parameters()} == names
+    drawn = torch.stack([guide(x, y)["net.weight"].detach() for _ in range(500)]).flatten()
+    found = outputs[:, 0, 0]
+    error = (2 / 500) ** 0.5 * drawn.std()
+    assert abs(found.mean() - drawn.mean()) < 4 * error
+    assert abs(found.std() - drawn.std()) < 4 * error

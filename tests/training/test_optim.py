@@ -343,6 +343,9 @@ def test_mistaken_optimizers_and_guides():
         MuPOptim("adamw", {"lr": 0.1}, guide)
     with pytest.raises(TypeError, match=r"got Adam of pyro\.optim.*: write torch\.optim\.Adam"):
         MuPOptim(pyro.optim.Adam, {"lr": 0.1}, guide, family="adam")
+    for clipped in (pyro.optim.ClippedAdam, pyro.optim.clipped_adam.ClippedAdam):
+        with pytest.raises(TypeError, match=r"write torch\.optim\.Adam with clip_norm=10\.0"):
+            MuPOptim(clipped, {"lr": 0.1}, guide)
     with pytest.raises(TypeError, match="SGD has no argument 'momentun': did you mean 'momentum'"):
         MuPOptim(torch.optim.SGD, {"lr": 0.1, "momentun": 0.9}, guide)
     with pytest.raises(TypeError, match="Adam has no argument 'momentum': it has lr, betas"):
