@@ -210,6 +210,22 @@ def estimators_table() -> str:
     return table(["", "one Gaussian", "four", "four less one", "CPU time"], rows)
 
 
+def first_layer_table() -> str:
+    """What noise on the features does to the loss on data held out for that choice."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for record in read(RESULTS / "first_layer.jsonl"):
+        of_data = values.setdefault(record["data"], {})
+        of_data.setdefault(str(record["scale"]), []).append(record["nll"])
+    scales = list(next(iter(values.values())))
+    rows = [
+        [name, *(shown(of_data[scale], 3) for scale in scales)]
+        for name, of_data in values.items()
+        if list(of_data) == scales
+    ]
+    header = ["", *(s if s == "recipe" else f"s = {float(s):g}" for s in scales)]
+    return table(header, rows)
+
+
 def relative_noise_table() -> str:
     """What each choice of the recipe of relative noise does to the loss on validation images."""
     rows = []

@@ -218,12 +218,7 @@ def as_random(
     given = {name: value for name, value in choices.items() if value is not None}
     is_open = stochastic is None and not isinstance(net, RandomModule)
     if covariance is not None:
-        kind = RELATIVE if _is_relative(covariance) else PAPER
-        recipe = replace(kind, covariance=covariance, of_convolutions=None)
-        if not is_open:
-            recipe = replace(recipe, stochastic=None)
-        elif isinstance(covariance, Mapping) or not is_of_labels(likelihood):
-            recipe = replace(recipe, stochastic=kind.stochastic and INNER_WEIGHTS)
+        recipe = _recipe_of(covariance, is_open=is_open, of_labels=is_of_labels(likelihood))
     elif is_open and not is_scaled and is_of_labels(likelihood):
         recipe = RELATIVE
     else:
@@ -252,6 +247,15 @@ def as_random(
         except NothingChosenError:  # no dense layer behind another
             recipe = recipe if covariance is not None else PAPER
     return RandomModule(net, **given), recipe
+
+
+def _recipe_of(covariance: Any, *, is_open: bool, of_labels: bool) -> Recipe:
+    """The recipe that goes with a covariance; noise on features is for labels alone."""
+    kind = RELATIVE if _is_relative(covariance) else PAPER
+    stochastic = kind.stochastic if is_open else None
+    if stochastic is not None and (isinstance(covariance, Mapping) or not of_labels):
+        stochastic = INNER_WEIGHTS
+    return replace(kind, stochastic=stochastic, covariance=covariance, of_convolutions=None)
 
 
 def _is_relative(covariance: Any) -> bool:
