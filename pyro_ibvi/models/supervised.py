@@ -256,6 +256,7 @@ class SupervisedModel(PyroModule):
             explain_fault(error, self.net.network, x, values)
             raise
         self._whole_numbers.is_settled = True
+        self._batch_dimension.check_kept(x, self._run_plain)
         return output
 
     def arguments_of(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -288,9 +289,9 @@ class SupervisedModel(PyroModule):
         """
         self._batch_dimension.check(x, self._run_plain)
 
-    def _run_plain(self, x: Any) -> Any:
-        """Runs the network with its own parameters."""
-        return self.net.runner.run({}, *self.arguments_of(x))
+    def _run_plain(self, x: Any) -> Tensor:
+        """The network's output by its own parameters."""
+        return self.picker.pick(self.net.runner.run({}, *self.arguments_of(x)))
 
     def forward(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> Tensor:
         """The model: samples weights and targets, or observes the targets.
@@ -311,8 +312,7 @@ class SupervisedModel(PyroModule):
         num_draw_dims = self.net.num_draw_dims(values)
         num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
         output = self.run(values, x)
-        if y is not None:
-            y = self._checked(x, y, output, num_batch_dims)
+        y = None if y is None else self._checked(x, y, output, num_batch_dims)
         # The batch is what comes out: inputs may have nodes, words or time in front.
         batch_size = output.shape[num_batch_dims - 1] if output.dim() >= num_batch_dims else 0
         # Any sequence of the right length does; indices drawn by Pyro would cost a permutation

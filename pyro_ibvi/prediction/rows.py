@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,8 +50,8 @@ class Rows:
         if batch_size is None or batch_size >= self.num_rows:
             yield self.x
             return
-        for start in range(0, self.num_rows, batch_size):
-            yield self._cut(slice(start, start + batch_size))
+        for start, stop in itertools.pairwise(_bounds(self.num_rows, batch_size)):
+            yield self._cut(slice(start, stop))
 
     def draws_to_run(self, batch_size: int | None) -> int:
         """Number of draws to run at once.
@@ -117,3 +118,12 @@ class Rows:
             return leaf[rows] if leaf.dim() > 0 and len(leaf) == self.num_rows else leaf
 
         return map_tensors(part, self.x)
+
+
+def _bounds(num_rows: int, batch_size: int) -> list[int]:
+    """Where batches begin and end, none of them of one row where that can be had."""
+    # A squeeze() in a network takes the batch dimension of one row for one to leave out.
+    bounds = [*range(0, num_rows, batch_size), num_rows]
+    if batch_size > 2 and num_rows - bounds[-2] == 1:
+        bounds[-2] -= 1
+    return bounds
