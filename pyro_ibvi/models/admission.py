@@ -32,6 +32,7 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
 
     Raises:
         TypeError: If it is no network, a scripted one, or one that is random already.
+        ValueError: If its parameters have no values.
     """
     if isinstance(net, type):
         raise TypeError(
@@ -52,12 +53,36 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
                 f"RandomModule needs a network, got a {type(net).__name__} of which {where} is a "
                 f"{type(module).__name__} and random already: pass the plain network, once."
             )
+    _check_has_values(net)
     net = _on_one_device(copy_network(net))
+    _make_gradients_dense(net)
     if example_input is not None and any(is_lazy(p) for p in net.parameters()):
         args, kwargs = as_call(example_input)
         with torch.no_grad(), own_random_numbers(), module_mode(net, training=False):
             net(*args, **kwargs)
     return net
+
+
+def _check_has_values(net: nn.Module) -> None:
+    absent = [name for name, parameter in net.named_parameters() if parameter.is_meta]
+    if absent:
+        raise ValueError(
+            f"The network's parameters {absent[:3]} are on the meta device, shapes without "
+            f"values: load its weights first, net.load_state_dict(state, assign=True)."
+        )
+
+
+def _make_gradients_dense(net: nn.Module) -> None:
+    """Lets tables, whose rows all have noise, look up rows with dense gradients."""
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            module.sparse = False
+            warnings.warn(
+                f"The table {name!r} has sparse=True, and takes sparse=False here: the gradients "
+                f"are the same numbers, dense.",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _on_one_device(net: nn.Module) -> nn.Module:

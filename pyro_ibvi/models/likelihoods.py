@@ -181,6 +181,8 @@ class Likelihood(PyroModule):
                 f"{tuple(output.shape)} the {name} likelihood expects {tuple(expected)}."
                 + self._shape_hint(target, output)
             )
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none
+            raise TypeError(f"The target has dtype {target.dtype}: pass y.long().")
         if self.discrete:
             return
         if not target.is_floating_point():
@@ -188,9 +190,8 @@ class Likelihood(PyroModule):
                 f"The target has dtype {target.dtype}, but the {name} likelihood expects a "
                 f"floating type: pass y.to({output.dtype})."
             )
-        if target.dtype.itemsize > output.dtype.itemsize and not torch.is_autocast_enabled(
-            output.device.type
-        ):
+        is_rounded = torch.is_autocast_enabled(output.device.type)
+        if target.dtype.itemsize > output.dtype.itemsize and not is_rounded:
             raise TypeError(
                 f"The target has dtype {target.dtype} and the network's output {output.dtype}: "
                 f"pass y.to({output.dtype}), or a network.to({target.dtype})."
@@ -339,6 +340,10 @@ class Bernoulli(Likelihood):
 
     discrete = True
     _has_temperature = True
+
+    @named_arguments(elsewhere={"pos_weight": "of two outputs Categorical(weight=[1, 2]) has it"})
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of labels, of the output's shape."""

@@ -1,0 +1,167 @@
+"""What a network of one's own and data as they come give at the first try: a result or a word."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import pyro_ibvi as ibvi
+
+X, LABELS = torch.randn(60, 4), torch.arange(60) % 3
+QUIET = {"num_epochs": 1, "progress": False, "batch_size": 20}
+
+
+def mlp(num_outputs=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, num_outputs))
+
+
+def trained(net, likelihood, *data, **options):
+    """The first epoch's loss, by one seed."""
+    torch.manual_seed(1)
+    bnn = ibvi.VariationalNetwork(net, likelihood, **options)
+    torch.manual_seed(2)
+    return bnn.fit(*data, **QUIET).train_loss[0]
+
+
+ROWS = {
+    "pairs": [(x, int(y)) for x, y in zip(X, LABELS, strict=True)],
+    "pairs of tensors": list(zip(X, LABELS, strict=True)),
+    "lists": [[x, y] for x, y in zip(X, LABELS.numpy(), strict=True)],
+    "records": [{"image": x, "label": int(y)} for x, y in zip(X, LABELS, strict=True)],
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_a_list_of_rows_is_a_data_set(rows):
+    """It would be taken for batches, of which each row has four data."""
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    bnn.fit(rows, **QUIET)
+    assert bnn.model.num_data == 60
+    found, whole = (bnn.evaluate(*data, seed=0, num_samples=5) for data in ((rows,), (X, LABELS)))
+    assert found["nll"] == pytest.approx(whole["nll"], abs=1e-6)
+
+
+def test_a_list_of_batches_stays_one():
+    batches = list(zip(X.split(20), LABELS.split(20), strict=True))
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    bnn.fit(batches, **QUIET)
+    assert bnn.model.num_data == 60
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_tensors_are_told_of_dense_ones(convert):
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    with pytest.raises(TypeError, match=r"cut out of dense tensors.* pass x\.to_dense\(\)"):
+        bnn.fit(convert(X), LABELS, **QUIET)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "int8", "uint8"])
+def test_labels_of_any_type_of_numpys_are_the_same_labels(dtype):
+    labels = LABELS.numpy()
+    expected = trained(mlp(), ibvi.Categorical(), X, labels)
+    assert trained(mlp(), ibvi.Categorical(), X, labels.astype(dtype)) == expected
+    counts = labels[:, None].astype(dtype)
+    expected = trained(mlp(1), ibvi.Poisson(), X, labels[:, None])
+    assert trained(mlp(1), ibvi.Poisson(), X, counts) == expected
+
+
+@pytest.mark.parametrize("likelihood", [ibvi.Categorical(), ibvi.Poisson()], ids=str)
+def test_types_that_torch_has_by_name_only_are_refused_in_words(likelihood):
+    is_counts = isinstance(likelihood, ibvi.Poisson)
+    y = LABELS.to(torch.uint16)
+    bnn = ibvi.VariationalNetwork(mlp(1 if is_counts else 3), likelihood)
+    with pytest.raises(TypeError, match=r"dtype torch.uint16: pass y\.long\(\)"):
+        bnn.fit(X, y[:, None] if is_counts else y, **QUIET)
+
+
+def test_labels_that_lack_hear_of_ignore_index():
+    labels = pd.Series(LABELS.numpy()).astype("Int64")
+    labels[::6] = pd.NA
+    with pytest.raises(TypeError, match=r"y\.fillna\(-1\).* Categorical\(ignore_index=-1\)"):
+        trained(mlp(), ibvi.Categorical(), X, labels)
+    mended = labels.fillna(-1).astype(int)
+    loss = trained(mlp(), ibvi.Categorical(ignore_index=-1), X, mended)
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [({"target": -5}, "-5"), ({"target": "label"}, "'label'"), ({"inputs": "x"}, "'x'")],
+)
+def test_a_part_that_a_pair_does_not_have_is_named(options, missing):
+    with pytest.raises(ValueError, match=rf"no part {missing}; it is a tuple .* \[0, 1\]"):
+        trained(mlp(), ibvi.Categorical(), X, LABELS, **options)
+
+
+@dataclass
+class Answer:
+    """What many libraries return: no mapping, no tuple."""
+
+    logits: torch.Tensor
+    hidden: Any = None
+
+
+class Answering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return Answer(self.net(x), hidden=x)
+
+
+def test_logits_of_a_dataclass_are_those_of_the_network_itself():
+    assert trained(Answering(), ibvi.Categorical(), X, LABELS) == trained(
+        mlp(), ibvi.Categorical(), X, LABELS
+    )
+
+
+class Words(nn.Module):
+    def __init__(self, *, sparse):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.last = nn.Embedding(9, 4, sparse=sparse), nn.Linear(4, 3)
+
+    def forward(self, words):
+        return self.last(self.table(words).mean(1))
+
+
+def test_a_sparse_table_learns_as_a_dense_one():
+    words = torch.arange(300).reshape(60, 5) % 9
+    net = Words(sparse=True)
+    with pytest.warns(UserWarning, match=r"'table' has sparse=True, and takes sparse=False"):
+        found = trained(net, ibvi.Categorical(), words, LABELS)
+    assert found == trained(Words(sparse=False), ibvi.Categorical(), words, LABELS)
+    assert net.table.sparse  # the user's own stays as it is
+
+
+def test_lazy_norm_layers_get_their_shapes_from_the_example():
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Tanh(), nn.LazyLinear(3))
+    bnn = ibvi.VariationalNetwork(lazy, ibvi.Categorical(), example_input=X[:2])
+    bnn.fit(X, LABELS, **QUIET)
+    assert bnn.predict(X, num_samples=3).mean.shape == (60, 3)
+
+
+def test_a_network_without_values_is_refused():
+    with torch.device("meta"):
+        net = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"meta device.*load_state_dict\(state, assign=True\)"):
+        ibvi.VariationalNetwork(net, ibvi.Categorical())
+    net.load_state_dict(nn.Linear(4, 3).state_dict(), assign=True)
+    assert ibvi.VariationalNetwork(net, ibvi.Categorical()).predict(X).mean.shape == (60, 3)
+
+
+def test_options_of_other_libraries_are_told_of_these():
+    with pytest.raises(TypeError, match=r"in their order, as in weight=\[1.0, 2.0\]"):
+        ibvi.Categorical(weight={"a": 1.0, "b": 2.0})
+    with pytest.raises(TypeError, match=r"'pos_weight': of two outputs Categorical\(weight="):
+        ibvi.Bernoulli(pos_weight=2.0)
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    with pytest.raises(TypeError, match=r"IBVIRegressor\(\)\.fit\(X, y, sample_weight="):
+        bnn.fit(X, LABELS, sample_weight=torch.ones(60))
