@@ -90,6 +90,24 @@ def check_finite(what: str, x: Any, *, allows_missing: bool = False) -> None:
             )
 
 
+def check_data(likelihood: Likelihood, x: Any, y: Tensor, output: Tensor) -> None:
+    """Checks that targets fit a network's output, and that all numbers are there.
+
+    Args:
+        likelihood: The likelihood, which says whether targets may be missing.
+        x: Inputs, as far as they are not checked.
+        y: Targets.
+        output: The network's output for one draw of the weights.
+
+    Raises:
+        TypeError: If the targets have the wrong type.
+        DataError: If they have the wrong shape or values.
+    """
+    likelihood.check_target(y, output)
+    check_finite("input", x)
+    check_finite("target", y, allows_missing=likelihood.allows_missing)
+
+
 def _is_finite(value: Tensor) -> bool:
     # The sum makes no tensor of the data's size, but can overflow without an infinite term.
     return math.isfinite(value.sum().item()) or bool(value.isfinite().all())

@@ -357,11 +357,10 @@ class Bernoulli(Likelihood):
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks shape and values of the labels."""
         super().check_target(target, output)
-        if target.device.type == "cpu" and not ((target == 0) | (target == 1)).all():
-            raise DataError(
-                f"Bernoulli labels must be 0 or 1, got values from {target.min().item()} to "
-                f"{target.max().item()}."
-            )
+        is_label = (target == 0) | (target == 1) | target.isnan()
+        if target.device.type == "cpu" and not is_label.all():
+            low, high = target.min().item(), target.max().item()
+            raise DataError(f"Bernoulli labels must be 0 or 1, got values from {low} to {high}.")
 
 
 class Poisson(Likelihood):
@@ -388,7 +387,7 @@ class Poisson(Likelihood):
         """Checks shape and values of the counts."""
         super().check_target(target, output)
         on_cpu = target.is_floating_point() and target.device.type == "cpu"
-        if on_cpu and not (target == target.round()).all():
+        if on_cpu and not (target.isnan() | (target == target.round())).all():
             raise DataError("Poisson counts must be whole numbers; the target has others.")
         _check_counts(target)
 

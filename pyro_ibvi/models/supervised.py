@@ -19,7 +19,7 @@ from pyro_ibvi._util.past import Past, read_past, write_past
 from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
-from pyro_ibvi.models.data_checks import check_finite, check_not_empty, warn_of_first
+from pyro_ibvi.models.data_checks import check_data, check_not_empty, warn_of_first
 from pyro_ibvi.models.faults import explain_fault
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.outputs import Output, OutputPicker
@@ -391,9 +391,7 @@ class SupervisedModel(PyroModule):
                 f"must be the batch."
             )
         one_draw = output[(0,) * (num_batch_dims - 1)]
-        likelihood.check_target(y, one_draw)
-        check_finite("input", x)
-        check_finite("target", y, allows_missing=likelihood.allows_missing)
+        check_data(likelihood, x, y, one_draw)
         if not self._is_checked:
             self._is_checked = True
             warn_of_first(likelihood, self.net.network, x, y, one_draw)

@@ -165,3 +165,69 @@ def test_options_of_other_libraries_are_told_of_these():
     bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
     with pytest.raises(TypeError, match=r"IBVIRegressor\(\)\.fit\(X, y, sample_weight="):
         bnn.fit(X, LABELS, sample_weight=torch.ones(60))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "target"),
+    [
+        (ibvi.Normal(0.3), [0.5, float("nan")]),
+        (ibvi.Bernoulli(), [1.0, float("nan")]),
+        (ibvi.Poisson(), [2.0, float("nan")]),
+    ],
+    ids=str,
+)
+def test_targets_that_lack_are_refused_in_scores_as_in_training(likelihood, target):
+    """Some scores left them out and others were NaN; Masked says that they may lack."""
+    y = torch.tensor(target).repeat(30).unsqueeze(-1)
+    words = r"The target holds nan at .*left out by Masked"
+    bnn = ibvi.VariationalNetwork(mlp(1), likelihood)
+    prediction = bnn.predict(X, num_samples=3)
+    for refused in (
+        lambda: bnn.fit(X, y, **QUIET),
+        lambda: bnn.evaluate(X, y, num_samples=3),
+        lambda: prediction.log_prob(y),
+        lambda: ibvi.score(prediction, y),
+    ):
+        with pytest.raises(ValueError, match=words):
+            refused()
+    seen = ~y.isnan().squeeze(-1)
+    masked = ibvi.Prediction(prediction.outputs, ibvi.models.Masked(likelihood))
+    found = ibvi.score(masked, y)
+    expected = ibvi.score(ibvi.Prediction(prediction.outputs[:, seen], likelihood), y[seen])
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, pack):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.mean, self.spread = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
+        self.pack = pack
+
+    def forward(self, x):
+        h = self.trunk(x).tanh()
+        return self.pack(self.mean(h), self.spread(h))
+
+
+@pytest.mark.parametrize(
+    ("pack", "words"),
+    [
+        (lambda a, b: (a, b), r"torch\.cat\(\[out\[0\], out\[1\]\], -1\)"),
+        (lambda a, b: {"mean": a, "logvar": b}, r"\[out\['mean'\], out\['logvar'\]\], -1\)"),
+    ],
+)
+@pytest.mark.parametrize("around", [lambda law: law, ibvi.models.Masked])
+def test_two_heads_of_a_mean_and_a_scale_hear_how_to_join_them(pack, words, around):
+    bnn = ibvi.VariationalNetwork(TwoHeads(pack), around(ibvi.HeteroscedasticNormal()))
+    with pytest.raises(TypeError, match=words):
+        bnn.fit(X, X[:, :1], **QUIET)
+    joined = TwoHeads(lambda a, b: torch.cat([a, b], -1))
+    expected = trained(joined, ibvi.HeteroscedasticNormal(), X, X[:, :1])
+    found = trained(
+        TwoHeads(pack),
+        ibvi.HeteroscedasticNormal(),
+        X,
+        X[:, :1],
+        output=lambda out: torch.cat([*(out.values() if isinstance(out, dict) else out)], -1),
+    )
+    assert found == expected
