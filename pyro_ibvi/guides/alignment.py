@@ -162,4 +162,5 @@ def _output(
     for layer, function in maps.items():
         replica.map_input(layer, function)
     with own_random_numbers(seed):  # dropout and other numbers are the same both times
-        return model.picker.pick(model.call(replica.network, named, x))
+        own = map_tensors(torch.Tensor.clone, x)  # the network may write on it
+        return model.picker.pick(model.call(replica.network, named, own))
