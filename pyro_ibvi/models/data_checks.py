@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood
+from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood, Poisson
 
 #: Root mean squares of inputs, and of outputs beside the targets, that are of unscaled data. Where
 #: inputs are standardized, outputs start at 0.1 to 0.5.
 _LARGE_INPUT, _LARGE_OUTPUT = 20.0, 5.0
+
+#: Operations, by torch's names, that make a number positive, and those that keep numbers as they
+#: are.
+_POSITIVE = frozenset({"Exp", "Softplus", "Relu"})
+_SHAPES = frozenset({"Alias", "Select", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ToCopy"})
 
 
 def batch_of(x: Any) -> Tensor:
@@ -165,8 +170,19 @@ def _root_mean_square(values: Tensor) -> float:
     return float(values.detach().float().square().mean().sqrt())
 
 
+def _last_operation(output: Tensor) -> str:
+    """What a network ends in, as torch names it, beyond what only changes the shape."""
+    step: Any = output.grad_fn
+    while step is not None:
+        name = str(step.name()).partition("Backward")[0]
+        if name not in _SHAPES:
+            return name
+        step = step.next_functions[0][0]
+    return ""
+
+
 def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
-    """Warns where a network gives probabilities to a likelihood that takes logits.
+    """Warns where a network gives probabilities, or rates, to a likelihood that takes others.
 
     Args:
         likelihood: The likelihood.
@@ -181,7 +197,15 @@ def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: T
             kind = "Softmax"
     elif isinstance(likelihood, Bernoulli):
         leaves = [module for module in network.modules() if not list(module.children())]
-        kind = "Sigmoid" if leaves and isinstance(leaves[-1], nn.Sigmoid) else None
+        ends = leaves and isinstance(leaves[-1], nn.Sigmoid)
+        kind = "Sigmoid" if ends or _last_operation(output) == "Sigmoid" else None
+    elif isinstance(likelihood, Poisson) and _last_operation(output) in _POSITIVE:
+        warnings.warn(
+            f"The network ends in {_last_operation(output)}, which gives rates, and the Poisson "
+            f"likelihood takes their logarithms: leave it out.",
+            UserWarning,
+            stacklevel=2,
+        )
     if kind is not None:
         warnings.warn(
             f"The network's outputs are probabilities, and the {type(likelihood).__name__} "

@@ -231,3 +231,53 @@ def test_two_heads_of_a_mean_and_a_scale_hear_how_to_join_them(pack, words, arou
         output=lambda out: torch.cat([*(out.values() if isinstance(out, dict) else out)], -1),
     )
     assert found == expected
+
+
+class Ending(nn.Module):
+    """A network whose last step is a function, which no layer tells of."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.net, self.end = mlp(1), end
+
+    def forward(self, x):
+        return self.end(self.net(x))
+
+
+@pytest.mark.parametrize("draws", ["batch", 2])
+@pytest.mark.parametrize(
+    ("end", "likelihood", "words"),
+    [
+        (torch.sigmoid, ibvi.Bernoulli(), "are probabilities.* leave out the Sigmoid"),
+        (lambda out: out.sigmoid().reshape(-1, 1), ibvi.Bernoulli(), "leave out the Sigmoid"),
+        (torch.exp, ibvi.Poisson(), "ends in Exp, which gives rates.* logarithms"),
+        (nn.functional.softplus, ibvi.Poisson(), "ends in Softplus, which gives rates"),
+        (lambda out: 2 * out.sigmoid(), ibvi.Bernoulli(), None),
+        (lambda out: out, ibvi.Poisson(), None),
+    ],
+)
+def test_a_function_at_the_end_that_the_likelihood_has_itself_is_told(
+    end, likelihood, words, draws
+):
+    y = (LABELS > 0).long().unsqueeze(-1)
+    if words is None:
+        trained(Ending(end), likelihood, X, y, draws=draws)
+        return
+    with pytest.warns(UserWarning, match=words):
+        trained(Ending(end), likelihood, X, y, draws=draws)
+
+
+def test_a_grid_of_several_tasks_compares_the_sum_of_theirs():
+    tasks = {"kind": (ibvi.Categorical(), 3), "size": (ibvi.Normal(0.5), 1)}
+    y = {"kind": LABELS, "size": X[:, :1]}
+    made = []
+
+    def build(lr):
+        made.append(ibvi.VariationalNetwork(mlp(4), ibvi.models.MultiTask(tasks), lr=lr))
+        return made[-1]
+
+    options = {"valid_loader": (X, y), "num_epochs": 1, "progress": False}
+    found = ibvi.grid_search(build, {"lr": [1e-3, 1e-2]}, X, y, num_samples=8, **options)
+    for bnn, nll in zip(made, found.nlls, strict=True):
+        scores = bnn.evaluate(X, y, num_samples=8, seed=0)
+        assert nll == pytest.approx(scores["kind/nll"] + scores["size/nll"])
