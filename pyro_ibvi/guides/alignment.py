@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import map_tensors
+from pyro_ibvi._util.precision import are_close
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
@@ -23,10 +24,6 @@ from pyro_ibvi.guides.per_datum import InputNoise, NoDrawPerDatumError, PerDatum
 from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.replicas import Replica, find_places
 from pyro_ibvi.models.supervised import SupervisedModel
-
-#: How far both ways may be apart, relative to the largest output; more where numbers are shorter.
-_TOLERANCE = 1e-3
-_TOLERANCE_IN_EPS = 16
 
 
 @torch.no_grad()
@@ -78,7 +75,7 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
     size = len(batch_of(part))
     fits = own.shape == whole[-size:].shape and len(whole) == len(batch_of(x))
     if fits and torch.equal(whole, again):  # there is no dropout, whose numbers go by the size
-        fits = _are_close(own, whole[-size:], whole)
+        fits = are_close(own, whole[-size:], whole)
     if not fits:
         raise DataError(
             f"draws={len(parts)} cuts the batch at its first dimension, of size "
@@ -113,7 +110,7 @@ def _is_aligned(
         relative = (maps[layer].multiplier[-1] - 1).reshape(factor.shape)
         values[name] = Multiplicative(1.0).draw(loc, torch.ones_like(factor), relative)
     expected = _output(model, values, x, {}, seed)
-    return expected.shape == output.shape and _are_close(output[-1], expected[-1], expected)
+    return expected.shape == output.shape and are_close(output[-1], expected[-1], expected)
 
 
 @contextmanager
@@ -132,15 +129,6 @@ def _comparing(model: SupervisedModel, x: Any) -> Iterator[Any]:
         x = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, x)
     with own_random_numbers(), torch.autocast(kind, enabled=False):
         yield x
-
-
-def _are_close(found: Tensor, expected: Tensor, outputs: Tensor) -> bool:
-    """Whether two of some outputs are equal up to rounding, beside the largest of all."""
-    tolerance = _TOLERANCE
-    if found.is_floating_point():
-        tolerance = max(tolerance, _TOLERANCE_IN_EPS * torch.finfo(found.dtype).eps)
-        found, expected, outputs = found.float(), expected.float(), outputs.float()
-    return bool((found - expected).abs().max() <= tolerance * outputs.abs().max())
 
 
 def _output(

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, map_tensors
+from pyro_ibvi._util.precision import are_close
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_run
@@ -96,9 +99,16 @@ class Rows:
         one = {**values, **{name: values[name][:1] for name in names}}
         sizes = {batch_size, max(1, batch_size // 2), batch_size + 1} & set(range(self.num_rows))
         failures: list[Exception] = []
-        for size in sizes:
+        outputs: list[Tensor] = []
+
+        def run(size: int, seed: int) -> Tensor:
+            with own_random_numbers(seed):
+                return self.model.run(one, self._cut(slice(0, size)))[0]
+
+        for size in sorted(sizes):
             try:
-                made = f"made {self.model.run(one, self._cut(slice(0, size))).shape[1]} outputs"
+                outputs.append(run(size, 0))
+                made = f"made {len(outputs[-1])} outputs"
             except (DataError, TypeError):
                 return  # not the cut, but the data: the run itself says so
             except Exception as error:
@@ -112,12 +122,28 @@ class Rows:
                     f"{self.num_rows}, but of {size} of its rows the network {made}: the data are "
                     f"not there. Leave batch_size out, or pass a loader of batches."
                 )
+        if len(outputs) > 1 and not _are_same_rows(*outputs[:2], again=run(len(outputs[0]), 1)):
+            raise DataError(
+                f"batch_size={batch_size} cuts the inputs at their first dimension, of size "
+                f"{self.num_rows}, and the network's outputs for the same rows are others where "
+                f"there are more of them: an input that is for all data has as many rows by "
+                f"chance, or the data see one another. Leave batch_size out, or pass a loader of "
+                f"batches."
+            )
 
     def _cut(self, rows: slice) -> Any:
         def part(leaf: Tensor) -> Tensor:
             return leaf[rows] if leaf.dim() > 0 and len(leaf) == self.num_rows else leaf
 
         return map_tensors(part, self.x)
+
+
+def _are_same_rows(few: Tensor, many: Tensor, *, again: Tensor) -> bool:
+    """Whether rows have the same outputs beside others, unless these are drawn at each run."""
+    same = many[: len(few)]
+    if same.shape != few.shape:
+        return False
+    return not torch.equal(few, again) or are_close(few, same, many)
 
 
 def _bounds(num_rows: int, batch_size: int) -> list[int]:

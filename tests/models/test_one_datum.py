@@ -96,3 +96,29 @@ def test_a_dimension_of_size_one_that_stays_is_no_loss():
     bnn = make(net, ibvi.Normal(0.3))
     bnn.fit(torch.randn(1, 4), torch.randn(1, 1, 1), num_epochs=1, progress=False)
     assert bnn.predict(torch.randn(1, 4), num_samples=3).mean.shape == (1, 1, 1)
+
+
+class Prototypes(nn.Module):
+    """Distances to points that are the same for all data."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 3), how
+
+    def forward(self, x, points):
+        h = self.layer(x)
+        if self.how == "shape":
+            return -(h.unsqueeze(1) - points).square().sum(-1)
+        return h + points.mean(0)
+
+
+@pytest.mark.parametrize("how", ["shape", "values"])
+def test_an_input_for_all_data_with_as_many_rows_is_not_cut_in_silence(how):
+    bnn = make(Prototypes(how), ibvi.Normal(0.3))
+    points = torch.randn(3, 3)
+    options = {"num_samples": 3, "seed": 0}
+    whole = bnn.predict((torch.ones(3, 4), points), **options).mean
+    more = bnn.predict((torch.ones(9, 4), points), batch_size=4, **options).mean
+    torch.testing.assert_close(more[:3], whole)
+    with pytest.raises(ValueError, match=r"batch_size=2 .* for the same rows are others"):
+        bnn.predict((torch.ones(3, 4), points), batch_size=2, **options)
