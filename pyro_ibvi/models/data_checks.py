@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood, Poisson
+from pyro_ibvi.models.likelihoods import (
+    Bernoulli,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
+from pyro_ibvi.models.wrapped import Masked
 
 #: Root mean squares of inputs, and of outputs beside the targets, that are of unscaled data. Where
 #: inputs are standardized, outputs start at 0.1 to 0.5.
 _LARGE_INPUT, _LARGE_OUTPUT = 20.0, 5.0
+
+#: Root mean square of targets, in units of the outputs' and of 1, that are of unscaled ones.
+_LARGE_TARGET = 20.0
 
 #: Operations, by torch's names, that make a number positive, and those that keep numbers as they
 #: are.
@@ -132,6 +142,28 @@ def warn_of_first(
     """
     _warn_of_probabilities(likelihood, network, output)
     _warn_of_size(x, y, output)
+    _warn_of_targets(likelihood, y, output)
+
+
+def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
+    """Warns of numbers that are far from what a network makes before it has learned anything.
+
+    One that is trained already is near them.
+    """
+    inner = likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+    if not isinstance(inner, (Normal, HeteroscedasticNormal)):
+        return
+    size, made = _root_mean_square(y.nan_to_num()), _root_mean_square(output)
+    if size > _LARGE_TARGET * max(1.0, made):
+        kind = type(inner).__name__
+        warnings.warn(
+            f"The targets are of size {size:.3g} (root mean square), and what the network makes "
+            f"at its start of size {made:.3g}, while its start and rates are meant for numbers "
+            f"around 1: write Standardized.of({kind}(...), y) in place of {kind}(...), whose "
+            f"predictions are in the targets' own units.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:

@@ -281,3 +281,17 @@ def test_a_grid_of_several_tasks_compares_the_sum_of_theirs():
     for bnn, nll in zip(made, found.nlls, strict=True):
         scores = bnn.evaluate(X, y, num_samples=8, seed=0)
         assert nll == pytest.approx(scores["kind/nll"] + scores["size/nll"])
+
+
+def test_targets_in_units_of_their_own_hear_of_standardizing():
+    y = 1000 * X[:, :1] + 5000
+    with pytest.warns(UserWarning, match=r"targets are of size .*Standardized\.of\(Normal\("):
+        trained(mlp(1), ibvi.Normal(0.5), X, y)
+    with pytest.warns(UserWarning, match=r"Standardized\.of\(HeteroscedasticNormal\("):
+        trained(mlp(2), ibvi.models.Masked(ibvi.HeteroscedasticNormal()), X, y)
+    trained(mlp(1), ibvi.models.Standardized.of(ibvi.Normal(0.5), y), X, y)
+    near = nn.Sequential(nn.Linear(4, 1))
+    with torch.no_grad():
+        near[0].bias.fill_(5000.0)
+    near = ibvi.RandomModule(near, stochastic=["0.weight"])
+    trained(near, ibvi.Normal(0.5), X, y)  # a network that knows them already

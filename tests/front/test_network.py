@@ -318,6 +318,7 @@ def test_what_modules_have_is_elsewhere(name: str, hint: str) -> None:
     assert not hasattr(copy.deepcopy(bnn), name)
 
 
+@pytest.mark.filterwarnings("ignore:The targets are of size")
 @pytest.mark.parametrize("kind", ["numpy", "pandas"])
 def test_targets_keep_their_digits_in_a_network_of_few(kind):
     """As float32 tensors do; 8 bits would round 1001 to 1000."""
