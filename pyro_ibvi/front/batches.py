@@ -23,6 +23,7 @@ from pyro_ibvi._util.inputs import (
 )
 from pyro_ibvi._util.samplers import num_drawn
 from pyro_ibvi.models.batches import TARGETS
+from pyro_ibvi.models.supervised import SupervisedModel
 
 #: Gives the number of data in a batch, as a model does.
 Count = Callable[..., int]
@@ -85,7 +86,7 @@ class TensorBatches:
 
 
 def as_batches(
-    data: Any, y: Any = None, *, dtype: torch.dtype, batch_size: int, shuffle: bool
+    data: Any, y: Any = None, *, model: SupervisedModel, batch_size: int, shuffle: bool
 ) -> Iterable[Any]:
     """Batches of inputs and targets.
 
@@ -93,8 +94,8 @@ def as_batches(
         data: A data loader or another iterable of batches, a data set or a list of its rows, a
             pair ``(x, y)``, a mapping with all parts of the data, or the inputs alone.
         y: The targets, if ``data`` are the inputs.
-        dtype: Floating point type of the network, which arrays and data frames are converted to;
-            targets by themselves to float32 at least.
+        model: The model, to whose network's floating point type arrays and data frames are
+            converted, targets to float32 at least.
         batch_size: Number of rows in a batch, where the data come without a loader.
         shuffle: Whether such rows are shuffled.
 
@@ -111,12 +112,19 @@ def as_batches(
         )
     if y is None and isinstance(data, (tuple, list)) and _is_pair(data):
         data, y = data
+    dtype = next(p.dtype for p in model.net.network.parameters() if p.is_floating_point())
+    # Targets are compared with outputs, which are of single precision at least.
+    wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
-        # Targets are compared with outputs, which are of single precision at least.
-        rows = as_tensors(data, dtype), as_tensors(y, torch.promote_types(dtype, torch.float32))
+        rows = as_tensors(data, dtype), as_tensors(y, wide)
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
-        return TensorBatches(as_tensors(data, dtype), batch_size, shuffle=shuffle)
+        targets = _parts_of(model.reader.read(data)[1])
+        parts = {
+            name: as_tensors(part, wide if id(part) in targets else dtype)
+            for name, part in data.items()
+        }
+        return TensorBatches(parts, batch_size, shuffle=shuffle)
     if isinstance(data, TensorDataset):
         return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
     is_set = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
@@ -198,6 +206,13 @@ def _holds_rows(data: list[Any]) -> bool:
         named = [first[name] for name in TARGETS if name in first]
         return len(named) == 1 and _is_number(named[0])
     return isinstance(first, (tuple, list)) and len(first) > 1 and _is_number(first[-1])
+
+
+def _parts_of(target: Any) -> set[int]:
+    """Which objects are targets, one or those of several tasks."""
+    several = target.values() if isinstance(target, Mapping) else target
+    is_several = isinstance(target, (Mapping, tuple))
+    return {id(target), *(map(id, several) if is_several else ())}
 
 
 def _is_number(value: Any) -> bool:

@@ -397,4 +397,4 @@ class VariationalNetwork:
         return {"num_samples": num_samples, "generator": seed, "temperature": self.temperature}
 
     def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
-        return as_batches(data, y, dtype=self.dtype, batch_size=batch_size, shuffle=shuffle)
+        return as_batches(data, y, model=self.model, batch_size=batch_size, shuffle=shuffle)
