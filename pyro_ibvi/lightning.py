@@ -44,8 +44,9 @@ class IBVIModule(lightning.LightningModule):
     It logs ``train_loss``, and for validation and test data what predictions by several draws of
     the weights are worth, as ``val_nll``, ``val_accuracy``, ``val_ece`` of labels or ``val_rmse``
     of numbers (see :func:`~pyro_ibvi.score`), over the data of all processes together, where
-    Lightning's sampler repeats some so that each has as many. Validation draws are the same at
-    each call and do not touch the random numbers of training.
+    Lightning's sampler repeats some so that each has as many. Where there are several loaders, the
+    second one's are ``val_nll_1`` and so on. Validation draws are the same at each call and do not
+    touch the random numbers of training.
 
     With several processes each draws weights of its own, also after ``seed_everything``, and one
     step is that on all their batches together; see :class:`~pyro_ibvi.objectives.LossModule`.
@@ -129,7 +130,7 @@ class IBVIModule(lightning.LightningModule):
         self._monitor = monitor
         self._num_samples = num_samples
         self._seed = seed
-        self._scored: dict[str, list[Scored]] = {}
+        self._scored: dict[tuple[int, str], list[Scored]] = {}
 
     @property
     def model(self) -> Any:
@@ -179,30 +180,33 @@ class IBVIModule(lightning.LightningModule):
         self.log("train_loss_step", value, on_step=True, on_epoch=False, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
         """Predicts a batch and keeps what its scores need.
 
         Args:
             batch: The batch, with targets.
             batch_idx: Its number.
+            dataloader_idx: The number of its loader, where there are several.
         """
-        self._score(batch)
+        self._score(batch, dataloader_idx)
 
-    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
+    def test_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
         """Predicts a batch and keeps what its scores need.
 
         Args:
             batch: The batch, with targets.
             batch_idx: Its number.
+            dataloader_idx: The number of its loader, where there are several.
         """
-        self._score(batch)
+        self._score(batch, dataloader_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int = 0) -> Prediction:
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
         """Predicts a batch.
 
         Args:
             batch: The inputs; targets are left out.
             batch_idx: Its number.
+            dataloader_idx: The number of its loader.
 
         Returns:
             The prediction.
@@ -313,17 +317,19 @@ class IBVIModule(lightning.LightningModule):
             )
         return self.model
 
-    def _score(self, batch: Any) -> None:
+    def _score(self, batch: Any, loader: int) -> None:
         predictions = predict_batches(self._supervised, self.guide, [batch], **self._draws)
         for task, scored in score_batches(predictions).items():
-            self._scored.setdefault(task, []).append(scored)
+            self._scored.setdefault((loader, task), []).append(scored)
 
     def _log_scores(self, prefix: str) -> None:
         parts, self._scored = _of_all_processes(self._scored), {}
-        if not parts:
-            return
-        scores = {prefix + n: v for n, v in summarize(join_parts(parts), NUM_BINS).items()}
-        self.log_dict(scores, prog_bar=True, sync_dist=True)  # alike in all processes
+        for loader in sorted({loader for loader, _ in parts}):
+            own = {task: found for (number, task), found in parts.items() if number == loader}
+            suffix = f"_{loader}" * (loader > 0)
+            found = summarize(join_parts(own), NUM_BINS)
+            scores = {f"{prefix}{name}{suffix}": value for name, value in found.items()}
+            self.log_dict(scores, prog_bar=True, sync_dist=True)  # alike in all processes
 
 
 def _as_network(
@@ -347,7 +353,9 @@ def _as_network(
     return net if isinstance(net, VariationalNetwork) else None
 
 
-def _of_all_processes(parts: dict[str, list[Scored]]) -> dict[str, list[Scored]]:
+def _of_all_processes(
+    parts: dict[tuple[int, str], list[Scored]],
+) -> dict[tuple[int, str], list[Scored]]:
     """What all processes keep for their scores, on the CPU where there are several."""
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized():

@@ -189,6 +189,8 @@ def _as_numbers(data: Any) -> np.ndarray[Any, Any]:
         # As data frames give columns of several types, and of those that know what is missing.
         is_whole = all(isinstance(value, Integral) for value in array.flat)
         array = array.astype(np.int64 if is_whole else np.float64)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        return array.astype(np.int64)  # torch has little of such types but their names
     if array.dtype.kind in "fiub":
         return array
     text = f"{type(data).__name__} of the type {array.dtype}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from pyro_ibvi._util.references import rebind
 
@@ -31,6 +32,10 @@ def copy_network(net: Network) -> Network:
     """
     # Tensors with a history cannot be copied by deepcopy, which finds them here as done.
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in _activations(net)}
+    # Those of lazy norm layers it refuses, unlike lazy parameters.
+    lazy = [b for b in net.buffers() if isinstance(b, UninitializedBuffer)]
+    make: Any = UninitializedBuffer  # whose stub is that of another class
+    memo |= {id(b): make(device=b.device, dtype=b.dtype) for b in lazy}
     try:
         new = copy.deepcopy(net, memo)
     except Exception as error:

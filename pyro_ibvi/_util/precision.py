@@ -52,3 +52,27 @@ def side_by_side(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
                 )
         parts.append(part)
     return torch.cat(parts, dim=-1)
+
+
+#: How far two ways of the same may be apart, relative to the largest output; more where numbers
+#: are shorter.
+_TOLERANCE = 1e-3
+_TOLERANCE_IN_EPS = 16
+
+
+def are_close(found: Tensor, expected: Tensor, outputs: Tensor) -> bool:
+    """Whether two of some outputs are equal up to rounding, beside the largest of all.
+
+    Args:
+        found: Outputs that were made one way.
+        expected: Those of another.
+        outputs: All outputs.
+
+    Returns:
+        Whether they are.
+    """
+    tolerance = _TOLERANCE
+    if found.is_floating_point():
+        tolerance = max(tolerance, _TOLERANCE_IN_EPS * torch.finfo(found.dtype).eps)
+        found, expected, outputs = found.float(), expected.float(), outputs.float()
+    return bool((found - expected).abs().max() <= tolerance * outputs.abs().max())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -20,6 +22,8 @@ from pyro_ibvi._util.inputs import (
     tensors_of,
 )
 from pyro_ibvi._util.samplers import num_drawn
+from pyro_ibvi.models.batches import TARGETS
+from pyro_ibvi.models.supervised import SupervisedModel
 
 #: Gives the number of data in a batch, as a model does.
 Count = Callable[..., int]
@@ -36,6 +40,7 @@ class TensorBatches:
             generator.
 
     Raises:
+        TypeError: If a tensor is sparse or nested.
         ValueError: If there is no row, or the tensors have different numbers of rows.
 
     Example:
@@ -46,6 +51,12 @@ class TensorBatches:
 
     def __init__(self, data: Any, batch_size: int, *, shuffle: bool = False) -> None:
         check_positive_int("batch_size", batch_size)
+        for tensor in tensors_of(data):
+            if tensor.layout is not torch.strided or tensor.is_nested:
+                raise TypeError(
+                    f"Batches are cut out of dense tensors, got one with the layout "
+                    f"{tensor.layout}: pass x.to_dense(), or a list of batches (x, y)."
+                )
         sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(data)}
         if len(sizes) != 1 or sizes == {0}:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(data))
@@ -75,16 +86,16 @@ class TensorBatches:
 
 
 def as_batches(
-    data: Any, y: Any = None, *, dtype: torch.dtype, batch_size: int, shuffle: bool
+    data: Any, y: Any = None, *, model: SupervisedModel, batch_size: int, shuffle: bool
 ) -> Iterable[Any]:
     """Batches of inputs and targets.
 
     Args:
-        data: A data loader or another iterable of batches, a data set, a pair ``(x, y)``, a
-            mapping with all parts of the data, or the inputs alone.
+        data: A data loader or another iterable of batches, a data set or a list of its rows, a
+            pair ``(x, y)``, a mapping with all parts of the data, or the inputs alone.
         y: The targets, if ``data`` are the inputs.
-        dtype: Floating point type of the network, which arrays and data frames are converted to;
-            targets by themselves to float32 at least.
+        model: The model, to whose network's floating point type arrays and data frames are
+            converted, targets to float32 at least.
         batch_size: Number of rows in a batch, where the data come without a loader.
         shuffle: Whether such rows are shuffled.
 
@@ -101,15 +112,23 @@ def as_batches(
         )
     if y is None and isinstance(data, (tuple, list)) and _is_pair(data):
         data, y = data
+    dtype = next(p.dtype for p in model.net.network.parameters() if p.is_floating_point())
+    # Targets are compared with outputs, which are of single precision at least.
+    wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
-        # Targets are compared with outputs, which are of single precision at least.
-        rows = as_tensors(data, dtype), as_tensors(y, torch.promote_types(dtype, torch.float32))
+        rows = as_tensors(data, dtype), as_tensors(y, wide)
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
-        return TensorBatches(as_tensors(data, dtype), batch_size, shuffle=shuffle)
+        targets = _parts_of(model.reader.read(data)[1])
+        parts = {
+            name: as_tensors(part, wide if id(part) in targets else dtype)
+            for name, part in data.items()
+        }
+        return TensorBatches(parts, batch_size, shuffle=shuffle)
     if isinstance(data, TensorDataset):
         return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+    is_set = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+    if is_set or (isinstance(data, list) and _holds_rows(data)):
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
@@ -178,6 +197,27 @@ def _num_rows(batch: Any, count: Count | None) -> int:
 
 def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:
     return tensor[rows.to(tensor.device)]
+
+
+def _holds_rows(data: list[Any]) -> bool:
+    """Whether these are single data, whose target is one number, rather than batches."""
+    first = data[0] if data else None
+    if isinstance(first, Mapping):
+        named = [first[name] for name in TARGETS if name in first]
+        return len(named) == 1 and _is_number(named[0])
+    return isinstance(first, (tuple, list)) and len(first) > 1 and _is_number(first[-1])
+
+
+def _parts_of(target: Any) -> set[int]:
+    """Which objects are targets, one or those of several tasks."""
+    several = target.values() if isinstance(target, Mapping) else target
+    is_several = isinstance(target, (Mapping, tuple))
+    return {id(target), *(map(id, several) if is_several else ())}
+
+
+def _is_number(value: Any) -> bool:
+    is_single = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
+    return is_single or isinstance(value, (Real, np.generic))
 
 
 def _is_pair(data: Any) -> bool:

@@ -27,6 +27,8 @@ OF_FIT: Mapping[str, str] = {
     name: f"it is an argument of VariationalNetwork(net, likelihood, {name}=...)"
     for name in ("lr", "optimizer", "scheduler", "clip_norm", "draws", "loss", "optim_args")
 } | {
+    "sample_weight": "estimators take it, IBVIRegressor().fit(X, y, sample_weight=...), and "
+    "Categorical(weight=...) has weights of classes",
     "shuffle": "tensors and data sets are shuffled, and a DataLoader says it itself",
     "seed": "write torch.manual_seed(0) before the network is made",
 }

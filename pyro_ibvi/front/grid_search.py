@@ -22,7 +22,7 @@ class GridSearch:
     Attributes:
         choices: The combinations, a dictionary each.
         nlls: Negative log predictive density on the validation data after each, in nats per
-            datum; infinite where the training diverged.
+            datum, of several tasks the sum of theirs; infinite where the training diverged.
     """
 
     choices: tuple[dict[str, Any], ...]

@@ -178,8 +178,8 @@ class VariationalNetwork:
         """Trains; called again, it goes on.
 
         Args:
-            data: A ``DataLoader`` or a list of batches ``(x, y)``, a data set, or the inputs:
-                tensors, NumPy arrays or a data frame.
+            data: A ``DataLoader`` or a list of batches ``(x, y)``, a data set or a list of its
+                rows, or the inputs: tensors, NumPy arrays or a data frame.
             y: The targets, if ``data`` are inputs.
             valid_loader: Validation data, in any of these forms; inputs with targets as a pair.
             num_epochs: Number of epochs.
@@ -397,4 +397,4 @@ class VariationalNetwork:
         return {"num_samples": num_samples, "generator": seed, "temperature": self.temperature}
 
     def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
-        return as_batches(data, y, dtype=self.dtype, batch_size=batch_size, shuffle=shuffle)
+        return as_batches(data, y, model=self.model, batch_size=batch_size, shuffle=shuffle)

@@ -27,7 +27,7 @@ class RateSearch:
     Attributes:
         rates: The global learning rates, in ascending order.
         nlls: Negative log predictive density on the validation data after each, in nats per
-            datum; infinite where the training diverged.
+            datum, of several tasks the sum of theirs; infinite where the training diverged.
     """
 
     rates: tuple[float, ...]

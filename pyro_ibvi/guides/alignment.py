@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import map_tensors
+from pyro_ibvi._util.precision import are_close
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
@@ -25,13 +25,11 @@ from pyro_ibvi.models.data_checks import batch_of
 from pyro_ibvi.models.replicas import Replica, find_places
 from pyro_ibvi.models.supervised import SupervisedModel
 
-#: How far both ways may be apart, relative to the largest output; more where numbers are shorter.
-_TOLERANCE = 1e-3
-_TOLERANCE_IN_EPS = 16
-
 
 @torch.no_grad()
-def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any) -> None:
+def drop_misaligned(
+    per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any, num_data: int
+) -> None:
     """Takes out the layers in which noise on the inputs is not a draw of the weights.
 
     The network runs with norm layers' running statistics, and leaves no trace.
@@ -41,12 +39,14 @@ def drop_misaligned(per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide
         model: The model.
         guide: Its guide.
         x: A batch.
+        num_data: Number of data in it.
     """
     with _comparing(model, x) as x:
-        if not per_datum.inputs or _is_aligned(per_datum, model, guide, x, list(per_datum.inputs)):
+        together = list(per_datum.inputs)
+        if not together or _is_aligned(per_datum, model, guide, x, num_data, together):
             return
         for name, inputs in list(per_datum.inputs.items()):
-            if not _is_aligned(per_datum, model, guide, x, [name]):
+            if not _is_aligned(per_datum, model, guide, x, num_data, [name]):
                 per_datum.drop(inputs.layer)
 
 
@@ -75,7 +75,7 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
     size = len(batch_of(part))
     fits = own.shape == whole[-size:].shape and len(whole) == len(batch_of(x))
     if fits and torch.equal(whole, again):  # there is no dropout, whose numbers go by the size
-        fits = _are_close(own, whole[-size:], whole)
+        fits = are_close(own, whole[-size:], whole)
     if not fits:
         raise DataError(
             f"draws={len(parts)} cuts the batch at its first dimension, of size "
@@ -85,10 +85,15 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
 
 
 def _is_aligned(
-    per_datum: PerDatum, model: SupervisedModel, guide: MuPGuide, x: Any, names: list[str]
+    per_datum: PerDatum,
+    model: SupervisedModel,
+    guide: MuPGuide,
+    x: Any,
+    num_data: int,
+    names: list[str],
 ) -> bool:
     """Whether the last datum's output is that of the weights which its noise stands for."""
-    values, maps = per_datum.draw(guide, len(batch_of(x)))
+    values, maps = per_datum.draw(guide, num_data)
     layers = {name: per_datum.inputs[name].layer for name in names}
     chosen = {layer: maps[layer] for layer in layers.values()}
     seed = torch.initial_seed()
@@ -99,13 +104,13 @@ def _is_aligned(
             return False
         per_datum.drop(error.layer)
         rest = [name for name in names if name in per_datum.inputs]
-        return not rest or _is_aligned(per_datum, model, guide, x, rest)
+        return not rest or _is_aligned(per_datum, model, guide, x, num_data, rest)
     for name, layer in layers.items():
         loc, factor = guide.loc(name), guide.factor(name)
         relative = (maps[layer].multiplier[-1] - 1).reshape(factor.shape)
         values[name] = Multiplicative(1.0).draw(loc, torch.ones_like(factor), relative)
     expected = _output(model, values, x, {}, seed)
-    return expected.shape == output.shape and _are_close(output[-1], expected[-1], expected)
+    return expected.shape == output.shape and are_close(output[-1], expected[-1], expected)
 
 
 @contextmanager
@@ -126,15 +131,6 @@ def _comparing(model: SupervisedModel, x: Any) -> Iterator[Any]:
         yield x
 
 
-def _are_close(found: Tensor, expected: Tensor, outputs: Tensor) -> bool:
-    """Whether two of some outputs are equal up to rounding, beside the largest of all."""
-    tolerance = _TOLERANCE
-    if found.is_floating_point():
-        tolerance = max(tolerance, _TOLERANCE_IN_EPS * torch.finfo(found.dtype).eps)
-        found, expected, outputs = found.float(), expected.float(), outputs.float()
-    return bool((found - expected).abs().max() <= tolerance * outputs.abs().max())
-
-
 def _output(
     model: SupervisedModel,
     values: Mapping[str, Tensor],
@@ -142,7 +138,7 @@ def _output(
     maps: Mapping[str, InputNoise],
     seed: int,
 ) -> Tensor:
-    """The first tensor that the network makes of a batch, whose data do not see one another."""
+    """What the network makes of a batch, whose data do not see one another."""
     net = model.net
     named = {name: values[net.site_name(name)] for name in net.stochastic}
     # In the network's own mode: in evaluation torch's transformer layers go past their parts.
@@ -154,6 +150,5 @@ def _output(
     for layer, function in maps.items():
         replica.map_input(layer, function)
     with own_random_numbers(seed):  # dropout and other numbers are the same both times
-        output = model.call(replica.network, named, x)
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()]
-    return tensors[0]
+        own = map_tensors(torch.Tensor.clone, x)  # the network may write on it
+        return model.picker.pick(model.call(replica.network, named, own))

@@ -17,7 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_ibvi._util.inputs import rows_of
+from pyro_ibvi._util.inputs import first_tensor, rows_of
 from pyro_ibvi.guides.alignment import check_parts, drop_misaligned
 from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.per_datum import NoDrawPerDatumError, PerDatum, warn_of
@@ -59,6 +59,7 @@ class DirectRoute:
         self._announced: dict[str, Tensor] = {}
         self._per_datum: PerDatum | None = None
         self._num_compared = 0
+        self._counts_targets = False
 
     @property
     def observed(self) -> str:
@@ -124,9 +125,10 @@ class DirectRoute:
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
         if self._per_datum is None or self._num_compared < min(num_data, 2):
             self._num_compared = num_data  # a single datum shows little
-            self._per_datum = PerDatum(guide.layers, model.net, len(guide.components))
-            drop_misaligned(self._per_datum, model, guide.components[0], x)
+            self._per_datum = self._compared(model, guide, x, num_data)
+            self._counts_targets = False
             if draws == "datum":
+                self._compare_targets(model, guide, x, y)
                 warn_of(self._per_datum.left_out())
             else:
                 check_parts(model, guide.components[0], x, parts)
@@ -134,11 +136,29 @@ class DirectRoute:
         values: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             opposite = values if i % 2 else None
-            output, values = self._output(self._per_datum, model, guide, part, opposite)
+            size = len(batch_of(y if self._counts_targets else part))
+            output, values = self._output(self._per_datum, model, guide, part, size, opposite)
             outputs.append(output)
         num_draw_dims = model.net.num_draw_dims(self._values(model.net, values))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, num_draw_dims)
         return model.log_likelihood_of(output, x, y, num_draw_dims)
+
+    def _compared(
+        self, model: SupervisedModel, guide: MuPGuide, x: Any, num_data: int
+    ) -> PerDatum:
+        per_datum = PerDatum(guide.layers, model.net, len(guide.components))
+        drop_misaligned(per_datum, model, guide.components[0], x, num_data)
+        return per_datum
+
+    def _compare_targets(self, model: SupervisedModel, guide: MuPGuide, x: Any, y: Any) -> None:
+        """Looks whether the data are as many as targets: inputs may have words in front."""
+        assert self._per_datum is not None
+        targets = first_tensor(y)
+        if targets is None or len(targets) == len(batch_of(x)):
+            return
+        by_target = self._compared(model, guide, x, len(targets))
+        if len(by_target.left_out()) < len(self._per_datum.left_out()):
+            self._per_datum, self._counts_targets = by_target, True
 
     def _output(
         self,
@@ -146,11 +166,12 @@ class DirectRoute:
         model: SupervisedModel,
         guide: MuPGuide,
         x: Any,
+        size: int,
         opposite: Mapping[str, Tensor] | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's output, and the draws of the sites that it has with them."""
         while True:
-            draws, maps = per_datum.draw(guide, len(batch_of(x)), opposite)
+            draws, maps = per_datum.draw(guide, size, opposite)
             try:
                 return model.run(self._values(model.net, draws), x, maps), draws
             except NoDrawPerDatumError as error:  # a batch of another form than the first

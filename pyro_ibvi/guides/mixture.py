@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_sample
@@ -120,6 +120,47 @@ class AutoMuPMixture(PyroModule, MuPGuide):
     def factor(self, name: str) -> Tensor:
         """Factors ``S`` of a site's covariance, ``K`` of them; a shared site has one."""
         return self._of_each(name, [component.factor(name) for component in self.components])
+
+    def scale(self, name: str) -> Tensor:
+        """Marginal standard deviations of a site in each component, as :meth:`loc` its means."""
+        return self._of_each(name, [component.scale(name) for component in self.components])
+
+    def covariance(self, *names: str) -> Tensor:
+        """Covariance matrix of sites of one layer in each component, as :meth:`loc` its means."""
+        found = [component.covariance(*names) for component in self.components]
+        return self._of_each(names[0], found)
+
+    def median(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses what a mixture has in no closed form.
+
+        Args:
+            *args: As for :class:`AutoMuPNormal`.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: In any case.
+        """
+        raise ValueError(
+            f"A mixture of {len(self.components)} components has no median in closed form: take "
+            f"that of draws, guide.draw(1000)[name].median(0).values, or of one component, "
+            f"guide.components[0].median()."
+        )
+
+    def quantiles(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses what a mixture has in no closed form.
+
+        Args:
+            *args: As for :class:`AutoMuPNormal`.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: In any case.
+        """
+        raise ValueError(
+            f"A mixture of {len(self.components)} components has no quantiles in closed form: "
+            f"take those of draws, torch.quantile(guide.draw(1000)[name], q, 0), or of one "
+            f"component, guide.components[0].quantiles(q)."
+        )
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Finds the model's latent sites and makes the parameters, unless that is done.

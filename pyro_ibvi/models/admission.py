@@ -33,6 +33,7 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
     Raises:
         TypeError: If it is no network, a scripted one, or one with random weights, or sites,
             already.
+        ValueError: If its parameters have no values.
     """
     if isinstance(net, type):
         raise TypeError(
@@ -55,7 +56,9 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
             )
         if isinstance(module, PyroModule):
             _reject_sites_of_its_own(name, module)
+    _check_has_values(net)
     net = _on_one_device(copy_network(net))
+    _make_gradients_dense(net)
     if example_input is not None and any(is_lazy(p) for p in net.parameters()):
         args, kwargs = as_call(example_input)
         with torch.no_grad(), own_random_numbers(), module_mode(net, training=False):
@@ -90,6 +93,28 @@ def _reject_sites_of_its_own(name: str, module: PyroModule) -> None:
             f"out: a PyroModule whose forward samples its observations is a model by itself, "
             f"AutoMuPNormal(model)."
         )
+
+
+def _check_has_values(net: nn.Module) -> None:
+    absent = [name for name, parameter in net.named_parameters() if parameter.is_meta]
+    if absent:
+        raise ValueError(
+            f"The network's parameters {absent[:3]} are on the meta device, shapes without "
+            f"values: load its weights first, net.load_state_dict(state, assign=True)."
+        )
+
+
+def _make_gradients_dense(net: nn.Module) -> None:
+    """Lets tables, whose rows all have noise, look up rows with dense gradients."""
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            module.sparse = False
+            warnings.warn(
+                f"The table {name!r} has sparse=True, and takes sparse=False here: the gradients "
+                f"are the same numbers, dense.",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _on_one_device(net: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Whether inputs have their batch dimension, which one datum by itself lacks."""
+"""Whether inputs have their batch dimension, and outputs keep it, of one datum as of many."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class BatchDimension:
 
     def __init__(self, network: nn.Module) -> None:
         self._of_one = set(_shapes_of_one(network))
+        self._is_kept = False
 
     def check(self, x: Any, run: Run) -> None:
         """Refuses one datum that the network would take for a batch.
@@ -70,12 +71,61 @@ class BatchDimension:
         first = first_tensor(x)
         if first is None or _runs(x, run):
             return
+        if _is_one_row(x) and _runs(_twice(x), run):
+            raise DataError(
+                f"The network does not run on one datum, an input of shape {tuple(first.shape)}, "
+                f"and runs on two of them: a squeeze() without a dimension leaves out that of the "
+                f"batch too, where it is 1; write squeeze(-1), or the dimension that is meant."
+            ) from error
         if _runs(map_tensors(lambda part: part.unsqueeze(0), x), run):
             raise DataError(
                 f"The network does not run on an input of shape {tuple(first.shape)}, and runs on "
                 f"{(1, *first.shape)}: for one datum without its batch dimension pass "
                 f"{_with_batch(x)}."
             ) from error
+
+    def check_kept(self, x: Any, run: Callable[[Any], Tensor]) -> None:
+        """Refuses the output of one datum that has lost its batch dimension on the way.
+
+        A ``squeeze()`` leaves it out, and what remains, such as the classes, would be taken for
+        it. A network is asked once, at its first batch of one datum.
+
+        Args:
+            x: Inputs.
+            run: Runs the network on them, and picks its output.
+
+        Raises:
+            DataError: If the output of two data has a dimension more.
+        """
+        if self._is_kept or not _is_one_row(x):
+            return
+        one, two = _shape_of(x, run), _shape_of(_twice(x), run)
+        if one is not None and two is not None and len(two) > len(one):
+            rows = ", ".join(map(str, (-1, *two[1:])))
+            raise DataError(
+                f"The network's output for one datum has shape {tuple(one)}, and for two "
+                f"{tuple(two)}: a squeeze() without a dimension leaves out that of the batch too, "
+                f"where it is 1. Write squeeze(-1), or the dimension that is meant; of a network "
+                f"that cannot be changed give SupervisedModel output=lambda out: "
+                f"out.reshape({rows})."
+            )
+        self._is_kept = True
+
+
+def _is_one_row(x: Any) -> bool:
+    sizes = {len(part) for part in tensors_of(x) if part.dim()}
+    return sizes == {1}
+
+
+def _twice(x: Any) -> Any:
+    return map_tensors(lambda part: torch.cat([part, part]) if part.dim() else part, x)
+
+
+def _shape_of(x: Any, run: Callable[[Any], Tensor]) -> torch.Size | None:
+    """Shape of what comes out, None where the network fails."""
+    shape: list[torch.Size] = []
+    _runs(x, lambda data: shape.append(run(data).shape))
+    return shape[0] if shape else None
 
 
 def _with_batch(x: Any) -> str:

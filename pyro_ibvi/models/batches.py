@@ -18,7 +18,7 @@ Inputs = Part | Sequence[Part] | Mapping[str, Part]
 Target = Part | Sequence[Part]
 
 #: What data loaders call the target.
-_TARGETS = ("y", "label", "labels", "target", "targets")
+TARGETS = ("y", "label", "labels", "target", "targets")
 
 
 class BatchReader:
@@ -99,10 +99,13 @@ class BatchReader:
         names = list(batch) if isinstance(batch, Mapping) else list(range(len(batch)))
         if names == [0]:  # inputs alone, made by hand
             return batch[0], None  # type: ignore[index]
-        target = None
+        target, inputs = None, self._told_inputs(batch, names)
         if self.target is not None:
             told = _from_front(_parts(self.target), names)
-            if any(part in names for part in told):
+            is_there = any(part in names for part in told)
+            if not is_there and not isinstance(batch, Mapping) and not self.inputs:
+                is_there = len(batch) != self.signature.required  # else they are inputs alone
+            if is_there:
                 found = {str(part): _find(batch, part, names) for part in told}
                 target = self._of_tasks(found)
         elif not isinstance(batch, Mapping):
@@ -117,7 +120,7 @@ class BatchReader:
         else:
             left = [name for name in names if name not in _parts(self.inputs)]
             target = batch[self._target_among(left, batch)] if left else None
-        return self._told_inputs(batch, names), target
+        return inputs, target
 
     def _of_tasks(self, found: dict[str, Any]) -> Any:
         """Targets by the tasks' names, or in their order where they have other names."""
@@ -145,7 +148,7 @@ class BatchReader:
 
     def _target_among(self, names: list[Any], batch: Any) -> Any:
         """Name of the target among the parts of a mapping, None if all are inputs."""
-        called = [name for name in names if name in _TARGETS]
+        called = [name for name in names if name in TARGETS]
         foreign = [name for name in names if not self.signature.takes(name)]
         if len(called) > 1:
             called = [name for name in called if name in foreign]
@@ -214,7 +217,7 @@ class Signature:
         Returns:
             Whether it can be passed by keyword.
         """
-        return name in self.names or (self._takes_all and name not in _TARGETS)
+        return name in self.names or (self._takes_all and name not in TARGETS)
 
     def __str__(self) -> str:
         return f"({self._text})"

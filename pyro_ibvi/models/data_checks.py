@@ -12,11 +12,26 @@ from torch import Tensor, nn
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Bernoulli, Likelihood
+from pyro_ibvi.models.likelihoods import (
+    Bernoulli,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
+from pyro_ibvi.models.wrapped import Masked
 
 #: Root mean squares of inputs, and of outputs beside the targets, that are of unscaled data. Where
 #: inputs are standardized, outputs start at 0.1 to 0.5.
 _LARGE_INPUT, _LARGE_OUTPUT = 20.0, 5.0
+
+#: Root mean square of targets, in units of the outputs' and of 1, that are of unscaled ones.
+_LARGE_TARGET = 20.0
+
+#: Operations, by torch's names, that make a number positive, and those that keep numbers as they
+#: are.
+_POSITIVE = frozenset({"Exp", "Softplus", "Relu"})
+_SHAPES = frozenset({"Alias", "Select", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ToCopy"})
 
 
 def batch_of(x: Any) -> Tensor:
@@ -90,6 +105,24 @@ def check_finite(what: str, x: Any, *, allows_missing: bool = False) -> None:
             )
 
 
+def check_data(likelihood: Likelihood, x: Any, y: Tensor, output: Tensor) -> None:
+    """Checks that targets fit a network's output, and that all numbers are there.
+
+    Args:
+        likelihood: The likelihood, which says whether targets may be missing.
+        x: Inputs, as far as they are not checked.
+        y: Targets.
+        output: The network's output for one draw of the weights.
+
+    Raises:
+        TypeError: If the targets have the wrong type.
+        DataError: If they have the wrong shape or values.
+    """
+    likelihood.check_target(y, output)
+    check_finite("input", x)
+    check_finite("target", y, allows_missing=likelihood.allows_missing)
+
+
 def _is_finite(value: Tensor) -> bool:
     # The sum makes no tensor of the data's size, but can overflow without an infinite term.
     return math.isfinite(value.sum().item()) or bool(value.isfinite().all())
@@ -109,6 +142,28 @@ def warn_of_first(
     """
     _warn_of_probabilities(likelihood, network, output)
     _warn_of_size(x, y, output)
+    _warn_of_targets(likelihood, y, output)
+
+
+def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
+    """Warns of numbers that are far from what a network makes before it has learned anything.
+
+    One that is trained already is near them.
+    """
+    inner = likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+    if not isinstance(inner, (Normal, HeteroscedasticNormal)):
+        return
+    size, made = _root_mean_square(y.nan_to_num()), _root_mean_square(output)
+    if size > _LARGE_TARGET * max(1.0, made):
+        kind = type(inner).__name__
+        warnings.warn(
+            f"The targets are of size {size:.3g} (root mean square), and what the network makes "
+            f"at its start of size {made:.3g}, while its start and rates are meant for numbers "
+            f"around 1: write Standardized.of({kind}(...), y) in place of {kind}(...), whose "
+            f"predictions are in the targets' own units.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
@@ -147,8 +202,19 @@ def _root_mean_square(values: Tensor) -> float:
     return float(values.detach().float().square().mean().sqrt())
 
 
+def _last_operation(output: Tensor) -> str:
+    """What a network ends in, as torch names it, beyond what only changes the shape."""
+    step: Any = output.grad_fn
+    while step is not None:
+        name = str(step.name()).partition("Backward")[0]
+        if name not in _SHAPES:
+            return name
+        step = step.next_functions[0][0]
+    return ""
+
+
 def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
-    """Warns where a network gives probabilities to a likelihood that takes logits.
+    """Warns where a network gives probabilities, or rates, to a likelihood that takes others.
 
     Args:
         likelihood: The likelihood.
@@ -163,7 +229,15 @@ def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: T
             kind = "Softmax"
     elif isinstance(likelihood, Bernoulli):
         leaves = [module for module in network.modules() if not list(module.children())]
-        kind = "Sigmoid" if leaves and isinstance(leaves[-1], nn.Sigmoid) else None
+        ends = leaves and isinstance(leaves[-1], nn.Sigmoid)
+        kind = "Sigmoid" if ends or _last_operation(output) == "Sigmoid" else None
+    elif isinstance(likelihood, Poisson) and _last_operation(output) in _POSITIVE:
+        warnings.warn(
+            f"The network ends in {_last_operation(output)}, which gives rates, and the Poisson "
+            f"likelihood takes their logarithms: leave it out.",
+            UserWarning,
+            stacklevel=2,
+        )
     if kind is not None:
         warnings.warn(
             f"The network's outputs are probabilities, and the {type(likelihood).__name__} "

@@ -55,10 +55,11 @@ def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
     args, kwargs = as_call(x)
     foreign = [a for a in (*args, *kwargs.values()) if not isinstance(a, Tensor)]
     if "must be Tensor, not" in str(error) and foreign:
+        hint = ", here x.toarray()" * hasattr(foreign[0], "toarray")  # SciPy's sparse ones
         raise TypeError(
             f"The network got a {type(foreign[0]).__name__}, where its first layer takes a "
-            f"tensor: pass inputs as a tensor, an array or a data frame of numbers; for batches "
-            f"there are DataLoader and predict_batches."
+            f"tensor: pass inputs as a tensor, an array or a data frame of numbers{hint}; for "
+            f"batches there are DataLoader and predict_batches."
         ) from error
     if "argument" not in str(error):
         return

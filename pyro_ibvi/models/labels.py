@@ -2,7 +2,7 @@ r"""Class labels: of data, of pixels and of tokens, with those that do not count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,11 @@ class Categorical(Likelihood):
         self.class_dim = class_dim
         self.ignore_index = ignore_index
         self.label_smoothing = float(label_smoothing)
+        if isinstance(weight, Mapping):
+            raise TypeError(
+                f"weight holds a number for each class in their order, as in "
+                f"weight={[*weight.values()]}; got a {type(weight).__name__}."
+            )
         weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
         if weight is not None and (weight.dim() != 1 or not (weight >= 0).all()):
             raise ValueError(
@@ -170,9 +175,14 @@ class Categorical(Likelihood):
             )
         super().check_target(target, output)
         if target.is_floating_point() or target.is_complex():
-            raise TypeError(
-                f"Class labels must be integers, got dtype {target.dtype}: pass y.long()."
-            )
+            hint = "pass y.long()"
+            if target.isnan().any():  # pandas makes such numbers of labels of which some lack
+                hint = (
+                    "NaN among them marks what is missing: give it a number of its own, as in "
+                    "y.nan_to_num(-1).long(), of pandas' y.fillna(-1).astype(int), and write "
+                    "Categorical(ignore_index=-1)"
+                )
+            raise TypeError(f"Class labels must be integers, got dtype {target.dtype}: {hint}.")
         if target.device.type == "cpu":  # an accelerator would have to be waited for
             self._check_range(target, num_classes)
 

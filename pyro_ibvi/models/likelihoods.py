@@ -181,6 +181,8 @@ class Likelihood(PyroModule):
                 f"{tuple(output.shape)} the {name} likelihood expects {tuple(expected)}."
                 + self._shape_hint(target, output)
             )
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none
+            raise TypeError(f"The target has dtype {target.dtype}: pass y.long().")
         if self.discrete:
             return
         if not target.is_floating_point():
@@ -188,9 +190,8 @@ class Likelihood(PyroModule):
                 f"The target has dtype {target.dtype}, but the {name} likelihood expects a "
                 f"floating type: pass y.to({output.dtype})."
             )
-        if target.dtype.itemsize > output.dtype.itemsize and not torch.is_autocast_enabled(
-            output.device.type
-        ):
+        is_rounded = torch.is_autocast_enabled(output.device.type)
+        if target.dtype.itemsize > output.dtype.itemsize and not is_rounded:
             raise TypeError(
                 f"The target has dtype {target.dtype} and the network's output {output.dtype}: "
                 f"pass y.to({output.dtype}), or a network.to({target.dtype})."
@@ -340,6 +341,10 @@ class Bernoulli(Likelihood):
     discrete = True
     _has_temperature = True
 
+    @named_arguments(elsewhere={"pos_weight": "of two outputs Categorical(weight=[1, 2]) has it"})
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
         """The distribution of labels, of the output's shape."""
         output = output / self.temperature if self.is_tempered else output
@@ -352,11 +357,10 @@ class Bernoulli(Likelihood):
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks shape and values of the labels."""
         super().check_target(target, output)
-        if target.device.type == "cpu" and not ((target == 0) | (target == 1)).all():
-            raise DataError(
-                f"Bernoulli labels must be 0 or 1, got values from {target.min().item()} to "
-                f"{target.max().item()}."
-            )
+        is_label = (target == 0) | (target == 1) | target.isnan()
+        if target.device.type == "cpu" and not is_label.all():
+            low, high = target.min().item(), target.max().item()
+            raise DataError(f"Bernoulli labels must be 0 or 1, got values from {low} to {high}.")
 
 
 class Poisson(Likelihood):
@@ -384,7 +388,8 @@ class Poisson(Likelihood):
         super().check_target(target, output)
         if target.device.type != "cpu":  # an accelerator would have to be waited for
             return
-        if target.is_floating_point() and not (target == target.round()).all():
+        whole = target.isnan() | (target == target.round())
+        if target.is_floating_point() and not whole.all():
             raise DataError("Poisson counts must be whole numbers; the target has others.")
         if (target < 0).any():
             low, high = (bound.item() for bound in target.aminmax())

@@ -12,7 +12,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import tensors_of
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.batches import describe
-from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.likelihoods import HeteroscedasticNormal, Likelihood
 
 #: Which part of a network's output the likelihood takes, or what to make of it.
 Output = int | str | Callable[[Any], Any]
@@ -72,7 +72,10 @@ class OutputPicker:
         if isinstance(returned, Tensor) and self.choice is None:
             return returned
         output = self.likelihood.as_tensor(self._chosen(returned))
-        return output if isinstance(output, Tensor) else _only_reading(output)
+        if isinstance(output, Tensor):
+            return output
+        _refuse_apart(output, self.likelihood)
+        return _only_reading(output)
 
     def _chosen(self, returned: Any) -> Any:
         choice = self.choice
@@ -91,6 +94,27 @@ class OutputPicker:
         raise DataError(
             f"output={choice!r} picks no part of what the network returned, which is "
             f"{describe(returned)}."
+        )
+
+
+def _refuse_apart(returned: Any, likelihood: Likelihood) -> None:
+    """Says how to join what a likelihood takes side by side, such as a mean and a scale."""
+    while hasattr(likelihood, "likelihood"):  # those around it, such as Masked
+        likelihood = likelihood.likelihood
+    is_container = isinstance(returned, (Mapping, tuple, list))
+    if not isinstance(likelihood, HeteroscedasticNormal) or not is_container:
+        return
+    parts = dict(returned) if isinstance(returned, Mapping) else dict(enumerate(returned))
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    if len(tensors) != 2:
+        return
+    first, second = tensors.values()
+    if first.shape == second.shape:
+        places = ", ".join(f"out[{name!r}]" for name in tensors)
+        raise TypeError(
+            f"The network returned {describe(returned)}, and {type(likelihood).__name__} takes "
+            f"means and scales side by side: give SupervisedModel output=lambda out: "
+            f"torch.cat([{places}], -1). It makes a scale positive itself, by softplus."
         )
 
 

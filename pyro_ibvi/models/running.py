@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi._util.random_state import get_torch_state, set_torch_state
+from pyro_ibvi.models.own_inputs import OwnInputs, copied
 from pyro_ibvi.models.padding import KeepRow, find_padding
 from pyro_ibvi.models.replicas import InputMap, Known, Replica, Watch, find_places
 from pyro_ibvi.models.together import FUSED, NotTogetherError, prepare
@@ -72,6 +73,7 @@ class Runner:
         self._refused: set[bool] = set()  # modes in which vmap cannot run the network
         self._is_compiled = any(is_compiled(module) for module in net.modules())
         self._has_warned = False
+        self._own_inputs = OwnInputs()
 
     def run(
         self,
@@ -108,13 +110,15 @@ class Runner:
                 prepare(replica)
             for layer, function in (input_maps or {}).items():
                 replica.map_input(layer, function)
+            own = self._own_inputs.before(args, kwargs, trains)
             if self._is_compiled:
-                output = _call_compiled(replica.network, args, kwargs)
+                output = _call_compiled(replica.network, *own)
             else:
-                output = replica.network(*args, **kwargs)
+                output = replica.network(*own[0], **own[1])
+            self._own_inputs.after(own, trains)
             return output if pick is None else pick(output), replica
 
-        mode = _mode.get()
+        mode, trains = _mode.get(), self._trains()
         num_extra = self.num_draw_dims(values)
         if num_extra == 0:
             output, replica = run_one(values)
@@ -158,6 +162,7 @@ class Runner:
         replica = Replica(self.network, own_buffers=True, training=_mode.get(), known=self._known)
         for layer in layers:
             replica.watch(layer, function)
+        args, kwargs = copied(args, kwargs)
         replica.network(*args, **kwargs)
 
     def network_values(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -17,7 +17,7 @@ from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
 from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
-from pyro_ibvi.models.data_checks import check_finite, check_not_empty, warn_of_first
+from pyro_ibvi.models.data_checks import check_data, check_not_empty, warn_of_first
 from pyro_ibvi.models.faults import explain_fault
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.outputs import Output, OutputPicker
@@ -256,6 +256,7 @@ class SupervisedModel(PyroModule):
             explain_fault(error, self.net.network, x, values)
             raise
         self._whole_numbers.is_settled = True
+        self._batch_dimension.check_kept(x, self._run_plain)
         return output
 
     def arguments_of(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -288,9 +289,9 @@ class SupervisedModel(PyroModule):
         """
         self._batch_dimension.check(x, self._run_plain)
 
-    def _run_plain(self, x: Any) -> Any:
-        """Runs the network with its own parameters."""
-        return self.net.runner.run({}, *self.arguments_of(x))
+    def _run_plain(self, x: Any) -> Tensor:
+        """The network's output by its own parameters."""
+        return self.picker.pick(self.net.runner.run({}, *self.arguments_of(x)))
 
     def forward(self, x: Any = None, y: Any = None, *more: Any, **named: Any) -> Tensor:
         """The model: samples weights and targets, or observes the targets.
@@ -311,8 +312,7 @@ class SupervisedModel(PyroModule):
         num_draw_dims = self.net.num_draw_dims(values)
         num_batch_dims = max(2, num_draw_dims) if num_draw_dims else 1
         output = self.run(values, x)
-        if y is not None:
-            y = self._checked(x, y, output, num_batch_dims)
+        y = None if y is None else self._checked(x, y, output, num_batch_dims)
         # The batch is what comes out: inputs may have nodes, words or time in front.
         batch_size = output.shape[num_batch_dims - 1] if output.dim() >= num_batch_dims else 0
         # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
@@ -391,9 +391,7 @@ class SupervisedModel(PyroModule):
                 f"must be the batch."
             )
         one_draw = output[(0,) * (num_batch_dims - 1)]
-        likelihood.check_target(y, one_draw)
-        check_finite("input", x)
-        check_finite("target", y, allows_missing=likelihood.allows_missing)
+        check_data(likelihood, x, y, one_draw)
         if not self._is_checked:
             self._is_checked = True
             warn_of_first(likelihood, self.net.network, x, y, one_draw)

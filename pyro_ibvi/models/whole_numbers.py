@@ -82,7 +82,7 @@ class WholeNumbers:
         is_refused = given is not None and _is_whole(given) and not isinstance(layer, _INDEXED)
         if not open_places or not (is_refused or (layer is None and is_of_type(error))):
             return False
-        found = [i for i in open_places if leaves[i] is given]
+        found = [i for i in open_places if _are_same(leaves[i], given)]
         if not found and (len(open_places) > 1 or leaves[open_places[0]].dtype is torch.bool):
             return False  # flags that no layer refused are a mask
         self._places.update(found or open_places)
@@ -102,6 +102,13 @@ class WholeNumbers:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _are_same(leaf: Tensor, given: Tensor | None) -> bool:
+    """Whether a layer was given an input as it is, or a copy."""
+    if given is None or leaf.shape != given.shape or leaf.dtype != given.dtype:
+        return False
+    return leaf is given or torch.equal(leaf, given)
 
 
 def _is_whole(leaf: Tensor) -> bool:

@@ -14,6 +14,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import copy_network, unwrap
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.own_inputs import copied
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
@@ -139,12 +140,16 @@ class FrozenDraws(nn.Module):
         Returns:
             The mean and the variance, as in :class:`~pyro_ibvi.Prediction`.
         """
-        outputs = torch.stack([self.pick(network(*args, **kwargs)) for network in self.networks])
+        outputs = torch.stack([self._output(network, args, kwargs) for network in self.networks])
         # What a distribution checks of its parameters depends on data, which no graph can follow.
         is_graph = torch.compiler.is_compiling()
         with dist.validation_enabled(False) if is_graph else contextlib.nullcontext():
             mean, epistemic, aleatoric = whole_moments(outputs, self.likelihood)
         return mean, epistemic + aleatoric
+
+    def _output(self, network: nn.Module, args: Any, kwargs: Any) -> Tensor:
+        args, kwargs = copied(args, kwargs)  # a network may write on its inputs
+        return self.pick(network(*args, **kwargs))
 
 
 def _check(model: Any, guide: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.inputs import as_tensors, map_tensors
 from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi.models.data_checks import check_data
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import (
     Bernoulli,
@@ -104,7 +105,7 @@ class Prediction:
         y = self.likelihood.as_target(y)
         if not isinstance(y, Tensor):
             raise TypeError(f"Targets must be a tensor or an array, got {type(y).__name__}.")
-        self.likelihood.check_target(y, self.outputs[0])
+        check_data(self.likelihood, None, y, self.outputs[0])
         return self.likelihood.convert_target(y, self.outputs)
 
     def log_prob(self, y: Any) -> Tensor:

@@ -167,7 +167,7 @@ def predict_batches(
         >>> model = SupervisedModel(RandomModule(nn.Linear(3, 1)), Normal(0.1), num_data=100)
         >>> parts = predict_batches(model, AutoMuPNormal(model), torch.zeros(9, 3), batch_size=4)
         >>> [len(part.mean) for part, _ in parts]
-        [4, 4, 1]
+        [4, 3, 2]
     """
     _check(model, guide, num_samples, chunk_size, batch_size, max_memory)
     likelihood = _at_temperature(model, temperature)

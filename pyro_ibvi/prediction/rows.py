@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, rows_of
+from pyro_ibvi._util.precision import are_close
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction.chunking import draws_to_run
@@ -49,8 +53,8 @@ class Rows:
         if batch_size is None or batch_size >= self.num_rows:
             yield self.x
             return
-        for start in range(0, self.num_rows, batch_size):
-            yield self._cut(slice(start, start + batch_size))
+        for start, stop in itertools.pairwise(_bounds(self.num_rows, batch_size)):
+            yield self._cut(slice(start, stop))
 
     def draws_to_run(self, batch_size: int | None) -> int:
         """Number of draws to run at once.
@@ -95,9 +99,16 @@ class Rows:
         one = {**values, **{name: values[name][:1] for name in names}}
         sizes = {batch_size, max(1, batch_size // 2), batch_size + 1} & set(range(self.num_rows))
         failures: list[Exception] = []
-        for size in sizes:
+        outputs: list[Tensor] = []
+
+        def run(size: int, seed: int) -> Tensor:
+            with own_random_numbers(seed):
+                return self.model.run(one, self._cut(slice(0, size)))[0]
+
+        for size in sorted(sizes):
             try:
-                made = f"made {self.model.run(one, self._cut(slice(0, size))).shape[1]} outputs"
+                outputs.append(run(size, 0))
+                made = f"made {len(outputs[-1])} outputs"
             except (DataError, TypeError):
                 return  # not the cut, but the data: the run itself says so
             except Exception as error:
@@ -111,6 +122,31 @@ class Rows:
                     f"{self.num_rows}, but of {size} of its rows the network {made}: the data are "
                     f"not there. Leave batch_size out, or pass a loader of batches."
                 )
+        if len(outputs) > 1 and not _are_same_rows(*outputs[:2], again=run(len(outputs[0]), 1)):
+            raise DataError(
+                f"batch_size={batch_size} cuts the inputs at their first dimension, of size "
+                f"{self.num_rows}, and the network's outputs for the same rows are others where "
+                f"there are more of them: an input that is for all data has as many rows by "
+                f"chance, or the data see one another. Leave batch_size out, or pass a loader of "
+                f"batches."
+            )
 
     def _cut(self, rows: slice) -> Any:
         return rows_of(self.x, rows, self.num_rows)
+
+
+def _are_same_rows(few: Tensor, many: Tensor, *, again: Tensor) -> bool:
+    """Whether rows have the same outputs beside others, unless these are drawn at each run."""
+    same = many[: len(few)]
+    if same.shape != few.shape:
+        return False
+    return not torch.equal(few, again) or are_close(few, same, many)
+
+
+def _bounds(num_rows: int, batch_size: int) -> list[int]:
+    """Where batches begin and end, none of them of one row where that can be had."""
+    # A squeeze() in a network takes the batch dimension of one row for one to leave out.
+    bounds = [*range(0, num_rows, batch_size), num_rows]
+    if batch_size > 2 and num_rows - bounds[-2] == 1:
+        bounds[-2] -= 1
+    return bounds

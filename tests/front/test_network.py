@@ -318,12 +318,15 @@ def test_what_modules_have_is_elsewhere(name: str, hint: str) -> None:
     assert not hasattr(copy.deepcopy(bnn), name)
 
 
+@pytest.mark.filterwarnings("ignore:The targets are of size")
 @pytest.mark.parametrize("kind", ["numpy", "pandas"])
 def test_targets_keep_their_digits_in_a_network_of_few(kind):
     """As float32 tensors do; 8 bits would round 1001 to 1000."""
     x, y = torch.randn(40, 2), 1000 + torch.arange(40.0).unsqueeze(-1)
     scores = []
-    for given in (kinds(x, y)[kind], (x.bfloat16(), y)):
+    pair = kinds(x, y)[kind]
+    named = (dict(zip("xy", pair, strict=True)),)
+    for given in (pair, named, (x.bfloat16(), y)):
         torch.manual_seed(0)
         bnn = ibvi.VariationalNetwork(nn.Linear(2, 1).bfloat16(), ibvi.Normal(10.0))
         read = bnn.model.read(*given)
@@ -331,4 +334,4 @@ def test_targets_keep_their_digits_in_a_network_of_few(kind):
         assert torch.equal(read[1], y)
         bnn.fit(*given, num_epochs=1, progress=False)
         scores.append(bnn.evaluate(*given, num_samples=5, seed=1))
-    assert scores[0] == scores[1]
+    assert scores[0] == scores[1] == scores[2]

@@ -300,3 +300,19 @@ def test_mistakes() -> None:
     with pytest.raises(ValueError, match="no network at its mean"):
         mean_network(model, guide)
     assert isinstance(mean_network(model, guide.components[0]), nn.Sequential)
+
+
+def test_moments_are_those_of_each_component_and_quantiles_are_refused() -> None:
+    _, guide = make_pair(covariance=ibvi.LowRank(4))
+    name = "net.2.weight"
+    covariance = guide.covariance(name)
+    assert guide.scale(name).shape == guide.loc(name).shape == (3, 3, 8)
+    assert covariance.shape == (3, 24, 24)
+    variances = covariance.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(guide.scale(name).square().flatten(1), variances)
+    for asked, words in (
+        (guide.median, r"no median in closed form.*guide\.draw"),
+        (lambda: guide.quantiles([0.5]), r"no quantiles in closed form.*guide\.draw"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            asked()

@@ -1,0 +1,34 @@
+"""Several loaders of validation, test and prediction data, each scored by itself."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_ibvi as ibvi
+
+pytest.importorskip("lightning")
+from pyro_ibvi.lightning import IBVIModule
+from tests.test_lightning import make_trainer
+
+X, Y = torch.randn(48, 3), torch.randn(48, 1)
+PARTS = [(X[:10], Y[:10]), (X[10:30], Y[10:30] + 3)]
+
+
+def test_each_loader_has_scores_of_its_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    module = IBVIModule(net, ibvi.Normal(0.5), lr=1e-3)
+    loaders = [DataLoader(TensorDataset(*part), batch_size=8) for part in PARTS]
+    trainer = make_trainer()
+    trainer.fit(module, DataLoader(TensorDataset(X, Y), batch_size=16), loaders)
+    found = trainer.callback_metrics
+    for part, suffix in zip(PARTS, ("", "_1"), strict=True):
+        expected = module.bnn.evaluate(*part, num_samples=16, seed=0)
+        for name in ("nll", "rmse", "coverage"):
+            assert float(found[f"val_{name}{suffix}"]) == pytest.approx(expected[name], abs=1e-5)
+    tested = trainer.test(module, loaders, verbose=False)
+    keys = {name for metrics in tested for name in metrics}
+    assert {"test_nll", "test_nll_1"} <= keys
+    predicted = trainer.predict(module, loaders)
+    assert [sum(len(p.mean) for p in of_one) for of_one in predicted] == [10, 20]
