@@ -105,7 +105,7 @@ def deterministic(task: Task, settings: Settings, seed: int) -> Epochs:
 
 def dropout(task: Task, settings: Settings, seed: int) -> Epochs:
     """Monte Carlo dropout in front of the linear layers."""
-    net = with_dropout(task.build(), settings["p"])
+    net = with_dropout(task.build(), settings["p"], settings.get("p of data", 0.0))
     optimizer = sgd(net, settings)
     scheduler = task.cosine(optimizer)
 

@@ -104,17 +104,18 @@ NETWORKS = {
 }
 
 
-def with_dropout(net: nn.Sequential, p: float) -> nn.Sequential:
+def with_dropout(net: nn.Sequential, p: float, p_of_data: float = 0.0) -> nn.Sequential:
     """The same network with dropout where it is usual.
 
-    That is in front of each linear layer but one that reads the data, between the convolutions of
-    a residual block, and where the encoder of a transformer has it but on attention's weights.
+    That is in front of each linear layer, with a probability of its own where one reads the data,
+    between the convolutions of a residual block, and where the encoder of a transformer has it but
+    on attention's weights.
     """
     layers: list[nn.Module] = []
     seen = False
     for layer in net:
-        if isinstance(layer, nn.Linear) and seen:
-            layers.append(nn.Dropout(p))
+        if isinstance(layer, nn.Linear) and (seen or p_of_data > 0):
+            layers.append(nn.Dropout(p if seen else p_of_data))
         if isinstance(layer, BasicBlock):
             layer.conv2 = nn.Sequential(nn.Dropout(p), layer.conv2)
         if isinstance(layer, nn.TransformerEncoder):
