@@ -5,6 +5,9 @@ factor keep their size while the means grow around them, so that the noise fades
 noise relative to the mean grows with it (page *Choose a guide and its covariance*). On tables with
 a learned noise scale it was the other way round.
 
+Where a layer reads many features, each says little that others do not, and noise on them keeps a
+network from learning single data by heart. Of two features each says what no other does.
+
 A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
 convolutions are the trunk, a mixture over the linear layers behind them costs little and is what
 an ensemble gains most by.
@@ -140,16 +143,14 @@ class Recipe:
         """The noise of linear layers that read few features, by site."""
         if self.stochastic != LINEAR_AND_INNER_WEIGHTS:
             return {}
-        roles = {name: net.roles[name] for name in net.stochastic}
-        shares = {
-            net.site_name(name): min(1.0, weight.fans.fan_in / _MANY_FEATURES)
-            for name, weight in roles.items()
-            if weight.role == "input"
+        std: float = self.covariance.std
+        of_data = {
+            n: net.roles[n].fans.fan_in for n in net.stochastic if net.roles[n].role == "input"
         }
         return {
-            name: replace(self.covariance, std=share * self.covariance.std)
-            for name, share in shares.items()
-            if share < 1
+            net.site_name(name): replace(self.covariance, std=std * num / _MANY_FEATURES)
+            for name, num in of_data.items()
+            if num < _MANY_FEATURES
         }
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
