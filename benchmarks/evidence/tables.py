@@ -180,7 +180,7 @@ CONTENDERS: dict[str, tuple[Callable[[Table, Settings], Draw], Settings]] = {
             "lr": [0.01, 0.03, 0.1, 0.3],
         },
     ),
-    "the same, less noise for more data": (  # the regressor's default
+    "four components, less noise for more data": (  # the regressor's default
         implicit_bias,
         {
             "covariance": "low rank",
