@@ -30,13 +30,15 @@ _LAYER_CHOICES: dict[str, tuple[str, ...]] = {
 INNER_WEIGHTS = "inner weights"
 #: Linear layers that read data beside them.
 LINEAR_AND_INNER_WEIGHTS = "linear+inner weights"
-_INNER_ROLES = ("hidden", "output")
-_INNER_TYPES: dict[str, tuple[type[nn.Module], ...]] = {
-    "dense weights": (nn.Linear,),
-    INNER_WEIGHTS: (nn.Linear, nn.modules.conv._ConvNd),
-    LINEAR_AND_INNER_WEIGHTS: (nn.Linear, nn.modules.conv._ConvNd),
+_INNER_ROLES, _DATA_ROLES = ("hidden", "output"), ("input",)
+_Types = tuple[type[nn.Module], ...]
+#: Types of the layers that read other layers, and of those that read data.
+_TYPES: dict[str, tuple[_Types, _Types]] = {
+    "dense weights": ((nn.Linear,), ()),
+    INNER_WEIGHTS: ((nn.Linear, nn.modules.conv._ConvNd), ()),
+    LINEAR_AND_INNER_WEIGHTS: ((nn.Linear, nn.modules.conv._ConvNd), (nn.Linear,)),
 }
-_CHOICES = sorted([*_LAYER_CHOICES, *_INNER_TYPES])
+_CHOICES = sorted([*_LAYER_CHOICES, *_TYPES])
 
 
 class NothingChosenError(ValueError):
@@ -136,14 +138,11 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
             n for n, w in weights.items() if w.layer_role in roles and w.role not in left_out
         )
         random -= set(frozen)
-    elif isinstance(stochastic, str) and stochastic in _INNER_TYPES:
-        for kind in _INNER_TYPES[stochastic]:
-            random |= {
-                n for n in _matches(net, list(weights), kind) if weights[n].role in _INNER_ROLES
-            }
-        if random and stochastic == LINEAR_AND_INNER_WEIGHTS:
-            linear = _matches(net, list(weights), nn.Linear)
-            random |= {n for n in linear if weights[n].role == "input"}
+    elif isinstance(stochastic, str) and stochastic in _TYPES:
+        inner, of_data = _TYPES[stochastic]
+        random = _of_types(net, weights, inner, _INNER_ROLES)
+        if random:  # else there is one layer alone, which is no network's first
+            random |= _of_types(net, weights, of_data, _DATA_ROLES)
         # Attention uses the weight of its output's projection past the layer that holds it.
         fused = _matches(net, list(weights), NonDynamicallyQuantizableLinear)
         random -= {*frozen, *fused}
@@ -198,6 +197,14 @@ def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
             f"layers, or a predicate on names; got {stochastic!r}."
         )
     return list(choices)
+
+
+def _of_types(
+    net: nn.Module, weights: Mapping[str, WeightRole], types: _Types, roles: tuple[str, ...]
+) -> set[str]:
+    """Names of the parameters with one of some roles in layers of one of some types."""
+    found = set().union(*(_matches(net, list(weights), kind) for kind in types))
+    return {name for name in found if weights[name].role in roles}
 
 
 def _matches(net: nn.Module, names: list[str], choice: str | type[nn.Module]) -> set[str]:
