@@ -253,6 +253,7 @@ def test_numbers_of_a_table_get_a_mixture_unless_the_choice_is_the_users():
         (150, {}, 1.0),
         (5000, {}, 0.5),
         (5000, {"init_scale": 0.3}, 0.3),
+        (5000, {"init_scale": np.float32(0.25)}, 0.25),
         (5000, {"network": whole_batch}, 1.0),
     ],
 )
@@ -284,6 +285,8 @@ def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
     [
         ({"max_epochs": 0}, "max_epochs must be a positive whole number, got 0"),
         ({"num_components": 2.5}, "num_components must be a positive whole number, got 2.5"),
+        ({"init_scale": "large"}, "init_scale must be positive and finite, got 'large'"),
+        ({"init_scale": -1}, "init_scale must be positive and finite, got -1"),
         ({"hidden_layer_sizes": (8, -1)}, "Each of hidden_layer_sizes must be .*, got -1"),
         ({"validation_fraction": 1.5}, "validation_fraction is the share .*, got 1.5"),
         ({"validation_fraction": "a"}, "validation_fraction is the share .*, got 'a'"),

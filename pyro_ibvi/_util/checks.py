@@ -38,7 +38,7 @@ def checked_scale(name: str, value: Any) -> float:
         TypeError: If it is none.
         ValueError: If it is not positive and finite.
     """
-    if not _is_number(value):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}.")
     if not 0 < float(value) < math.inf:
         raise ValueError(f"{name} is a standard deviation, positive and finite; got {value!r}.")
@@ -58,7 +58,7 @@ def checked_temperature(value: Any) -> float:
         TypeError: If it is none.
         ValueError: If it is not positive and finite.
     """
-    if not _is_number(value):
+    if not is_number(value):
         hint = ": pass its .value" * hasattr(value, "value")
         raise TypeError(f"A temperature must be a number, got {value!r}{hint}.")
     if not 0 < float(value) < math.inf:
@@ -84,6 +84,14 @@ def checked_rates(rates: Sequence[float]) -> list[float]:
     return ordered
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether something is one real number, NumPy's and those of one-element tensors included.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it is; True and False are none.
+    """
     is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
     return is_number and not isinstance(value, bool)

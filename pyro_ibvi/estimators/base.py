@@ -121,9 +121,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         return self._own_components if self._is_own() else None
 
     def _init_scale(self, num_data: int) -> float | None:
-        if self.init_scale is not None:
-            return float(self.init_scale)
-        return self._own_scale(num_data) if self._is_own() else None
+        is_own = self.init_scale is None and self._is_own()
+        return self._own_scale(num_data) if is_own else self.init_scale
 
     def _own_scale(self, num_data: int) -> float | None:
         """Scale of the weights' noise at the start, None for the front door's."""

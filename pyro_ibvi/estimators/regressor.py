@@ -62,8 +62,8 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             the default of :class:`~pyro_ibvi.VariationalNetwork` with a ``network`` or
             ``covariance`` of your own.
         init_scale: Standard deviations of the weights at the start, in units of the prior's; None
-            for :func:`noise_at_start`, which is 1 up to a thousand rows and less for more, but for
-            1 with a ``network`` or ``covariance`` of your own.
+            for ``sqrt(1000 / rows)``, 1 at most, by the rows that are not held back, but for 1
+            with a ``network`` or ``covariance`` of your own.
         optimizer: Class of the torch optimizer; None for the default of
             :class:`~pyro_ibvi.VariationalNetwork`: Adam here, SGD for classes.
         learning_rate: Global learning rate; None for the optimizer's default.

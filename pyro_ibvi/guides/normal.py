@@ -13,6 +13,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import is_number
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.direct import DirectRoute, find_route
@@ -103,7 +104,7 @@ class AutoMuPNormal(LayeredGuide):
         roles: Mapping[str, WeightRole] | None = None,
     ) -> None:
         check_model(model)
-        if not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf:
+        if not is_number(init_scale) or not 0 < float(init_scale) < math.inf:
             raise ValueError(f"init_scale must be positive and finite, got {init_scale!r}.")
         if not callable(init_loc_fn):
             raise TypeError(
