@@ -9,6 +9,11 @@ from torch import Tensor
 
 from pyro_ibvi._util.errors import DataError
 
+#: How far two ways of the same may be apart, relative to the largest output; more where numbers
+#: are shorter.
+_TOLERANCE = 1e-3
+_TOLERANCE_IN_EPS = 16
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """A tensor in the precision that densities need: bfloat16 has 8 bits, and rounds 0.996 to 1.
@@ -52,12 +57,6 @@ def side_by_side(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
                 )
         parts.append(part)
     return torch.cat(parts, dim=-1)
-
-
-#: How far two ways of the same may be apart, relative to the largest output; more where numbers
-#: are shorter.
-_TOLERANCE = 1e-3
-_TOLERANCE_IN_EPS = 16
 
 
 def are_close(found: Tensor, expected: Tensor, outputs: Tensor) -> bool:
