@@ -4,9 +4,10 @@
 
 Classification by networks of two hidden layers with relative noise of 0.35 behind the first layer
 and a draw for each datum, by SGD with a cosine schedule. The first layer has none, some, or what
-the recipe of ``VariationalNetwork`` gives it ("recipe"). Scored on data held out for this choice,
-which are no test data of the other benchmarks. Each run is a line of
-``results/first_layer.jsonl``; what is there already is not run again.
+the recipe of ``VariationalNetwork`` gives it ("recipe"). Scored on data held out from
+training: of scikit-learn's sets a part of what ``estimators`` trains on, of the digits some that
+``benchmarks/digits`` tests on. Each run is a line of ``results/first_layer.jsonl``; what is there
+already is not run again.
 """
 
 from __future__ import annotations
