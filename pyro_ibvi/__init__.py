@@ -5,11 +5,17 @@ prior, and let the optimizer's implicit bias do the regularizing.
 
 The names here are what most programs need. What is only returned, or serves those who extend the
 package, is reached through its folder: ``pyro_ibvi.guides.Covariance``,
-``pyro_ibvi.training.History``, ``pyro_ibvi.arviz.pareto_k``.
+``pyro_ibvi.training.History``, ``pyro_ibvi.arviz.loo_approximate_posterior``.
 """
 
 from pyro_ibvi._version import __version__
-from pyro_ibvi.arviz import compare_predictive, log_predictive_density, to_arviz, write_arviz
+from pyro_ibvi.arviz import (
+    compare_predictive,
+    log_predictive_density,
+    pareto_k,
+    to_arviz,
+    write_arviz,
+)
 from pyro_ibvi.diagnostics import (
     VarianceMonitor,
     coordinate_check,
@@ -114,5 +120,6 @@ __all__ = [
     "to_arviz",
     "write_arviz",
     "log_predictive_density",
+    "pareto_k",
     "compare_predictive",
 ]
