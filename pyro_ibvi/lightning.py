@@ -232,7 +232,9 @@ class IBVIModule(lightning.LightningModule):
                     f"The number of training data cannot be found from a {type(loader).__name__}: "
                     f"pass IBVIModule(..., num_data=...), the number in all processes."
                 )
-        if num_data is not None:
+        if num_data is not None and self.bnn is not None:
+            self.bnn.set_num_data(num_data)
+        elif num_data is not None:
             self.model.num_data = num_data
         if self.global_rank > 0:
             seed_process((torch.initial_seed() + self.global_step) % 2**32, self.global_rank)

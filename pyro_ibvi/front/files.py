@@ -15,7 +15,7 @@ import pyro
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ibvi._util.digest import digest
 from pyro_ibvi._util.files import checked_path, whole_file
@@ -25,6 +25,23 @@ from pyro_ibvi._version import __version__
 _KEY = "pyro_ibvi"
 #: Raised when files of a new form are no longer read by older versions.
 _FORMAT = 1
+
+
+def state_of(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
+    """Tensors of a model and its guide, by the names that they have in a file.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Returns:
+        The tensors.
+    """
+    return {
+        f"{kind}.{name}": value
+        for kind, module in (("model", model), ("guide", guide))
+        for name, value in module.state_dict().items()
+    }
 
 
 def write_network(

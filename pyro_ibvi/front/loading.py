@@ -15,7 +15,7 @@ from pyro_ibvi._util.files import readable_path
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
 from pyro_ibvi.front.choices import as_key, find_others, restore
-from pyro_ibvi.front.files import check_fit, read_network
+from pyro_ibvi.front.files import check_fit, read_network, state_of
 from pyro_ibvi.front.network import VariationalNetwork
 from pyro_ibvi.models import RandomModule
 from pyro_ibvi.models.choices import Prior
@@ -78,7 +78,7 @@ def load(
     with own_random_numbers():
         given = {"likelihood": likelihood, "output": output, "prior": dict(prior or {})}
         bnn = _rebuilt(path, header, net, given)
-    check_fit(path, tensors, bnn.state())
+    check_fit(path, tensors, state_of(bnn.model, bnn.guide))
     for kind, module in (("model", bnn.model), ("guide", bnn.guide)):
         prefix = f"{kind}."
         module.load_state_dict(

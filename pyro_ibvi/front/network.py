@@ -17,7 +17,7 @@ from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, settled_num_data
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
-from pyro_ibvi.front.files import write_network
+from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
 from pyro_ibvi.front.recipe import as_random, default_optimizer
 from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
@@ -25,15 +25,8 @@ from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Parametrization
 from pyro_ibvi.mup.roles import RoleOverrides
-from pyro_ibvi.prediction import (
-    FrozenDraws,
-    Prediction,
-    Temperature,
-    evaluate,
-    frozen_draws,
-    mean_network,
-    predict,
-)
+from pyro_ibvi.prediction import Prediction, Temperature, evaluate, mean_network, predict
+from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws
 from pyro_ibvi.training import History, MuPOptim, fit
 
 #: Draws of the weights by which the validation data are predicted after each epoch.
@@ -49,13 +42,14 @@ class VariationalNetwork:
 
     What is random follows the targets. For class labels (``Categorical``, ``Bernoulli``) the
     weights of linear layers, and of convolutions behind the first, start at the network's and have
-    noise relative to them, ``Multiplicative(0.35, rate=0.0)``, less for convolutions and for few
-    features, with a draw for each datum in a step; the linear layers behind convolutions are a
-    mixture of four where that is cheap. SGD's rates are then those of ordinary training of this
-    network; to tune them on a smaller one pass ``parametrization=MaximalUpdate(base=small)``. For
-    other targets, where there is no such layer, and where ``stochastic`` or ``init_scale`` is
-    given, it is the paper's recipe: a low-rank factor in the first and the last layer, from the
-    prior on. A ``covariance`` says which of the two. See *Choose a guide and its covariance*.
+    noise relative to them, ``Multiplicative(0.35, rate=0.0)``, less for convolutions, for few
+    features and for tables of many rows, with a draw for each datum in a step; linear layers
+    behind convolutions are a mixture of four where that is cheap. SGD's rates are then those of
+    ordinary training of this network; to tune them on a smaller one pass
+    ``parametrization=MaximalUpdate(base=small)``. For other targets, where there is no such layer,
+    and where ``stochastic`` or ``init_scale`` is given, it is the paper's recipe: a low-rank
+    factor in the first and the last layer, from the prior on. A ``covariance`` says which of the
+    two. See *Choose a guide and its covariance*.
 
     Args:
         net: The network, as it is; or a :class:`~pyro_ibvi.RandomModule` for choices beyond
@@ -162,6 +156,7 @@ class VariationalNetwork:
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
         self.temperature = 1.0
+        self._recipe = recipe
 
     @named_arguments(passed_to=fit, elsewhere=OF_FIT)
     def fit(
@@ -202,11 +197,20 @@ class VariationalNetwork:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             draws = self._draws(_NUM_VALID_SAMPLES, None)
             options.setdefault("metrics", partial(validation_scores, **draws))
-        self.model.num_data = settled_num_data(num_data, batches, self.model.num_data_in)
+        self.set_num_data(settled_num_data(num_data, batches, self.model.num_data_in))
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
         return self.history
+
+    def set_num_data(self, num_data: int) -> None:
+        """Says how many data there are, for steps of one's own; :meth:`fit` counts them.
+
+        Args:
+            num_data: Number of training data, with which the default's noise on tables goes.
+        """
+        self.model.num_data = num_data
+        self._recipe.settle(self.guide, self.net, num_data)
 
     @named_arguments()
     def predict(
@@ -313,15 +317,7 @@ class VariationalNetwork:
         check_parts(self)
         choices = describe_choices(self.model, self.guide)
         choices |= {"temperature": self.temperature, "draws": getattr(self.loss, "draws", None)}
-        write_network(path, choices, self.state())
-
-    def state(self) -> dict[str, Any]:
-        """Tensors of model and guide, by the names that they have in a saved file."""
-        return {
-            f"{kind}.{name}": value
-            for kind, module in (("model", self.model), ("guide", self.guide))
-            for name, value in module.state_dict().items()
-        }
+        write_network(path, choices, state_of(self.model, self.guide))
 
     def mean_network(self) -> nn.Module:
         """The plain network with each weight at its mean, see :mod:`pyro_ibvi.prediction`."""

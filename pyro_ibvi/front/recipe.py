@@ -5,9 +5,6 @@ factor keep their size while the means grow around them, so that the noise fades
 noise relative to the mean grows with it (page *Choose a guide and its covariance*). On tables with
 a learned noise scale it was the other way round.
 
-Where a layer reads many features, each says little that others do not, and noise on them keeps a
-network from learning single data by heart. Of two features each says what no other does.
-
 A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
 convolutions are the trunk, a mixture over the linear layers behind them costs little and is what
 an ensemble gains most by.
@@ -30,6 +27,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import is_parallel
+from pyro_ibvi.front.noise import noise_on_features, settle_noise
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
     RandomModule,
@@ -55,9 +53,6 @@ _CONV = nn.modules.conv._ConvNd
 _OF_EACH_DATUM = {nn.Sequential, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Dropout}
 _OF_EACH_DATUM |= {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish}
 _OF_EACH_DATUM |= {nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish}
-
-#: Number of features from which on a layer that reads data bears the noise of the others.
-_MANY_FEATURES = 32
 
 #: Number of random weights of a component up to which several of them are the default.
 _MAX_OF_COMPONENT = 10**6
@@ -108,7 +103,9 @@ class Recipe:
         }
         convolutions = [net.site_name(n) for n, layer in inner.items() if isinstance(layer, _CONV)]
         covariance = self.covariance
-        special = self._of_data(net)
+        special = {}
+        if self.stochastic == LINEAR_AND_INNER_WEIGHTS:
+            special = noise_on_features(net, covariance)
         if self.of_convolutions is not None:
             special |= dict.fromkeys(convolutions, self.of_convolutions)
         if special:
@@ -139,19 +136,18 @@ class Recipe:
         is_for_numbers = self.draws == "batch" and not is_of_labels(model.likelihood)
         return 2 if is_for_numbers and _treats_data_alone(model.net.network) else self.draws
 
-    def _of_data(self, net: RandomModule) -> dict[str, Multiplicative]:
-        """The noise of linear layers that read few features, by site."""
-        if self.stochastic != LINEAR_AND_INNER_WEIGHTS:
-            return {}
-        std: float = self.covariance.std
-        of_data = {
-            n: net.roles[n].fans.fan_in for n in net.stochastic if net.roles[n].role == "input"
-        }
-        return {
-            net.site_name(name): replace(self.covariance, std=std * num / _MANY_FEATURES)
-            for name, num in of_data.items()
-            if num < _MANY_FEATURES
-        }
+    def settle(
+        self, guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int
+    ) -> None:
+        """Sets the noise by the number of data, where the user has chosen none.
+
+        Args:
+            guide: The guide.
+            net: The random network.
+            num_data: Number of training data.
+        """
+        if self == RELATIVE:
+            settle_noise(guide, net, num_data)
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
         """More than one behind convolutions, where that costs little time and memory."""

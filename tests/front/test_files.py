@@ -15,6 +15,7 @@ from torch import nn
 import pyro_ibvi as ibvi
 from pyro_ibvi.front import files
 from pyro_ibvi.front.choices import describe, restore
+from pyro_ibvi.front.files import state_of
 from pyro_ibvi.models import Standardized
 from tests.front.conftest import make_net
 from tests.full_disk import full_disk
@@ -102,7 +103,8 @@ def test_double_precision_is_kept_whatever_the_default(tmp_path):
     bnn.save(tmp_path / "net.ibvi")
     again = ibvi.load(tmp_path / "net.ibvi", make_net().double())
     for found in (bnn, again):
-        kinds = {v.dtype for v in found.state().values() if v.is_floating_point()}
+        state = state_of(found.model, found.guide)
+        kinds = {v.dtype for v in state.values() if v.is_floating_point()}
         assert kinds == {torch.float64}
         assert torch.equal(found.predict(x, seed=0).mean, bnn.predict(x, seed=0).mean)
     half = ibvi.VariationalNetwork(make_net().bfloat16(), likelihood)

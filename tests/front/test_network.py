@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.front.files import state_of
 from pyro_ibvi.models import MultiTask
 from tests.front.conftest import make_net
 
@@ -160,8 +161,8 @@ def test_a_copy_and_a_pickle_train_as_the_original(how, num_components):
     for one in (other, bnn):
         torch.manual_seed(1)
         one.fit(x, y, num_epochs=2, batch_size=20, progress=False)
-    expected = bnn.state()
-    for name, value in other.state().items():
+    expected = state_of(bnn.model, bnn.guide)
+    for name, value in state_of(other.model, other.guide).items():
         assert torch.equal(value, expected[name])
     assert str(ibvi.roles(other.guide)) == str(ibvi.roles(bnn.guide))
 

@@ -18,7 +18,7 @@ x, y = torch.tensor(x / 8 - 1, dtype=torch.float32), torch.tensor(y)
 data = TensorDataset(x[:1200], y[:1200])
 net = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 10))
 bnn = ibvi.VariationalNetwork(net, ibvi.Categorical()).to(device)
-bnn.model.num_data = len(data)  # of all processes together, not of one's share
+bnn.set_num_data(len(data))  # of all processes together, not of one's share
 
 loss = DistributedDataParallel(bnn.loss(bnn.model, bnn.guide))
 optimizer, _ = bnn.optim.make_torch()

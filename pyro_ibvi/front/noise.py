@@ -1,0 +1,103 @@
+"""How much relative noise a network bears, by the features and the data that there are.
+
+Where a layer reads many features, each says little that others do not, and noise on them keeps a
+network from learning single data by heart. Of two features each says what no other does. Many data
+for each feature cannot be learned by heart, and there noise is information lost: first that on the
+features, then that in the layers behind (page *Results*).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
+from pyro_ibvi.models import RandomModule
+
+#: Number of features from which on a layer that reads data bears the noise of the others.
+_MANY_FEATURES = 32
+#: Data for each feature from which on features bear less, and from which on all layers do.
+_DATA_OF_FEATURES, _DATA_OF_ALL = 200, 400
+
+#: Layers of networks that read each feature once: others read words, pixels or times.
+_OF_TABLES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+
+
+def share_of_features(num_features: int) -> float:
+    """Noise on features, in units of that of hidden units, by how many a layer reads.
+
+    Args:
+        num_features: Their number.
+
+    Returns:
+        The share, 1 at most.
+    """
+    return min(1.0, num_features / _MANY_FEATURES)
+
+
+def data_shares(density: float) -> tuple[float, float]:
+    """What many data leave of the noise.
+
+    Args:
+        density: Number of training data for each feature.
+
+    Returns:
+        The shares of the noise on features and of that of hidden units, 1 at most.
+    """
+    on_features = min(1.0, _DATA_OF_FEATURES / density)
+    return on_features, min(1.0, math.sqrt(_DATA_OF_ALL / density))
+
+
+def noise_on_features(net: RandomModule, noise: Multiplicative) -> dict[str, Multiplicative]:
+    """The noise of linear layers that read few features.
+
+    Args:
+        net: The random network.
+        noise: The noise of hidden units.
+
+    Returns:
+        The noise by site.
+    """
+    shares = {name: share_of_features(num) for name, num in _features(net).items()}
+    return {
+        net.site_name(name): replace(noise, std=noise.std * share)
+        for name, share in shares.items()
+        if share < 1
+    }
+
+
+def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int) -> None:
+    """Sets a guide's relative noise by the number of data, where the network is one of tables.
+
+    Args:
+        guide: The guide, whose noise is held where it starts.
+        net: The random network.
+        num_data: Number of training data.
+    """
+    features = _features(net)
+    if not features or not _is_of_tables(net.network):
+        return
+    on_features, on_all = data_shares(num_data / sum(features.values()))
+    shares = dict.fromkeys(net.stochastic, on_all) | dict.fromkeys(features, on_features)
+    by_site = {net.site_name(name): share for name, share in shares.items()}
+    for component in guide.components:
+        for layer in component.layers:
+            for site in layer.sites:
+                std: float = layer.covariance.std  # type: ignore[union-attr]
+                with torch.no_grad():
+                    component.factor(site.name).fill_(std * by_site[site.name])
+
+
+def _features(net: RandomModule) -> dict[str, int]:
+    """Numbers of features that layers with noise on them read, by parameter."""
+    roles = {name: net.roles[name] for name in net.stochastic}
+    return {name: role.fans.fan_in for name, role in roles.items() if role.role == "input"}
+
+
+def _is_of_tables(network: nn.Module) -> bool:
+    """Whether a network has no layer that reads words, pixels or times."""
+    with_parameters = (m for m in network.modules() if any(True for _ in m.parameters(False)))
+    return all(isinstance(module, _OF_TABLES) for module in with_parameters)

@@ -1,0 +1,128 @@
+"""How much noise the default has, by features and data."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_ibvi as ibvi
+
+NOISE = 0.35
+
+
+def table_network(num_features: int = 4) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Linear(num_features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()),
+        nn.Linear(8, 3),
+    )
+
+
+def relative(bnn: ibvi.VariationalNetwork, name: str) -> float:
+    """Standard deviation of a layer's noise in units of its mean, one for all of its weights."""
+    ratio = bnn.guide.scale(f"net.{name}") / bnn.guide.loc(f"net.{name}").abs()
+    torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
+    return ratio.flatten()[0].item()
+
+
+@pytest.mark.parametrize("num_components", [1, 2])
+@pytest.mark.parametrize(
+    ("num_features", "num_data", "on_features", "on_hidden"),
+    [
+        (4, 800, NOISE / 8, NOISE),  # 200 data for each feature
+        (4, 1600, NOISE / 16, NOISE),
+        (4, 6400, NOISE / 64, NOISE / 2),
+        (64, 12_800, NOISE, NOISE),
+        (64, 102_400, NOISE / 8, NOISE / 2),
+    ],
+)
+def test_many_data_for_each_feature_leave_less(
+    num_features: int, num_data: int, on_features: float, on_hidden: float, num_components: int
+) -> None:
+    bnn = ibvi.VariationalNetwork(
+        table_network(num_features), ibvi.Categorical(), num_components=num_components
+    )
+    for _ in range(2):  # again is the same
+        bnn.set_num_data(num_data)
+    assert bnn.model.num_data == num_data
+    assert relative(bnn, "0.weight") == pytest.approx(on_features, rel=1e-5)
+    assert relative(bnn, "3.weight") == pytest.approx(on_hidden, rel=1e-5)
+    assert relative(bnn, "5.weight") == pytest.approx(on_hidden, rel=1e-5)
+
+
+def test_fit_counts_the_data() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(3200, 2), torch.randint(3, (3200,))
+    bnn = ibvi.VariationalNetwork(table_network(2), ibvi.Categorical())
+    assert relative(bnn, "3.weight") == pytest.approx(NOISE)
+    bnn.fit(x, y, num_epochs=1, batch_size=400, progress=False)
+    assert relative(bnn, "3.weight") == pytest.approx(NOISE / 2, rel=1e-5)
+    assert relative(copy.deepcopy(bnn), "3.weight") == pytest.approx(NOISE / 2, rel=1e-5)
+    bnn.fit(x[:400], y[:400], num_epochs=1, batch_size=400, progress=False)
+    assert relative(bnn, "3.weight") == pytest.approx(NOISE, rel=1e-5)
+
+
+def test_a_file_keeps_the_noise(tmp_path: Path) -> None:
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Categorical())
+    bnn.set_num_data(6400)
+    bnn.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", table_network())
+    assert relative(again, "0.weight") == pytest.approx(NOISE / 64, rel=1e-5)
+    assert relative(again, "5.weight") == pytest.approx(NOISE / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"covariance": ibvi.Multiplicative(0.4, rate=0.0)},
+        {"covariance": ibvi.Multiplicative(0.4)},
+        {"stochastic": "all weights", "covariance": ibvi.Multiplicative(0.4, rate=0.0)},
+    ],
+)
+def test_noise_that_is_chosen_stays(choice: dict[str, Any]) -> None:
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Categorical(), **choice)
+    before = relative(bnn, "0.weight")
+    bnn.set_num_data(10**6)
+    assert relative(bnn, "0.weight") == before
+    assert relative(bnn, "5.weight") == pytest.approx(0.4, rel=1e-5)
+
+
+class OverTime(nn.Module):
+    """One feature at each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.over, self.out = nn.Linear(1, 8), nn.GRU(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.over(self.embed(x).relu())[0][-1])
+
+
+class OfPixels(nn.Sequential):
+    """Convolutions beside a linear layer that reads data."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 8, 3, padding=1), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(32, 3)),
+        )
+
+
+@pytest.mark.parametrize("make", [OverTime, OfPixels])
+def test_networks_of_words_pixels_and_times_keep_theirs(make: Any) -> None:
+    bnn = ibvi.VariationalNetwork(make(), ibvi.Categorical(), num_components=1)
+    before = {name: bnn.guide.scale(f"net.{name}") for name in bnn.net.stochastic}
+    bnn.set_num_data(10**6)
+    for name, scale in before.items():
+        assert torch.equal(bnn.guide.scale(f"net.{name}"), scale)
+
+
+def test_numbers_have_the_papers_noise() -> None:
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Normal(0.1))
+    before = bnn.guide.scale("net.0.weight")
+    bnn.set_num_data(10**6)
+    assert torch.equal(bnn.guide.scale("net.0.weight"), before)
