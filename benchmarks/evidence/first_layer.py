@@ -120,23 +120,22 @@ def network(num_features: int, num_classes: int) -> nn.Sequential:
     )
 
 
-def run(problem: Problem, scale: float | str, seed: int) -> float:
+def relative(net: nn.Module, on_features: float, behind: float) -> dict[str, Any]:
+    """The choices of relative noise, on features and behind the first layer."""
+    first = {"input": ibvi.Multiplicative(on_features, rate=0.0)} if on_features else {}
+    noise = ibvi.Multiplicative(behind, rate=0.0)
+    return {
+        "stochastic": "linear+inner weights" if on_features else "inner weights",
+        "covariance": {**first, "hidden": noise, "output": noise},
+        "init_loc_fn": ibvi.init_to_network,
+        "parametrization": ibvi.MaximalUpdate(base=net),
+        "draws": "datum",
+    }
+
+
+def trained(problem: Problem, net: nn.Module, data: Split, seed: int, **choices: Any) -> float:
     """Negative log-likelihood of the data held out."""
-    x, y, x_valid, y_valid = problem.splits(seed)
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    net = network(x.shape[1], int(y.max()) + 1) if x.dim() == 2 else mlp_784()
-    choices: dict[str, Any] = {}
-    if scale != "recipe":
-        noise = ibvi.Multiplicative(0.35, rate=0.0)
-        first = {"input": ibvi.Multiplicative(float(scale), rate=0.0)} if scale else {}
-        choices = {
-            "stochastic": "linear+inner weights" if scale else "inner weights",
-            "covariance": {**first, "hidden": noise, "output": noise},
-            "init_loc_fn": ibvi.init_to_network,
-            "parametrization": ibvi.MaximalUpdate(base=net),
-            "draws": "datum",
-        }
+    x, y, x_valid, y_valid = data
     bnn = ibvi.VariationalNetwork(
         net,
         ibvi.Categorical(),
@@ -146,6 +145,17 @@ def run(problem: Problem, scale: float | str, seed: int) -> float:
     )
     bnn.fit(x, y, num_epochs=problem.epochs, batch_size=problem.batch_size, progress=False)
     return ibvi.score(bnn.predict(x_valid, seed=seed), y_valid)["nll"]
+
+
+def run(problem: Problem, scale: float | str, seed: int) -> float:
+    """Negative log-likelihood of the data held out."""
+    data = problem.splits(seed)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    x, y = data[:2]
+    net = network(x.shape[1], int(y.max()) + 1) if x.dim() == 2 else mlp_784()
+    choices = {} if scale == "recipe" else relative(net, float(scale), 0.35)
+    return trained(problem, net, data, seed, **choices)
 
 
 def main() -> None:

@@ -226,6 +226,21 @@ def first_layer_table() -> str:
     return table(header, rows)
 
 
+def many_data_table() -> str:
+    """Loss of relative noise on tables, by the number of data for each feature."""
+    values: dict[tuple[float, str], dict[str, list[float]]] = {}
+    for record in read(RESULTS / "many_data.jsonl"):
+        of_data = values.setdefault((record["density"], record["data"]), {})
+        of_data.setdefault(record["noise"], []).append(record["nll"])
+    names = list(next(iter(values.values()), {}))
+    rows = [
+        [name, f"{density:.0f}", *(shown(of_data[noise], 3) for noise in names)]
+        for (density, name), of_data in sorted(values.items())
+        if list(of_data) == names
+    ]
+    return table(["", "data for each feature", *names], rows)
+
+
 def relative_noise_table() -> str:
     """What each choice of the recipe of relative noise does to the loss on validation images."""
     rows = []

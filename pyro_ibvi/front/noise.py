@@ -1,14 +1,14 @@
 """How much relative noise a network bears, by the features and the data that there are.
 
 Where a layer reads many features, each says little that others do not, and noise on them keeps a
-network from learning single data by heart. Of two features each says what no other does. Many data
-for each feature cannot be learned by heart, and there noise is information lost: first that on the
-features, then that in the layers behind (page *Results*).
+network from learning single data by heart. Of few features each says what no other does, and where
+what counts is a small difference of two, noise on them hides it. Many data for each feature cannot
+be learned by heart, and there noise is information lost: first that on the features, then that in
+the layers behind (page *Results*).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -17,10 +17,12 @@ from torch import nn
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule
 
-#: Number of features from which on a layer that reads data bears the noise of the others.
-_MANY_FEATURES = 32
-#: Data for each feature from which on features bear less, and from which on all layers do.
-_DATA_OF_FEATURES, _DATA_OF_ALL = 200, 400
+#: Numbers of features up to which a layer that reads data bears no noise, and from which on it
+#: bears that of the others.
+_FEW_FEATURES, _MANY_FEATURES = 16, 32
+#: Data for each feature from which on features bear less, and from which on they bear none and
+#: the layers behind bear less.
+_SOME_DATA, _MANY_DATA = 200, 400
 
 #: Layers of networks that read each feature once: others read words, pixels or times.
 _OF_TABLES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -33,9 +35,9 @@ def share_of_features(num_features: int) -> float:
         num_features: Their number.
 
     Returns:
-        The share, 1 at most.
+        The share, between 0 and 1.
     """
-    return min(1.0, num_features / _MANY_FEATURES)
+    return _ramp(_FEW_FEATURES, num_features, _MANY_FEATURES)
 
 
 def data_shares(density: float) -> tuple[float, float]:
@@ -45,14 +47,15 @@ def data_shares(density: float) -> tuple[float, float]:
         density: Number of training data for each feature.
 
     Returns:
-        The shares of the noise on features and of that of hidden units, 1 at most.
+        The shares of the noise on features and of that of hidden units, between 0 and 1.
     """
-    on_features = min(1.0, _DATA_OF_FEATURES / density)
-    return on_features, min(1.0, math.sqrt(_DATA_OF_ALL / density))
+    return 1 - _ramp(_SOME_DATA, density, _MANY_DATA), min(1.0, _MANY_DATA / density)
 
 
-def noise_on_features(net: RandomModule, noise: Multiplicative) -> dict[str, Multiplicative]:
-    """The noise of linear layers that read few features.
+def noise_on_features(
+    net: RandomModule, noise: Multiplicative
+) -> dict[str, Multiplicative | None]:
+    """The noise of linear layers that read few features, None for none.
 
     Args:
         net: The random network.
@@ -63,7 +66,7 @@ def noise_on_features(net: RandomModule, noise: Multiplicative) -> dict[str, Mul
     """
     shares = {name: share_of_features(num) for name, num in _features(net).items()}
     return {
-        net.site_name(name): replace(noise, std=noise.std * share)
+        net.site_name(name): replace(noise, std=noise.std * share) if share else None
         for name, share in shares.items()
         if share < 1
     }
@@ -85,10 +88,12 @@ def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_d
     by_site = {net.site_name(name): share for name, share in shares.items()}
     for component in guide.components:
         for layer in component.layers:
+            if not isinstance(layer.covariance, Multiplicative):
+                continue
             for site in layer.sites:
-                std: float = layer.covariance.std  # type: ignore[union-attr]
                 with torch.no_grad():
-                    component.factor(site.name).fill_(std * by_site[site.name])
+                    std = layer.covariance.std * by_site[site.name]
+                    component.factor(site.name).fill_(std)
 
 
 def _features(net: RandomModule) -> dict[str, int]:
@@ -101,3 +106,8 @@ def _is_of_tables(network: nn.Module) -> bool:
     """Whether a network has no layer that reads words, pixels or times."""
     with_parameters = (m for m in network.modules() if any(True for _ in m.parameters(False)))
     return all(isinstance(module, _OF_TABLES) for module in with_parameters)
+
+
+def _ramp(start: float, value: float, end: float) -> float:
+    """0 up to the start, 1 from the end on, a straight line between them."""
+    return min(1.0, max(0.0, (value - start) / (end - start)))
