@@ -24,6 +24,7 @@ from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.front.batches import count_rows
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.pairing.counting import counting
 from pyro_ibvi.prediction import Prediction, predict, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
@@ -31,7 +32,7 @@ from pyro_ibvi.prediction.scores import join_parts, score_batches, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
 from pyro_ibvi.training.checks import check_no_data, check_schedule, check_svi, warn_of_sum
 from pyro_ibvi.training.schedules import Interval
-from pyro_ibvi.training.step import batch_size
+from pyro_ibvi.training.step import size_of
 
 __all__ = ["IBVIModule"]
 
@@ -167,14 +168,15 @@ class IBVIModule(lightning.LightningModule):
             FloatingPointError: If it is not finite.
         """
         args, kwargs = as_call(batch)
-        loss: Tensor = self.loss(*args, **kwargs)
+        with counting() as counted:
+            loss: Tensor = self.loss(*args, **kwargs)
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"The loss of batch {batch_idx} in epoch {self.current_epoch} is {value}: try a "
                 f"smaller lr, and look whether inputs and targets are standardized."
             )
-        size = batch_size(self.model, args, kwargs)
+        size = size_of(counted, self.model, args, kwargs)
         options: dict[str, Any] = {"batch_size": size, "sync_dist": True}
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, **options)
         self.log("train_loss_step", value, on_step=True, on_epoch=False, prog_bar=True)

@@ -36,7 +36,7 @@ from pyro_ibvi.objectives.pairs import Known
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
-from pyro_ibvi.objectives.sums import log_ratio, site_sums, sum_of_terms
+from pyro_ibvi.objectives.sums import log_ratio, mean_terms, site_sums, sum_of_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.weighing import Weights
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
@@ -293,11 +293,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             for _ in range(self.num_particles):
                 log_probs, scale, num_observed = route.log_likelihood(*args, **draws, **kwargs)
                 if self.reduction == "mean":  # in the traces' order, equal to the last digit
-                    if num_observed is None:
-                        scale = scale * (1.0 / (len(log_probs) * scale))
-                    else:  # 0 for a batch of which nothing was observed
-                        count = num_observed.sum()
-                        log_probs, scale = log_probs / torch.where(count > 0, count, 1.0), 1.0
+                    log_probs, scale = mean_terms(log_probs, scale, num_observed)
                 elbo = (log_probs if scale == 1.0 else log_probs * scale).sum()
                 yield -elbo.detach(), -elbo, [(route.observed, elbo.detach())]
             return
