@@ -28,6 +28,7 @@ class Verdict:
     Attributes:
         latents: Latent sites that reach terms, but none that is kept.
         idle: Latent sites that nothing was computed from.
+        is_cut: Whether there are such, and nothing that is kept has a gradient at all.
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
@@ -35,6 +36,7 @@ class Verdict:
 
     latents: tuple[str, ...]
     idle: tuple[str, ...]
+    is_cut: bool
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
@@ -59,13 +61,22 @@ class Verdict:
                 "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
                 f"they enter with keep_kl={keep}, or train with kl_weight=1."
             )
-        if self.idle:
+        if self.is_cut:
+            yield (
+                "No gradient of the data's log-likelihood reaches any of the latent sites "
+                f"{list(self.idle)}, so nothing is learned. A network's forward does that which "
+                "runs under torch.no_grad() or torch.inference_mode(), or whose output has left "
+                "autograd's graph: by detach(), .data, .item(), NumPy, argmax or torch.tensor(...)"
+                " of a tensor. Take that out of the forward; predictions need no gradients anyway."
+            )
+        elif self.idle:
             yield (
                 f"Nothing in this step was computed from the latent sites {list(self.idle)}. A "
                 "part of a network that these data do not pass, such as an expert that was given "
-                "none, learns when others pass it. What none ever passes stays where it started: "
-                "leave it out of what is random, or hold it at its prior with "
-                f"keep_kl={list(self.idle)}."
+                "none, learns when others pass it. What none ever passes stays where it started, "
+                "and so does what a detach() or torch.no_grad() in the forward cuts off: take "
+                "that out, or leave it out of what is random, RandomModule(net, stochastic=...), "
+                f"or hold it at its prior with keep_kl={list(self.idle)}."
             )
         if self.local:
             yield (
@@ -93,7 +104,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     for site in _evaluated(traces.guide):
         roots += [part for part in site["score_parts"] if isinstance(part, Tensor)]
     kept = Reachable(roots)
-    unmoved = _unmoved_latents(traces.guide_sites, traces, kept)
+    unmoved = _unmoved_latents(traces, kept)
     idle = _idle_latents(unmoved, traces)
     latents = [name for name in unmoved if name not in idle]
     params = _unmoved_parameters(traces, kept, idle)
@@ -101,6 +112,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     return Verdict(
         tuple(latents),
         tuple(idle),
+        bool(idle) and not any(root.requires_grad for root in roots),
         tuple(params),
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
@@ -111,7 +123,7 @@ def _evaluated(trace: Trace) -> Iterator[Site]:
     return (site for site in trace.nodes.values() if site["type"] == "sample")
 
 
-def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]:
+def _unmoved_latents(traces: Traces, kept: Reachable) -> list[str]:
     """Latents of the guide that reach no kept term, by their draw or by parameters of their own.
 
     The draw may go unused where the model takes the guide's parameters themselves, as the
@@ -122,7 +134,7 @@ def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]
     """
     drawn = {
         name: site["value"]
-        for name, site in sites.items()
+        for name, site in traces.guide_sites.items()
         if traces.guide_kinds[name] == "latent"
         and isinstance(site["value"], Tensor)
         and site["value"].requires_grad

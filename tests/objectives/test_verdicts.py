@@ -257,3 +257,53 @@ def test_an_idle_expert_is_told_from_what_a_prior_alone_sees():
     assert not torch.equal(guide.loc("net.experts.0.weight"), before[0])  # its turn
     held = ibvi.TraceExpectedLogLikelihood(reduction="mean", keep_kl=idle)
     assert messages(lambda: SVI(model, guide, optim, held).step(x, torch.ones(8, 1))) == []
+
+
+class Cut(nn.Module):
+    """Three layers, one of whose outputs leaves the graph in some way."""
+
+    def __init__(self, cut, place):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)])
+        self.cut, self.place = cut, place
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            x = self.cut(x) if i == self.place else x
+        return x
+
+
+def without_gradients(x):
+    with torch.no_grad():
+        return x + 0.0
+
+
+CUTS = {
+    "detach": lambda x: x.detach(),
+    "data": lambda x: x.data,
+    "no_grad": without_gradients,
+    "argmax": lambda x: x.argmax(-1, keepdim=True).to(x.dtype).expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_forward_that_cuts_the_gradients_hears_of_it(name, place):
+    net = ibvi.RandomModule(
+        Cut(CUTS[name], place), stochastic="all", example_input=torch.randn(8, 3)
+    )
+    model = ibvi.SupervisedModel(net, ibvi.Normal(1.0), num_data=8)
+    guide = ibvi.AutoMuPNormal(model)
+    optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide)
+    svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
+    before = {n: p.clone() for n, p in guide.named_parameters()}
+    (said,) = messages(lambda: svi.step(torch.randn(8, 3), torch.ones(8, 1)))
+    moved = {n for n, p in guide.named_parameters() if not torch.equal(p, before[n])}
+    cut_off = {n for n in before if int(n.split("layers.")[1][0]) <= place}
+    assert moved == before.keys() - cut_off
+    if place == 2:
+        assert said.startswith("No gradient of the data's log-likelihood reaches any")
+        assert "Take that out of the forward" in said
+    else:
+        assert "what a detach() or torch.no_grad() in the forward cuts off" in said
