@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.front.batches import count_rows
 from pyro_ibvi.models import SupervisedModel
@@ -215,6 +216,22 @@ class IBVIModule(lightning.LightningModule):
         """
         args, kwargs = as_call(batch)
         return self.forward(self._supervised.read(*args, **kwargs)[0])
+
+    def setup(self, stage: str) -> None:
+        """Refuses a module that was compiled as a whole.
+
+        Args:
+            stage: What is to be done.
+
+        Raises:
+            TypeError: If it was.
+        """
+        if self._compiler_ctx is not None or is_compiled(self):
+            raise TypeError(
+                "The IBVIModule is compiled as a whole, which takes minutes and gains nothing: "
+                "drawing weights is not what torch.compile is for. Compile the network before it "
+                "is wrapped, IBVIModule(VariationalNetwork(torch.compile(net), likelihood))."
+            )
 
     def on_train_start(self) -> None:
         """Counts the data, and gives each process draws of its own.

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
 from pyro_ibvi.objectives.sites import Site, Traces
 
@@ -32,6 +33,7 @@ class Verdict:
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
+        constant: Observed sites that a mean counts and nothing learned has a part in.
     """
 
     latents: tuple[str, ...]
@@ -40,14 +42,25 @@ class Verdict:
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
+    constant: tuple[str, ...]
 
     @property
     def names(self) -> set[str]:
         """Names of all that is wrong."""
-        return {*self.latents, *self.idle, *self.params, *self.local}
+        return {*self.latents, *self.idle, *self.params, *self.local, *self.constant}
 
     def __str__(self) -> str:
-        return " ".join(self._sentences())
+        return " ".join((*self._sentences(), *self._of_constant()))
+
+    def _of_constant(self) -> Iterator[str]:
+        if self.constant:
+            yield (
+                f"The observed sites {list(self.constant)} depend on no latent and no parameter: "
+                "they teach nothing, and reduction='mean' counts them among the observations that "
+                "it divides by. What poutine.condition holds is observed; to hold a latent at a "
+                "value and observe nothing, hide it: poutine.block(poutine.condition(model, "
+                f"data=...), hide={list(self.constant)})."
+            )
 
     def _sentences(self) -> Iterator[str]:
         found = [f"latent sites {list(self.latents)}"] * bool(self.latents)
@@ -87,7 +100,7 @@ class Verdict:
             )
 
 
-def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdict:
+def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local: bool) -> Verdict:
     """Judges a pair of weighted traces by the graph of the terms that were just evaluated.
 
     Nothing is run again. Draws without a gradient (discrete ones) are not judged.
@@ -95,6 +108,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     Args:
         traces: The traces; those sites are left in them whose terms are kept.
         dropped: Names of the model's sites whose terms are dropped.
+        reduction: ``"mean"`` if the terms are divided by the number of observations.
         allow_local: Whether the user means local latents to lose their KL.
 
     Returns:
@@ -108,7 +122,10 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     idle = _idle_latents(unmoved, traces)
     latents = [name for name in unmoved if name not in idle]
     params = _unmoved_parameters(traces, kept, idle)
-    local = () if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    local = [] if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    if not (allow_local or kept.is_hidden):
+        others = dropped - {*local, *unmoved}
+        local += latents_of_single_data(traces, others)
     return Verdict(
         tuple(latents),
         tuple(idle),
@@ -116,6 +133,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
         tuple(params),
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
+        tuple(_constant_sites(traces)) if reduction == "mean" else (),
     )
 
 
@@ -174,6 +192,16 @@ def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) 
         for name, value in _parameters(traces).items()
         if value.requires_grad and value not in kept and value in used
     ]
+
+
+def _constant_sites(traces: Traces) -> list[str]:
+    """The observed sites whose terms have no gradient, beside others that have one."""
+    terms = {
+        name: traces.model.nodes[name]["log_prob"].requires_grad
+        for name, kind in traces.model_kinds.items()
+        if kind == "observed" and name in traces.model.nodes
+    }
+    return [name for name, learns in terms.items() if not learns] if any(terms.values()) else []
 
 
 def _parameters(traces: Traces) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.contrib.gp.kernels import RBF
 from pyro.contrib.gp.likelihoods import Gaussian
 from pyro.contrib.gp.models import VariationalSparseGP
@@ -307,3 +308,31 @@ def test_a_forward_that_cuts_the_gradients_hears_of_it(name, place):
         assert "Take that out of the forward" in said
     else:
         assert "what a detach() or torch.no_grad() in the forward cuts off" in said
+
+
+def test_a_latent_that_is_held_counts_for_no_observation_once_it_is_hidden():
+    y = torch.randn(9)
+
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 9):
+            pyro.sample("y", dist.Normal(loc + shift, 1.0), obs=y)
+
+    def guide():
+        pyro.sample("loc", dist.Delta(pyro.param("start", torch.tensor(0.5))))
+
+    def step(held, reduction):
+        pyro.clear_param_store()
+        loss = ibvi.TraceExpectedLogLikelihood(reduction=reduction)
+        return SVI(held, guide, pyro.optim.SGD({"lr": 0.0}), loss).step()
+
+    data = {"shift": torch.tensor(0.3)}
+    conditioned = poutine.condition(model, data=data)
+    hidden = poutine.block(conditioned, hide=["shift"])
+    (said,) = messages(lambda: step(conditioned, "mean"))
+    assert said.startswith("The observed sites ['shift'] depend on no latent and no parameter")
+    assert "data=...), hide=['shift'])" in said
+    assert messages(lambda: step(conditioned, "sum")) == []
+    expected = -dist.Normal(0.8, 1.0).log_prob(y).mean().item()
+    assert step(hidden, "mean") == pytest.approx(expected, rel=1e-6)
