@@ -92,9 +92,7 @@ def test_a_network_that_returns_an_array_hears_that_it_learns_nothing():
             return super().forward(x).detach().numpy()
 
     bnn = ibvi.VariationalNetwork(ByNumPy(*mlp()), ibvi.Categorical())
-    with pytest.raises(
-        TypeError, match=r"returned a NumPy array, which has left autograd"
-    ):
+    with pytest.raises(TypeError, match=r"returned a NumPy array, which has left autograd"):
         bnn.fit(X, LABELS, **QUIET)
 
 
