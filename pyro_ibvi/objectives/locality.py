@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_ibvi.mup.roles import WEIGHT_KEY
 from pyro_ibvi.objectives.sites import Site, Traces
 
 
 def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
     """The latents each of whose elements moves the log-likelihood of its own datum alone.
-
-    Weights of networks are not looked into, for which data share what they are multiplied by.
 
     Args:
         traces: Weighted traces, whose graph is kept.
@@ -30,11 +27,7 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
     Returns:
         Their names.
     """
-    values = {
-        name: site["value"]
-        for name, site in traces.guide_sites.items()
-        if name in names and WEIGHT_KEY not in traces.model_sites[name]["infer"]
-    }
+    values = {name: site["value"] for name, site in traces.guide_sites.items() if name in names}
     values = {n: v for n, v in values.items() if isinstance(v, Tensor) and v.requires_grad}
     observed = [
         traces.model.nodes[name]
@@ -74,10 +67,11 @@ def _is_of_single_data(term: Tensor, dim: int, value: Tensor) -> bool:
         (gradient,) = torch.autograd.grad(
             term.select(dim, datum).sum(), value, retain_graph=True, allow_unused=True
         )
-        if gradient is None:
+        if gradient is not None:
+            axes = [axis for axis in axes if _reached(gradient, axis) == [datum]]
+        if gradient is None or not axes:  # as for a network's weights, at the first datum
             return False
-        axes = [axis for axis in axes if _reached(gradient, axis) == [datum]]
-    return bool(axes)
+    return True
 
 
 def _reached(gradient: Tensor, axis: int) -> list[int]:

@@ -34,6 +34,7 @@ class Verdict:
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
         constant: Observed sites that a mean counts and nothing learned has a part in.
+        drawn: Sites that are drawn from their prior in each step.
     """
 
     latents: tuple[str, ...]
@@ -43,16 +44,27 @@ class Verdict:
     users: tuple[str, ...]
     local: tuple[str, ...]
     constant: tuple[str, ...]
+    drawn: tuple[str, ...]
 
     @property
     def names(self) -> set[str]:
         """Names of all that is wrong."""
-        return {*self.latents, *self.idle, *self.params, *self.local, *self.constant}
+        learned = {*self.latents, *self.idle, *self.params, *self.local}
+        return learned | {*self.constant, *self.drawn}
 
     def __str__(self) -> str:
-        return " ".join((*self._sentences(), *self._of_constant()))
+        return " ".join((*self._sentences(), *self._of_other_sites()))
 
-    def _of_constant(self) -> Iterator[str]:
+    def _of_other_sites(self) -> Iterator[str]:
+        if self.drawn:
+            yield (
+                f"The guide has no sites {list(self.drawn)}, which are drawn from their prior in "
+                "each step and never learned. AutoMuPNormal of a SupervisedModel looks at the "
+                "network's parameters alone, so pyro.sample in a network's forward makes noise: "
+                "write torch.randn_like(x) if that is meant. A latent that shall be learned "
+                "belongs into a model written by hand, before the network runs: "
+                "z = pyro.sample(...); net(x, z), and AutoMuPNormal(that_model)."
+            )
         if self.constant:
             yield (
                 f"The observed sites {list(self.constant)} depend on no latent and no parameter: "
@@ -134,6 +146,7 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
         tuple(_constant_sites(traces)) if reduction == "mean" else (),
+        tuple(name for name, kind in traces.model_kinds.items() if kind == "predicted"),
     )
 
 

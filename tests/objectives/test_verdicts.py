@@ -336,3 +336,40 @@ def test_a_latent_that_is_held_counts_for_no_observation_once_it_is_hidden():
     assert messages(lambda: step(conditioned, "sum")) == []
     expected = -dist.Normal(0.8, 1.0).log_prob(y).mean().item()
     assert step(hidden, "mean") == pytest.approx(expected, rel=1e-6)
+
+
+class Drawing(nn.Linear):
+    """A plain network that draws in its forward."""
+
+    def forward(self, x):
+        return super().forward(x) + pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+def test_a_draw_in_a_forward_hears_that_it_is_noise_and_one_before_it_is_learned():
+    x, y = torch.randn(8, 3), torch.ones(8, 1)
+
+    def step(model, guide):
+        optim = ibvi.MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide)
+        svi = SVI(model, guide, optim, ibvi.TraceExpectedLogLikelihood(reduction="mean"))
+        return [m for m in messages(lambda: svi.step(x, y)) if not m.startswith("Found vars")]
+
+    model = ibvi.SupervisedModel(
+        ibvi.RandomModule(Drawing(3, 1), stochastic="all"), ibvi.Normal(1.0)
+    )
+    (said,) = step(model, ibvi.AutoMuPNormal(model))
+    assert said.startswith("The guide has no sites ['z'], which are drawn from their prior")
+
+    net = ibvi.RandomModule(nn.Linear(3, 1), stochastic="all")
+
+    def by_hand(x, y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        loc = net(x) + z
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+    guide = ibvi.AutoMuPNormal(by_hand)
+    guide.initialize(x, y)
+    before = guide.loc("z").clone()
+    assert step(by_hand, guide) == []
+    assert not torch.equal(guide.loc("z"), before)
