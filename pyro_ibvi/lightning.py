@@ -20,10 +20,12 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.front.batches import count_rows
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.pairing.counting import counting
 from pyro_ibvi.prediction import Prediction, predict, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
@@ -31,7 +33,7 @@ from pyro_ibvi.prediction.scores import join_parts, score_batches, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
 from pyro_ibvi.training.checks import check_no_data, check_schedule, check_svi, warn_of_sum
 from pyro_ibvi.training.schedules import Interval
-from pyro_ibvi.training.step import batch_size
+from pyro_ibvi.training.step import size_of
 
 __all__ = ["IBVIModule"]
 
@@ -167,14 +169,15 @@ class IBVIModule(lightning.LightningModule):
             FloatingPointError: If it is not finite.
         """
         args, kwargs = as_call(batch)
-        loss: Tensor = self.loss(*args, **kwargs)
+        with counting() as counted:
+            loss: Tensor = self.loss(*args, **kwargs)
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"The loss of batch {batch_idx} in epoch {self.current_epoch} is {value}: try a "
                 f"smaller lr, and look whether inputs and targets are standardized."
             )
-        size = batch_size(self.model, args, kwargs)
+        size = size_of(counted, self.model, args, kwargs)
         options: dict[str, Any] = {"batch_size": size, "sync_dist": True}
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, **options)
         self.log("train_loss_step", value, on_step=True, on_epoch=False, prog_bar=True)
@@ -213,6 +216,22 @@ class IBVIModule(lightning.LightningModule):
         """
         args, kwargs = as_call(batch)
         return self.forward(self._supervised.read(*args, **kwargs)[0])
+
+    def setup(self, stage: str) -> None:
+        """Refuses a module that was compiled as a whole.
+
+        Args:
+            stage: What is to be done.
+
+        Raises:
+            TypeError: If it was.
+        """
+        if self._compiler_ctx is not None or is_compiled(self):
+            raise TypeError(
+                "The IBVIModule is compiled as a whole, which takes minutes and gains nothing: "
+                "drawing weights is not what torch.compile is for. Compile the network before it "
+                "is wrapped, IBVIModule(VariationalNetwork(torch.compile(net), likelihood))."
+            )
 
     def on_train_start(self) -> None:
         """Counts the data, and gives each process draws of its own.

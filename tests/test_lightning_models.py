@@ -67,3 +67,13 @@ def test_any_pyro_model_is_trained_and_neither_predicts_nor_is_scored(tmp_path):
             call()
     with pytest.raises(TypeError, match=r"num_data=48 is for a SupervisedModel, and Slope"):
         make_slope(num_data=48)
+
+
+def test_a_module_that_is_compiled_as_a_whole_hears_what_to_compile():
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    module = torch.compile(
+        IBVIModule(ibvi.VariationalNetwork(net, ibvi.Normal(0.1))), backend="eager"
+    )
+    data = torch.utils.data.TensorDataset(torch.randn(4, 3), torch.randn(4, 1))
+    with pytest.raises(TypeError, match=r"IBVIModule\(VariationalNetwork\(torch\.compile\(net\)"):
+        make_trainer().fit(module, torch.utils.data.DataLoader(data))

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+#: Types that torch has by name, and cannot compare or add.
+_NAMED_ONLY = {torch.uint16, torch.uint32, torch.uint64}
+
 
 def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A batch as positional and keyword arguments.
@@ -144,7 +147,8 @@ def as_tensors(data: Any, dtype: torch.dtype, device: torch.device | None = None
     Args:
         data: The data, in nested tuples, lists and mappings.
         dtype: Floating point type that arrays of such numbers become: theirs is NumPy's default
-            rather than anybody's choice. Tensors stay as they are.
+            rather than anybody's choice. Tensors stay as they are, but for types that torch knows
+            by name only.
         device: Where they go.
 
     Returns:
@@ -158,11 +162,26 @@ def as_tensors(data: Any, dtype: torch.dtype, device: torch.device | None = None
     is_list = isinstance(data, list) and _holds_numbers(data)
     if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence) and not is_list:
         return _rebuilt(data, [as_tensors(part, dtype, device) for part in data])
-    if isinstance(data, Tensor) or not (is_array(data) or is_list):
+    if isinstance(data, Tensor):
+        return known_numbers(data)
+    if not (is_array(data) or is_list):
         return data
     array = _as_numbers(data)
     tensor = torch.as_tensor(np.require(array, requirements=["C", "W"]), device=device)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def known_numbers(tensor: Tensor) -> Tensor:
+    """A tensor of a type that torch can count with.
+
+    Args:
+        tensor: A tensor.
+
+    Returns:
+        The same, or whole numbers of 64 bits in the place of unsigned ones of 16 bits and more,
+        which torch does not even compare.
+    """
+    return tensor.long() if tensor.dtype in _NAMED_ONLY else tensor
 
 
 def is_array(data: Any) -> bool:

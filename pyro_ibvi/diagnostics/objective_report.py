@@ -124,7 +124,7 @@ def explain(
     with torch.enable_grad():  # from here on the traces hold only what counts
         loss.apply_weights(traces, weights, 1.0)
     dropped = {name for name, weight in weights[0].items() if weight == 0.0}
-    verdict = verdict_on(traces, dropped, allow_local=loss.allow_local)
+    verdict = verdict_on(traces, dropped, loss.reduction, allow_local=loss.allow_local)
     model_rows = [
         _row(
             site,

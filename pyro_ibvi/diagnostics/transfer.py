@@ -44,7 +44,7 @@ from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelih
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.loop import fit
 from pyro_ibvi.training.optim import MuPOptim
-from pyro_ibvi.training.step import batch_size
+from pyro_ibvi.training.step import check_observed, mean_of, measured
 
 #: Makes the loader for a size.
 LoaderOf: TypeAlias = Callable[[int], Iterable[Any]]
@@ -173,15 +173,15 @@ def _train(
     except FloatingPointError:
         return math.inf
     device = next(svi.guide.parameters()).device
-    total, num_data = 0.0, 0
+    losses = []
     with module_mode(svi.model, svi.guide, training=False):
         for batch in loss_loader:
             args, kwargs = as_call(to_device(batch, device))
-            size = batch_size(svi.model, args, kwargs)
-            with HANDLERS:
-                total += size * sum(svi.evaluate_loss(*args, **kwargs) for _ in range(num_draws))
-            num_data += size
-    value = total / (num_data * num_draws)
+            for _ in range(num_draws):
+                with HANDLERS:
+                    losses.append(measured(svi.evaluate_loss, svi.model, args, kwargs))
+    check_observed("validation", sum(each.size for each in losses))
+    value = mean_of(losses)
     return value if math.isfinite(value) else math.inf
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -22,7 +20,7 @@ from pyro_ibvi._util.inputs import (
     tensors_of,
 )
 from pyro_ibvi._util.samplers import num_drawn
-from pyro_ibvi.models.batches import TARGETS
+from pyro_ibvi.front.rows import as_row, check_holds_data, holds_rows
 from pyro_ibvi.models.supervised import SupervisedModel
 
 #: Gives the number of data in a batch, as a model does.
@@ -104,7 +102,9 @@ def as_batches(
 
     Raises:
         TypeError: If there are no batches to be had.
+        ValueError: If the data are an empty list.
     """
+    check_holds_data(data, y)
     if isinstance(data, Iterator):
         raise TypeError(
             "An iterator gives its batches once, for one epoch: pass a DataLoader, a data set, "
@@ -127,8 +127,10 @@ def as_batches(
         return TensorBatches(parts, batch_size, shuffle=shuffle)
     if isinstance(data, TensorDataset):
         return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
-    is_set = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
-    if is_set or (isinstance(data, list) and _holds_rows(data)):
+    if isinstance(data, list) and holds_rows(data):
+        data = [as_row(row, dtype, wide) for row in data]
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
@@ -199,25 +201,11 @@ def _rows(tensor: Tensor, *, rows: Tensor) -> Tensor:
     return tensor[rows.to(tensor.device)]
 
 
-def _holds_rows(data: list[Any]) -> bool:
-    """Whether these are single data, whose target is one number, rather than batches."""
-    first = data[0] if data else None
-    if isinstance(first, Mapping):
-        named = [first[name] for name in TARGETS if name in first]
-        return len(named) == 1 and _is_number(named[0])
-    return isinstance(first, (tuple, list)) and len(first) > 1 and _is_number(first[-1])
-
-
 def _parts_of(target: Any) -> set[int]:
     """Which objects are targets, one or those of several tasks."""
     several = target.values() if isinstance(target, Mapping) else target
     is_several = isinstance(target, (Mapping, tuple))
     return {id(target), *(map(id, several) if is_several else ())}
-
-
-def _is_number(value: Any) -> bool:
-    is_single = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
-    return is_single or isinstance(value, (Real, np.generic))
 
 
 def _is_pair(data: Any) -> bool:

@@ -16,6 +16,7 @@ from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, settled_num_data
 from pyro_ibvi.front.choices import describe_choices
+from pyro_ibvi.front.copying import state_to_copy, take_copied
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
@@ -31,7 +32,6 @@ from pyro_ibvi.training import History, MuPOptim, fit
 
 #: Draws of the weights by which the validation data are predicted after each epoch.
 _NUM_VALID_SAMPLES = 16
-_KNOWN = "known_of_model"
 
 
 class VariationalNetwork:
@@ -372,13 +372,10 @@ class VariationalNetwork:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A guide by itself is copied and pickled without its model, which comes along here.
-        return {**self.__dict__, _KNOWN: [one.known_of_model for one in self.guide.components]}
+        return state_to_copy(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for component, known in zip(self.guide.components, self.__dict__.pop(_KNOWN), strict=True):
-            component.rejoin(self.model, known)
+        take_copied(self, state)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"A VariationalNetwork has no {name!r}{what_is_meant(name)}.")

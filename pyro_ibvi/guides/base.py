@@ -67,6 +67,19 @@ class MuPGuide(nn.Module):
         """Draws every global site many times, the draws' dimension in front."""
         raise NotImplementedError
 
+    def draw_parts(self, num_samples: int, size: int) -> Iterator[dict[str, Tensor]]:
+        """Draws as :meth:`draw` does, part by part.
+
+        Args:
+            num_samples: Number of draws in all parts together.
+            size: Number of draws in a part, but for the last.
+
+        Yields:
+            The draws of a part.
+        """
+        for start in range(0, num_samples, size):
+            yield self.draw(min(size, num_samples - start))
+
     def rsample(self, layers: Sequence[Layer] | None = None) -> dict[str, Tensor]:
         """Draws every global site once, or those of some layers, differentiably."""
         raise NotImplementedError

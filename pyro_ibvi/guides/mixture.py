@@ -196,7 +196,6 @@ class AutoMuPMixture(PyroModule, MuPGuide):
         draws: dict[str, Tensor] = self._parts[self._any()](*args, **kwargs)
         return draws
 
-    @torch.no_grad()
     def draw(self, num_samples: int) -> dict[str, Tensor]:
         """Draws every global site many times, from the components in turn.
 
@@ -208,7 +207,26 @@ class AutoMuPMixture(PyroModule, MuPGuide):
         Returns:
             The draws by site name, the draws' dimension in front.
         """
-        components, first = self.components, self._any()
+        return self._draw_from(self._any(), num_samples)
+
+    def draw_parts(self, num_samples: int, size: int) -> Iterator[dict[str, Tensor]]:
+        """Draws as :meth:`draw` does, part by part: the components go on taking turns.
+
+        Args:
+            num_samples: Number of draws in all parts together.
+            size: Number of draws in a part, but for the last.
+
+        Yields:
+            The draws of a part.
+        """
+        first = self._any()
+        for start in range(0, num_samples, size):
+            yield self._draw_from(first + start, min(size, num_samples - start))
+
+    @torch.no_grad()
+    def _draw_from(self, first: int, num_samples: int) -> dict[str, Tensor]:
+        """Draws from the components in turn, beginning at one."""
+        components = self.components
         result: dict[str, Tensor] = {}
         for i in range(min(num_samples, len(components))):
             own = slice(i, num_samples, len(components))

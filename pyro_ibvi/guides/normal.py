@@ -257,7 +257,7 @@ class AutoMuPNormal(LayeredGuide):
                 "The model has no latent variables: there is nothing to infer. A network gets "
                 "random weights by RandomModule(net)."
             )
-        layers = group_layers(sites, self._covariance_choice)
+        layers = group_layers(sites, self._covariance_choice, weights)
         for kind in parameters.KINDS:
             self._modules[kind] = nn.Module()
         with torch.no_grad():

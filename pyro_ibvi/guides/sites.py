@@ -143,12 +143,17 @@ class Layer:
             )
 
 
-def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[Layer]:
+def group_layers(
+    sites: Mapping[str, Site],
+    choice: CovarianceChoice,
+    weights: Mapping[str, NetworkWeight | None],
+) -> list[Layer]:
     """Gives each site its covariance and puts sites that share noise together.
 
     Args:
         sites: Latent sites by name.
         choice: The guide's covariance argument.
+        weights: The network weights among the model's sites and parameters, by name.
 
     Returns:
         The layers, in the order of their first sites.
@@ -160,13 +165,7 @@ def group_layers(sites: Mapping[str, Site], choice: CovarianceChoice) -> list[La
     keys: dict[str, str] = {}
     if isinstance(choice, Mapping):
         keys = assigned(choice, sites, lambda name: _roles(sites[name]))
-        for pattern in choice:
-            if not assigned([pattern], sites, lambda name: _roles(sites[name])):
-                raise ValueError(
-                    f"covariance names {pattern!r}, which matches no site: use a role among "
-                    f"{sorted({str(_role(s)) for s in sites.values()})} or a name or pattern "
-                    f"for {list(sites)}."
-                )
+        _check_used(sites, choice, weights)
     layers: dict[Any, Layer] = {}
     kinds: list[Covariance] = []
     for site in sites.values():
@@ -207,6 +206,32 @@ def check_covariance(choice: CovarianceChoice) -> None:
                 f"Expected a covariance such as Diagonal() or LowRank(10), or a mapping from "
                 f"roles or site names to such; got {value!r}."
             )
+
+
+def _check_used(
+    sites: Mapping[str, Site],
+    choice: Mapping[str, Covariance | None],
+    weights: Mapping[str, NetworkWeight | None],
+) -> None:
+    """Refuses a choice for what is not there, or is there and not random."""
+    fixed = {name: w for name, w in weights.items() if w is not None and name not in sites}
+    for pattern in choice:
+        if assigned([pattern], sites, lambda name: _roles(sites[name])):
+            continue
+        meant = [*assigned([pattern], fixed, lambda name: (fixed[name].weight.layer_role,))]
+        if meant:
+            raise ValueError(
+                f"covariance names {pattern!r}, which are parameters that are not random here: "
+                f"{meant}. Make them so, RandomModule(net, stochastic=...) or "
+                f"VariationalNetwork(net, likelihood, stochastic=...): 'linear+inner weights' "
+                f"are those of all linear layers and of convolutions behind the first, 'all' is "
+                f"all. Random are {list(sites)}."
+            )
+        raise ValueError(
+            f"covariance names {pattern!r}, which matches no site: use a role among "
+            f"{sorted({str(_role(s)) for s in sites.values()})} or a name or pattern "
+            f"for {list(sites)}."
+        )
 
 
 def _covariance_of(site: Site, choice: CovarianceChoice, key: str | None) -> Covariance | None:

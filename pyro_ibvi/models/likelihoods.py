@@ -181,8 +181,6 @@ class Likelihood(PyroModule):
                 f"{tuple(output.shape)} the {name} likelihood expects {tuple(expected)}."
                 + self._shape_hint(target, output)
             )
-        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none
-            raise TypeError(f"The target has dtype {target.dtype}: pass y.long().")
         if self.discrete:
             return
         if not target.is_floating_point():

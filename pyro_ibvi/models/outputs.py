@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -123,6 +124,11 @@ def _only_reading(returned: Any) -> Tensor:
         raise TypeError(
             "The network returned a PackedSequence, whose first dimension is no batch: give "
             "SupervisedModel output=lambda out: pad_packed_sequence(out, batch_first=True)[0]."
+        )
+    if isinstance(returned, np.ndarray):
+        raise TypeError(
+            "The network returned a NumPy array, which has left autograd's graph, so that nothing "
+            "could be learned: let its forward return the tensor, without .detach().numpy()."
         )
     logits = returned.get("logits") if isinstance(returned, Mapping) else None
     if logits is None:

@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor
+from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor, known_numbers
 from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
@@ -146,7 +146,7 @@ class SupervisedModel(PyroModule):
 
     def _as_tensors(self, data: Any, least: torch.dtype | None = None) -> Any:
         if data is None or isinstance(data, Tensor):  # as in most steps
-            return data
+            return data if data is None else known_numbers(data)
         parameters = [p for _, p in self.net.runner.named_parameters() if p.is_floating_point()]
         like = parameters[0] if parameters else torch.empty(0)
         dtype = like.dtype if least is None else torch.promote_types(like.dtype, least)

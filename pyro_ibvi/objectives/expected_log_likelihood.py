@@ -36,7 +36,7 @@ from pyro_ibvi.objectives.pairs import Known
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
-from pyro_ibvi.objectives.sums import log_ratio, site_sums, sum_of_terms
+from pyro_ibvi.objectives.sums import log_ratio, mean_terms, site_sums, sum_of_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.weighing import Weights
 from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
@@ -118,6 +118,9 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         penalty: A divergence from the prior in closed form, added to the loss.
         head: Takes the expectation over a network's last layer in closed form.
 
+    Attributes:
+        routes: The ways without traces that were seen to give the same.
+
     Raises:
         TypeError: If ``kl_weight`` is not a number, or ``keep_kl`` holds anything but names.
         ValueError: If an option has a value outside its range. At a step: if the guide draws a
@@ -179,7 +182,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         self.draws = as_draws(draws)
         self.penalty = penalty
         self.head = head
-        self._routes = KnownRoutes()
+        self.routes = KnownRoutes()
         self._check_head()
 
     @property
@@ -288,30 +291,26 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
     ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]:
         """Yields loss, surrogate and each site's term of every particle."""
         route = direct_route(model, guide) if self._may_go_direct else None
-        if route is not None and route in self._routes and route.is_open(args, kwargs):
+        if route is not None and route in self.routes and route.is_open(args, kwargs):
             draws: Any = {} if self.draws == "batch" else {"draws": self.draws}
             for _ in range(self.num_particles):
                 log_probs, scale, num_observed = route.log_likelihood(*args, **draws, **kwargs)
                 if self.reduction == "mean":  # in the traces' order, equal to the last digit
-                    if num_observed is None:
-                        scale = scale * (1.0 / (len(log_probs) * scale))
-                    else:  # 0 for a batch of which nothing was observed
-                        count = num_observed.sum()
-                        log_probs, scale = log_probs / torch.where(count > 0, count, 1.0), 1.0
+                    log_probs, scale = mean_terms(log_probs, scale, num_observed)
                 elbo = (log_probs if scale == 1.0 else log_probs * scale).sum()
                 yield -elbo.detach(), -elbo, [(route.observed, elbo.detach())]
             return
         known = self._pairs.of(model, guide)
         for traces in self._get_traces(model, guide, args, kwargs):
             if known.judged:
-                self._routes.learn(route, *traces)
+                self.routes.learn(route, *traces)
             if known.judged and self.draws != "batch":
                 self._warn_of_one_draw(known, route)
             yield *self._differentiable_loss_particle(*traces), site_sums(*traces)
 
     def _warn_of_one_draw(self, known: Known, route: DirectRoute | None) -> None:
         """Says once that a pair goes by traces, unless that is its first step alone."""
-        is_first = route is not None and route in self._routes and not known.went_by_traces
+        is_first = route is not None and route in self.routes and not known.went_by_traces
         known.went_by_traces = True
         if not is_first and _DRAWS not in known.warned:
             known.warned.add(_DRAWS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NoReturn, cast
 
+import torch
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 from torch.distributed import is_available, is_initialized
@@ -75,6 +77,12 @@ class LossModule(ELBOModule):
             The loss, of shape ``()``: in nats per data set, or per datum for
             ``reduction="mean"``.
         """
+        run = self._loss
+        if "torch._dynamo" in sys.modules:  # Pyro's handlers are beyond it: it would take minutes
+            run = torch.compiler.disable(run)
+        return run(*args, **kwargs)
+
+    def _loss(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = cast(Tensor, super().forward(*args, **kwargs))
         if loss.requires_grad:
             note_learning(self.model, self.guide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent, constraints, transform_to
 
 from pyro_ibvi.objectives.sites import Site, Traces, unwrapped
+from pyro_ibvi.pairing.counting import tell_count
 
 
 def without_masked_values(site: Site) -> Tensor:
@@ -65,7 +67,7 @@ def own_masks(fn: Any) -> list[Tensor | bool]:
 
 
 def count_observations(
-    traces: Traces, max_plate_nesting: float, num_particles: int
+    traces: Traces, max_plate_nesting: float, num_particles: int, *, in_batch: bool = False
 ) -> Tensor | float:
     """Total number of observations behind the observed sites of a trace, per particle.
 
@@ -78,23 +80,30 @@ def count_observations(
         traces: The traces.
         max_plate_nesting: Number of plate dimensions, possibly infinite.
         num_particles: Number of particles that the batch dimensions hold.
+        in_batch: Whether a subsampled plate counts as what it holds, and no more.
 
     Returns:
-        A float, or a tensor of shape () where a mask or a scale is a tensor. At least 1 if
-        everything is masked out. Zero if nothing is observed at all.
+        A float, or a tensor of shape () where a mask or a scale is a tensor. Zero if nothing is
+        observed at all, or everything is masked out.
     """
     total: Tensor | float = 0.0
     for name, site in traces.model_sites.items():
         if traces.model_kinds[name] == "observed":
-            total = total + _observations(site, max_plate_nesting)
-    total = total / num_particles
-    return torch.where(total > 0, total, 1.0) if isinstance(total, Tensor) else total
+            share = _share_of_data(site) if in_batch else 1.0
+            total = total + _observations(site, max_plate_nesting) * share
+    return total / num_particles
+
+
+def _share_of_data(site: Site) -> float:
+    """The share of the data that subsampled plates leave of a site."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.full_size]
+    return math.prod(frame.size / frame.full_size for frame in frames)
 
 
 def counted_observations(
     traces: Traces, max_plate_nesting: float, num_particles: int
 ) -> Tensor | float:
-    """The number of observations, at least one of which there must be.
+    """The number of observations that a mean divides by, told to whoever asks for the batch's.
 
     Args:
         traces: The traces.
@@ -102,7 +111,7 @@ def counted_observations(
         num_particles: As for :func:`count_observations`.
 
     Returns:
-        As :func:`count_observations`.
+        As :func:`count_observations`, and at least 1 if everything is masked out.
 
     Raises:
         ValueError: If nothing is observed.
@@ -114,7 +123,8 @@ def counted_observations(
             "nothing (or masked all of it out). Pass the targets to the step, or use "
             "reduction='sum'."
         )
-    return count
+    tell_count(lambda: count_observations(traces, max_plate_nesting, num_particles, in_batch=True))
+    return torch.where(count > 0, count, 1.0) if isinstance(count, Tensor) else count
 
 
 def batch_shape(site: Site) -> torch.Size:

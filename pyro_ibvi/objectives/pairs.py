@@ -52,7 +52,7 @@ class Known:
         """
         if self.is_counting:
             count = count_observations(traces, max_plate_nesting, num_particles)
-            self.num_observed, self.is_counting = float(count), False
+            self.num_observed, self.is_counting = float(count) or 1.0, False
 
 
 class Pairs:

@@ -21,12 +21,16 @@ class Reachable:
 
     Args:
         roots: Tensors; those without a graph reach themselves only.
+
+    Attributes:
+        leaves: Identities of the leaves.
+        is_hidden: Whether there is such a block.
     """
 
     def __init__(self, roots: Iterable[Tensor]) -> None:
         self.leaves: set[int] = set()
         self._nodes: set[Any] = set()
-        self._is_hidden = False
+        self.is_hidden = False
         stack: list[Any] = []
         for root in roots:
             if root.grad_fn is not None:
@@ -38,13 +42,13 @@ class Reachable:
             if node is None or node in self._nodes:
                 continue
             self._nodes.add(node)
-            self._is_hidden |= node.name() == _HIDING
+            self.is_hidden |= node.name() == _HIDING
             if hasattr(node, "variable"):
                 self.leaves.add(id(node.variable))
             stack += [parent for parent, _ in node.next_functions]
 
     def __contains__(self, tensor: Tensor) -> bool:
-        if self._is_hidden:
+        if self.is_hidden:
             return True
         if tensor.grad_fn is not None:
             return tensor.grad_fn in self._nodes

@@ -101,8 +101,31 @@ class KnownRoutes:
         else:
             self._routes.discard(route)
 
+    def knows(self, model: Any, guide: Any) -> bool:
+        """Whether steps of a pair go without traces.
+
+        Args:
+            model: The model.
+            guide: The guide.
+
+        Returns:
+            Whether they do.
+        """
+        return direct_route(model, guide) in self
+
+    def trust(self, model: Any, guide: Any) -> None:
+        """Takes the route of a pair that is the copy of one whose route is known.
+
+        Args:
+            model: The model.
+            guide: The guide.
+        """
+        route = direct_route(model, guide)
+        if route is not None:
+            self._routes.add(route)
+
     def __contains__(self, route: object) -> bool:
-        return route in self._routes
+        return route is not None and route in self._routes
 
     def __reduce__(self) -> tuple[type[KnownRoutes], tuple[()]]:
         return KnownRoutes, ()

@@ -10,6 +10,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi.objectives.sites import sample_sites
+from pyro_ibvi.pairing.counting import tell_count
 
 
 def sum_of_terms(model_trace: Trace, guide_trace: Trace) -> Tensor:
@@ -62,3 +63,25 @@ def site_sums(*traces: Trace) -> list[tuple[str, Tensor]]:
         for trace in traces
         for name, site in sample_sites(trace)
     ]
+
+
+def mean_terms(
+    log_probs: Tensor, scale: float, num_observed: Tensor | None
+) -> tuple[Tensor, float]:
+    """Terms of data that add up to the mean over observations, whose number is told.
+
+    Args:
+        log_probs: Log-likelihoods of the data, shape ``(batch,)``.
+        scale: The scale from the batch to all data.
+        num_observed: Number of observations of each datum, None where it is 1.
+
+    Returns:
+        The terms, and what they are still to be multiplied by.
+    """
+    if num_observed is None:
+        num_data = len(log_probs)
+        tell_count(lambda: num_data)
+        return log_probs, scale * (1.0 / (num_data * scale))
+    count = num_observed.sum()  # 0 for a batch of which nothing was observed
+    tell_count(lambda: count)
+    return log_probs / torch.where(count > 0, count, 1.0), 1.0

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
 from pyro_ibvi.objectives.sites import Site, Traces
 
@@ -28,24 +29,50 @@ class Verdict:
     Attributes:
         latents: Latent sites that reach terms, but none that is kept.
         idle: Latent sites that nothing was computed from.
+        is_cut: Whether there are such, and nothing that is kept has a gradient at all.
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
+        constant: Observed sites that a mean counts and nothing learned has a part in.
+        drawn: Sites that are drawn from their prior in each step.
     """
 
     latents: tuple[str, ...]
     idle: tuple[str, ...]
+    is_cut: bool
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
+    constant: tuple[str, ...]
+    drawn: tuple[str, ...]
 
     @property
     def names(self) -> set[str]:
         """Names of all that is wrong."""
-        return {*self.latents, *self.idle, *self.params, *self.local}
+        learned = {*self.latents, *self.idle, *self.params, *self.local}
+        return learned | {*self.constant, *self.drawn}
 
     def __str__(self) -> str:
-        return " ".join(self._sentences())
+        return " ".join((*self._sentences(), *self._of_other_sites()))
+
+    def _of_other_sites(self) -> Iterator[str]:
+        if self.drawn:
+            yield (
+                f"The guide has no sites {list(self.drawn)}, which are drawn from their prior in "
+                "each step and never learned. AutoMuPNormal of a SupervisedModel looks at the "
+                "network's parameters alone, so pyro.sample in a network's forward makes noise: "
+                "write torch.randn_like(x) if that is meant. A latent that shall be learned "
+                "belongs into a model written by hand, before the network runs: "
+                "z = pyro.sample(...); net(x, z), and AutoMuPNormal(that_model)."
+            )
+        if self.constant:
+            yield (
+                f"The observed sites {list(self.constant)} depend on no latent and no parameter: "
+                "they teach nothing, and reduction='mean' counts them among the observations that "
+                "it divides by. What poutine.condition holds is observed; to hold a latent at a "
+                "value and observe nothing, hide it: poutine.block(poutine.condition(model, "
+                f"data=...), hide={list(self.constant)})."
+            )
 
     def _sentences(self) -> Iterator[str]:
         found = [f"latent sites {list(self.latents)}"] * bool(self.latents)
@@ -59,13 +86,22 @@ class Verdict:
                 "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
                 f"they enter with keep_kl={keep}, or train with kl_weight=1."
             )
-        if self.idle:
+        if self.is_cut:
+            yield (
+                "No gradient of the data's log-likelihood reaches any of the latent sites "
+                f"{list(self.idle)}, so nothing is learned. A network's forward does that which "
+                "runs under torch.no_grad() or torch.inference_mode(), or whose output has left "
+                "autograd's graph: by detach(), .data, .item(), NumPy, argmax or torch.tensor(...)"
+                " of a tensor. Take that out of the forward; predictions need no gradients anyway."
+            )
+        elif self.idle:
             yield (
                 f"Nothing in this step was computed from the latent sites {list(self.idle)}. A "
                 "part of a network that these data do not pass, such as an expert that was given "
-                "none, learns when others pass it. What none ever passes stays where it started: "
-                "leave it out of what is random, or hold it at its prior with "
-                f"keep_kl={list(self.idle)}."
+                "none, learns when others pass it. What none ever passes stays where it started, "
+                "and so does what a detach() or torch.no_grad() in the forward cuts off: take "
+                "that out, or leave it out of what is random, RandomModule(net, stochastic=...), "
+                f"or hold it at its prior with keep_kl={list(self.idle)}."
             )
         if self.local:
             yield (
@@ -76,7 +112,7 @@ class Verdict:
             )
 
 
-def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdict:
+def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local: bool) -> Verdict:
     """Judges a pair of weighted traces by the graph of the terms that were just evaluated.
 
     Nothing is run again. Draws without a gradient (discrete ones) are not judged.
@@ -84,6 +120,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     Args:
         traces: The traces; those sites are left in them whose terms are kept.
         dropped: Names of the model's sites whose terms are dropped.
+        reduction: ``"mean"`` if the terms are divided by the number of observations.
         allow_local: Whether the user means local latents to lose their KL.
 
     Returns:
@@ -93,17 +130,23 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     for site in _evaluated(traces.guide):
         roots += [part for part in site["score_parts"] if isinstance(part, Tensor)]
     kept = Reachable(roots)
-    unmoved = _unmoved_latents(traces.guide_sites, traces, kept)
+    unmoved = _unmoved_latents(traces, kept)
     idle = _idle_latents(unmoved, traces)
     latents = [name for name in unmoved if name not in idle]
     params = _unmoved_parameters(traces, kept, idle)
-    local = () if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    local = [] if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    if not (allow_local or kept.is_hidden):
+        others = dropped - {*local, *unmoved}
+        local += latents_of_single_data(traces, others)
     return Verdict(
         tuple(latents),
         tuple(idle),
+        bool(idle) and not any(root.requires_grad for root in roots),
         tuple(params),
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
+        tuple(_constant_sites(traces)) if reduction == "mean" else (),
+        tuple(name for name, kind in traces.model_kinds.items() if kind == "predicted"),
     )
 
 
@@ -111,7 +154,7 @@ def _evaluated(trace: Trace) -> Iterator[Site]:
     return (site for site in trace.nodes.values() if site["type"] == "sample")
 
 
-def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]:
+def _unmoved_latents(traces: Traces, kept: Reachable) -> list[str]:
     """Latents of the guide that reach no kept term, by their draw or by parameters of their own.
 
     The draw may go unused where the model takes the guide's parameters themselves, as the
@@ -122,7 +165,7 @@ def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]
     """
     drawn = {
         name: site["value"]
-        for name, site in sites.items()
+        for name, site in traces.guide_sites.items()
         if traces.guide_kinds[name] == "latent"
         and isinstance(site["value"], Tensor)
         and site["value"].requires_grad
@@ -162,6 +205,16 @@ def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) 
         for name, value in _parameters(traces).items()
         if value.requires_grad and value not in kept and value in used
     ]
+
+
+def _constant_sites(traces: Traces) -> list[str]:
+    """The observed sites whose terms have no gradient, beside others that have one."""
+    terms = {
+        name: traces.model.nodes[name]["log_prob"].requires_grad
+        for name, kind in traces.model_kinds.items()
+        if kind == "observed" and name in traces.model.nodes
+    }
+    return [name for name, learns in terms.items() if not learns] if any(terms.values()) else []
 
 
 def _parameters(traces: Traces) -> dict[str, Tensor]:

@@ -344,7 +344,7 @@ class ExpectedLogLikelihood:
     def _judge(self, traces: Traces, weights: Weights, known: Known) -> None:
         """Warns of what the objective cannot move, of each name once."""
         dropped = {name for name, weight in weights[0].items() if weight == 0.0}
-        verdict = verdict_on(traces, dropped, allow_local=self.allow_local)
+        verdict = verdict_on(traces, dropped, self.reduction, allow_local=self.allow_local)
         if not verdict.names <= known.warned:
             known.warned |= verdict.names
             warnings.warn(str(verdict), UserWarning, stacklevel=2)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pyro_ibvi._util.modes import owner_module
-from pyro_ibvi._util.network_copies import is_parallel
+from pyro_ibvi._util.network_copies import is_compiled, is_parallel
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
 
 
@@ -130,10 +130,17 @@ def check_unwrapped(**parts: Any) -> None:
         **parts: Model and guide, by what they are.
 
     Raises:
-        TypeError: If there is one, or the part is a whole that holds both.
+        TypeError: If there is one, the part is compiled, or it is a whole that holds both.
     """
     for name, part in parts.items():
         check_part(name, part)
+        if any(map(is_compiled, _owners(part))):
+            raise TypeError(
+                f"The {name} is compiled by torch.compile, which would follow every draw into "
+                f"Pyro: compile the network alone, before it is wrapped, "
+                f"RandomModule(torch.compile(net)) or "
+                f"VariationalNetwork(torch.compile(net), likelihood)."
+            )
         # DataParallel inside of a model that somebody wrote works in one process, and is theirs.
         kinds = [
             module

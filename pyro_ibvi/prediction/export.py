@@ -20,7 +20,7 @@ from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
 from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.mixture import whole_moments
-from pyro_ibvi.prediction.predictive import draw_parameters
+from pyro_ibvi.prediction.predictive import draw_parts
 from pyro_ibvi.prediction.seeds import seeded_numbers
 
 
@@ -99,9 +99,8 @@ def frozen_draws(
     networks: list[nn.Module] = []
     at_once = draws_to_make(model.net)
     with seeded_numbers(generator, guide):
-        for start in range(0, num_samples, at_once):
-            size = min(at_once, num_samples - start)
-            values = draw_parameters(model, guide, None, size)
+        for values in draw_parts(model, guide, None, num_samples, at_once):
+            size = min(at_once, num_samples - len(networks))
             networks += [_with_weights(model, _nth(model, values, i)) for i in range(size)]
     for network in networks[1:]:
         _share(networks[0], network, {_own_name(model, name) for name in model.net.stochastic})

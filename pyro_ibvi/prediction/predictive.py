@@ -294,8 +294,7 @@ def run_draws(
     num_run = min(most, rows.draws_to_run(batch_size)) if chunk_size is None else chunk_size
     is_cut = batch_size is not None and batch_size < rows.num_rows
     outputs = Outputs(num_samples, rows.num_rows if is_cut else None)
-    for start in range(0, num_samples, num_drawn):
-        values = draw_parameters(model, guide, rows.x, min(num_drawn, num_samples - start))
+    for values in draw_parts(model, guide, rows.x, num_samples, num_drawn):
         for chunk in _chunks(model, values, num_run):
             outputs.add(rows.run(chunk, part, batch_size) for part in rows.batches(batch_size))
     return outputs.whole()
@@ -304,6 +303,41 @@ def run_draws(
 def _read(model: SupervisedModel, batch: Any) -> tuple[Any, Any]:
     args, kwargs = as_call(batch)
     return model.read(*args, **kwargs)
+
+
+def draw_parts(
+    model: SupervisedModel, guide: Callable[..., Any], x: Any, num_samples: int, size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Draws of the network's parameters, part by part.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        x: Inputs, for guides that look at them.
+        num_samples: Number of draws in all parts together.
+        size: Number of draws in a part, but for the last.
+
+    Yields:
+        Parameters by name, as of :func:`draw_parameters`.
+    """
+    if isinstance(guide, MuPGuide):  # whose components take turns over all parts
+        for draws in guide.draw_parts(num_samples, size):
+            yield _with_draws(model, draws)
+        return
+    for start in range(0, num_samples, size):
+        yield draw_parameters(model, guide, x, min(size, num_samples - start))
+
+
+def _with_draws(model: SupervisedModel, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of sites as parameters of the network, beside those that are no draws."""
+    is_plain = type(model).sample_parameters is SupervisedModel.sample_parameters
+    return model.net.with_draws(draws) if is_plain else _conditioned(model, draws)
+
+
+def _conditioned(model: SupervisedModel, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    with HANDLERS, poutine.block(), poutine.condition(data=draws):
+        # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
+        return model.sample_parameters()
 
 
 def draw_parameters(
@@ -321,24 +355,17 @@ def draw_parameters(
         Parameters by name; the random ones with the draws in front.
     """
     if isinstance(guide, MuPGuide):
-        draws = guide.draw(num_samples)
-        if type(model).sample_parameters is SupervisedModel.sample_parameters:
-            return model.net.with_draws(draws)
-    else:
-        traces: list[Any] = []
-        if isinstance(guide, GuideMessenger):
-            guide = _of_parameters_alone(guide, model)
-        for _ in range(num_samples):
-            with HANDLERS, poutine.block(), poutine.trace() as tracer:
-                guide(x)
-            traces.append(tracer.trace)
-        names = [model.net.site_name(name) for name in model.net.stochastic]
-        draws = {
-            name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names
-        }
-    with HANDLERS, poutine.block(), poutine.condition(data=draws):
-        # Conditioning puts the draws in place of the sites, whatever their leading dimensions.
-        return model.sample_parameters()
+        return _with_draws(model, guide.draw(num_samples))
+    traces: list[Any] = []
+    if isinstance(guide, GuideMessenger):
+        guide = _of_parameters_alone(guide, model)
+    for _ in range(num_samples):
+        with HANDLERS, poutine.block(), poutine.trace() as tracer:
+            guide(x)
+        traces.append(tracer.trace)
+    names = [model.net.site_name(name) for name in model.net.stochastic]
+    draws = {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names}
+    return _conditioned(model, draws)
 
 
 def _of_parameters_alone(guide: GuideMessenger, model: SupervisedModel) -> GuideMessenger:

@@ -18,7 +18,7 @@ from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import find_generators, get_random_state, set_random_state
 from pyro_ibvi.training.checkpoints import load_checkpoint, save_checkpoint
 from pyro_ibvi.training.history import History
-from pyro_ibvi.training.step import Stepper
+from pyro_ibvi.training.step import Measured, Stepper, check_observed
 from pyro_ibvi.training.validation import Best
 
 _EMPTY = (
@@ -71,7 +71,7 @@ class Course:
         self._best = best
         self._accumulate = accumulate
         self._loader = loaders["train_loader"]
-        self._total = 0.0
+        self._total, self._size = 0.0, 0.0
         self._start: dict[str, Any] = {}
         self._num_steps_between = num_steps_between
         self._generators = find_generators(loaders)
@@ -121,7 +121,8 @@ class Course:
             )
         self.history.replace(saved["history"])
         self._best.set_state(saved["best"])
-        self.num_steps, self._total = saved["num_steps"], saved["total"]
+        self.num_steps = saved["num_steps"]
+        self._total, self._size = saved["total"], saved["size"]
         self.is_stopped, self._start = saved["is_stopped"], saved["start"]
         self._set_generators(saved["generators"])
         self._warn_of_changes(saved["settings"], num_epochs)
@@ -158,27 +159,29 @@ class Course:
             self._set_random_state(now)
         yield from iterator
 
-    def add_step(self, loss: float) -> None:
+    def add_step(self, measured: Measured) -> None:
         """Counts a step.
 
         Args:
-            loss: Its loss.
+            measured: Its loss, and by how much it counts.
         """
-        self._total += loss
+        self._total += measured.size * measured.loss
+        self._size += measured.size
         self.num_steps += 1
         if self._num_steps_between and self.num_steps % self._num_steps_between == 0:
             self.save()
 
     def end_epoch(self) -> None:
-        """Adds the mean loss of the epoch's steps to the history, and begins to count anew.
+        """Adds the epoch's mean loss to the history, and begins to count anew.
 
         Raises:
-            ValueError: If there was no step.
+            ValueError: If there was no step, or none that observed anything.
         """
         if self.num_steps == 0:
             raise ValueError(_EMPTY)
-        self.history.add_epoch(self._total / self.num_steps)
-        self.num_steps, self._total = 0, 0.0
+        check_observed("training", self._size)
+        self.history.add_epoch(self._total / self._size)
+        self.num_steps, self._total, self._size = 0, 0.0, 0.0
 
     def save(self, *, is_stopped: bool = False) -> None:
         """Writes a checkpoint, if there is a path.
@@ -193,6 +196,7 @@ class Course:
             "best": self._best.state(),
             "num_steps": self.num_steps,
             "total": self._total,
+            "size": self._size,
             "is_stopped": is_stopped,
             "start": self._start,
             "generators": self._random_state()["generators"],

@@ -13,10 +13,11 @@ class History:
     """What training measured, one entry per epoch.
 
     Attributes:
-        train_loss: Mean of the objective over the epoch's steps, in the objective's units.
-        valid_loss: Mean of the objective over the validation data after the epoch, each batch
-            weighted by its size; NaN for epochs without validation data, and empty if there never
-            were any.
+        train_loss: Mean of the objective over the epoch's steps, in the objective's units. Each
+            step counts by its observations, of which masked and missing targets are none; by its
+            data where the objective is a sum over them.
+        valid_loss: The same of the validation data's batches after the epoch; NaN for epochs
+            without validation data, and empty if there never were any.
         metrics: What was measured of predictions on the validation data, by name; NaN for epochs
             in which it was not.
     """

@@ -13,7 +13,7 @@ from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.state import get_tensors, set_tensors
-from pyro_ibvi.training.step import Stepper, batch_size
+from pyro_ibvi.training.step import Measured, Stepper, check_observed, mean_of, measured
 
 #: Takes model, guide and validation loader, and gives numbers by name.
 Metrics = Callable[[Any, Any, Iterable[Any]], Mapping[str, float]]
@@ -34,19 +34,17 @@ def validate(
 
     Raises:
         TypeError: If the metrics are no mapping.
-        ValueError: If the loader is empty.
+        ValueError: If the loader is empty, or none of its targets counts.
     """
     svi = stepper.svi
-    total, num_data = 0.0, 0
+    losses: list[Measured] = []
     with module_mode(svi.model, svi.guide, training=False):
         for batch in loader:
-            args, kwargs = stepper.call(batch)
-            size = batch_size(svi.model, args, kwargs)
             with HANDLERS:  # those of another thread's step must not see this one's sites
-                total += size * svi.evaluate_loss(*args, **kwargs)
-            num_data += size
-        if num_data == 0:
+                losses.append(measured(svi.evaluate_loss, svi.model, *stepper.call(batch)))
+        if not losses:
             raise ValueError("The validation loader is empty: it yielded no batch.")
+        check_observed("validation", sum(each.size for each in losses))
         values: Mapping[str, float] = {}
         if metrics is not None:
             with own_random_numbers(_SEED):
@@ -55,7 +53,7 @@ def validate(
                 raise TypeError(
                     f"metrics must return numbers by name, such as {{'nll': 0.3}}, got {values!r}."
                 )
-        history.add_validation(total / num_data, values)
+        history.add_validation(mean_of(losses), values)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a network of one's own and data as they come give at the first try: a result or a word."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,55 @@ def test_a_list_of_rows_is_a_data_set(rows):
     assert found["nll"] == pytest.approx(whole["nll"], abs=1e-6)
 
 
+PAIRS = torch.stack([LABELS.float(), -LABELS.float()], -1)
+VECTORS = {
+    "tensors": list(zip(X, PAIRS, strict=True)),
+    "arrays": [(x.double().numpy(), y.double().numpy()) for x, y in zip(X, PAIRS, strict=True)],
+    "lists": [[x.tolist(), y.tolist()] for x, y in zip(X, PAIRS, strict=True)],
+    "tuples": [(tuple(x.tolist()), tuple(y.tolist())) for x, y in zip(X, PAIRS, strict=True)],
+    "records": [{"x": x, "y": y} for x, y in zip(X, PAIRS, strict=True)],
+}
+
+
+@pytest.mark.parametrize("rows", VECTORS.values(), ids=VECTORS)
+def test_rows_may_have_vectors_for_targets(rows):
+    bnn = ibvi.VariationalNetwork(mlp(2), ibvi.Normal(1.0))
+    bnn.fit(rows, **QUIET)
+    assert bnn.model.num_data == 60
+    found, whole = (bnn.evaluate(*data, seed=0, num_samples=5) for data in ((rows,), (X, PAIRS)))
+    assert found["nll"] == pytest.approx(whole["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (("train.csv",), TypeError, "got 'train.csv', and files are not read here: read it first"),
+        ((Path("train.csv"),), TypeError, "files are not read here"),
+        ((b"1,2",), TypeError, "files are not read here"),
+        ((X, "labels.csv"), TypeError, "got 'labels.csv', and files are not read here"),
+        ((None,), TypeError, "Data are expected, got None: pass inputs and targets"),
+        ((3,), TypeError, "Data are expected, got 3"),
+        (([],), ValueError, "The data are an empty list"),
+    ],
+    ids=["name", "path", "bytes", "name of labels", "nothing", "number", "empty"],
+)
+def test_what_is_no_data_hears_what_is_expected(data, error, message):
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    for ask in (lambda: bnn.fit(*data, **QUIET), lambda: bnn.evaluate(*data)):
+        with pytest.raises(error, match=message):
+            ask()
+
+
+def test_a_network_that_returns_an_array_hears_that_it_learns_nothing():
+    class ByNumPy(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).detach().numpy()
+
+    bnn = ibvi.VariationalNetwork(ByNumPy(*mlp()), ibvi.Categorical())
+    with pytest.raises(TypeError, match=r"returned a NumPy array, which has left autograd"):
+        bnn.fit(X, LABELS, **QUIET)
+
+
 def test_a_list_of_batches_stays_one():
     batches = list(zip(X.split(20), LABELS.split(20), strict=True))
     bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
@@ -71,13 +121,26 @@ def test_labels_of_any_type_of_numpys_are_the_same_labels(dtype):
     assert trained(mlp(1), ibvi.Poisson(), X, counts) == expected
 
 
-@pytest.mark.parametrize("likelihood", [ibvi.Categorical(), ibvi.Poisson()], ids=str)
-def test_types_that_torch_has_by_name_only_are_refused_in_words(likelihood):
-    is_counts = isinstance(likelihood, ibvi.Poisson)
-    y = LABELS.to(torch.uint16)
-    bnn = ibvi.VariationalNetwork(mlp(1 if is_counts else 3), likelihood)
-    with pytest.raises(TypeError, match=r"dtype torch.uint16: pass y\.long\(\)"):
-        bnn.fit(X, y[:, None] if is_counts else y, **QUIET)
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+@pytest.mark.parametrize(
+    ("likelihood", "y"),
+    [
+        (ibvi.Categorical(), LABELS),
+        (ibvi.Categorical(ignore_index=2), LABELS),
+        (ibvi.Poisson(), LABELS[:, None]),
+        (ibvi.Bernoulli(), (LABELS > 0).long()[:, None]),
+    ],
+    ids=["labels", "some ignored", "counts", "yes or no"],
+)
+def test_types_that_torch_has_by_name_only_are_taken_as_what_they_count(likelihood, y, dtype):
+    width = 3 if isinstance(likelihood, ibvi.Categorical) else 1
+    expected = trained(mlp(width), likelihood, X, y)
+    assert trained(mlp(width), likelihood, X, y.to(dtype)) == expected
+    bnn = ibvi.VariationalNetwork(mlp(width), likelihood)
+    assert bnn.evaluate(X, y.to(dtype), seed=0) == bnn.evaluate(X, y, seed=0)
+    prediction = bnn.predict(X, seed=0)
+    for score in (prediction.log_prob, lambda y: torch.tensor(ibvi.score(prediction, y)["nll"])):
+        torch.testing.assert_close(score(y.to(dtype)), score(y))
 
 
 def test_labels_that_lack_hear_of_ignore_index():

@@ -60,6 +60,22 @@ def test_each_component_has_its_turn(num_samples: int) -> None:
     assert max(shares) - min(shares) <= 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_components_go_on_taking_turns_over_chunks_of_draws(size: int) -> None:
+    model, guide = make_pair(3, covariance=None)
+    with torch.no_grad():
+        for k, component in enumerate(guide.components):
+            component.loc("net.2.weight").fill_(100.0 * k)
+            component.factor("net.2.weight").zero_()
+    for seed in range(5):  # a component drawn anew for each chunk would seldom be in turn
+        outputs = ibvi.predict(
+            model, guide, make_data()[0], num_samples=10, chunk_size=size, generator=seed
+        ).outputs
+        first = outputs[:, 0, 0]
+        assert len(first[:3].unique()) == 3
+        torch.testing.assert_close(first, first[:3].repeat(4)[:10])
+
+
 @pytest.mark.parametrize("num_components", [1, 3])
 @pytest.mark.parametrize("draws", ["batch", "datum", 2])
 def test_step_is_the_mean_over_networks_by_hand(num_components: int, draws: Any) -> None:

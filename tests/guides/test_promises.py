@@ -23,9 +23,11 @@ from pyro_ibvi import (
     Categorical,
     Diagonal,
     LowRank,
+    Multiplicative,
     RandomModule,
     SupervisedModel,
     TraceExpectedLogLikelihood,
+    VariationalNetwork,
     WeightRole,
     mup_param_groups,
 )
@@ -248,6 +250,19 @@ def supervised():
 def test_a_bad_covariance(covariance, error, message):
     with pytest.raises(error, match=message):
         AutoMuPNormal(supervised(), covariance=covariance)
+
+
+@pytest.mark.parametrize("name", ["input", "net.0.*", "net.0.weight"])
+def test_a_covariance_of_what_is_not_random_says_how_it_becomes_so(name):
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
+    covariance = {name: Multiplicative(0.3), "output": Multiplicative(0.3)}
+    with pytest.raises(ValueError, match=r"not random here: \['net\.0.*'linear\+inner weights'"):
+        VariationalNetwork(net, Categorical(), covariance=covariance)
+    options = {"covariance": covariance, "stochastic": "linear+inner weights"}
+    assert VariationalNetwork(net, Categorical(), **options).net.stochastic == [
+        "0.weight",
+        "2.weight",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,37 @@ def test_a_handler_hides_no_wrapper(group, handle):
     with pytest.raises(TypeError, match=MATCH):
         objective.loss_and_grads(model, handle(DistributedDataParallel(guide)), X, Y)
     objective.loss_and_grads(model, handle(guide), X, Y)
+
+
+def test_a_compiled_loss_runs_as_it_is_and_the_network_in_it_compiled():
+    runs = []
+
+    def backend(graph, _):
+        runs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    net = torch.compile(
+        nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), backend=backend
+    )
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(0.1))
+    guide = ibvi.AutoMuPNormal(model)
+    loss = ibvi.TraceExpectedLogLikelihood()(model, guide)
+    x, y = torch.randn(4, 3), torch.randn(4, 1)
+    values = []
+    for each in (loss, torch.compile(loss, backend="eager")):
+        for _ in range(2):  # with traces, and without
+            torch.manual_seed(1)
+            values.append(each(x, y).item())
+    assert values == pytest.approx(values[:1] * 4, rel=1e-5)
+    assert runs
+
+
+@pytest.mark.parametrize("name", ["model", "guide"])
+def test_a_compiled_model_or_guide_hears_what_to_compile(name):
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(0.1))
+    pair = {"model": model, "guide": ibvi.AutoMuPNormal(model)}
+    pair[name] = torch.compile(pair[name], backend="eager")
+    with pytest.raises(TypeError, match=rf"The {name} is compiled .* compile the network alone"):
+        ibvi.TraceExpectedLogLikelihood()(**pair)

@@ -33,6 +33,7 @@ pytestmark = [
     # What the models leave unmoved is the subject of another file.
     pytest.mark.filterwarnings("ignore:The expected log-likelihood cannot move"),
     pytest.mark.filterwarnings("ignore:Found vars in model but not guide"),
+    pytest.mark.filterwarnings("ignore:The guide has no sites"),
     pytest.mark.filterwarnings("ignore:.*has one value per observation"),
 ]
 PARTICLES = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}]

@@ -1,0 +1,100 @@
+"""Latents of single data that no plate shows are told, and those that data share are not."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+
+import pyro_ibvi as ibvi
+from tests.objectives.zoo import fresh_pyro
+
+pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+
+N = 12
+
+
+def messages(model, **options):
+    loss = ibvi.TraceExpectedLogLikelihood(**options)
+    svi = SVI(model, AutoNormal(model), pyro.optim.SGD({"lr": 1e-3}), loss)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        svi.step()
+    return [str(warning.message) for warning in caught]
+
+
+def shifted(latent, *, to_event=0):
+    """A model of N numbers, of a common shift and of what a latent adds."""
+
+    def model():
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        law = dist.Normal(shift + latent(), 0.1).to_event(to_event)
+        if to_event:
+            return pyro.sample("y", law, obs=torch.randn(N))
+        with pyro.plate("data", N):
+            return pyro.sample("y", law, obs=torch.randn(N))
+
+    return model
+
+
+def event():
+    return pyro.sample("z", dist.Normal(torch.zeros(N), 1.0).to_event(1))
+
+
+def several():
+    return pyro.sample("z", dist.Normal(torch.zeros(N, 3), 1.0).to_event(2)).sum(-1)
+
+
+def other_plate():
+    with pyro.plate("other", N):
+        return pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+LOCAL = {
+    "an event": shifted(event),
+    "several numbers each": shifted(several),
+    "a plate of its own": shifted(other_plate),
+    "data without a plate": shifted(event, to_event=1),
+}
+
+
+def weighed():
+    return torch.randn(N, N) @ event()
+
+
+SHARED = {
+    "as many weights as data": shifted(weighed),
+    "a walk": shifted(lambda: event().cumsum(-1)),
+    "weights, data without a plate": shifted(weighed, to_event=1),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_latent_of_each_datum_is_told(name, reduction):
+    (said,) = messages(LOCAL[name], reduction=reduction)
+    assert said.startswith("Each of the latent sites ['z'] has one value per observation")
+    assert messages(LOCAL[name], reduction=reduction, keep_kl=["z"]) == []
+    assert messages(LOCAL[name], reduction=reduction, allow_local=True) == []
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_latent_that_data_share_is_not(name):
+    assert messages(SHARED[name]) == []
+
+
+def test_the_look_leaves_the_step_as_it_is():
+    def gradients(**options):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss = ibvi.TraceExpectedLogLikelihood(**options)
+        guide = AutoNormal(LOCAL["an event"])
+        with warnings.catch_warnings(action="ignore"):
+            loss.loss_and_grads(guide.model, guide)
+        return [p.unconstrained().grad for _, p in sorted(pyro.get_param_store().items())]
+
+    for one, other in zip(gradients(), gradients(allow_local=True), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
