@@ -190,9 +190,6 @@ def test_forecasts_go_on_from_the_steps_that_the_guide_knows():
     walk, past = Walk(), TRUTH[:8, None]
     guide = AutoMuPNormal(walk, init_scale=1e-6)
     forecaster = Forecaster(walk, past, torch.zeros(8, 0), guide=guide, num_steps=1, log_every=0)
-    with pytest.raises(ValueError, match=r"has 10 elements now and had 8.*guide.create_plates"):
-        forecaster(past, torch.zeros(10, 0), num_samples=2)
-    guide.create_plates = lambda *args: pyro.plate("time", 8, dim=-1)
     forecast = forecaster(past, torch.zeros(10, 0), num_samples=2000)
     assert forecast.shape == (2000, 2, 1)
     # A random walk from where the guide's steps end, whose variance grows by one a step.
@@ -202,6 +199,24 @@ def test_forecasts_go_on_from_the_steps_that_the_guide_knows():
     mean = forecast.mean(0).squeeze(-1)
     expected = guide.loc("step").sum().expand(2)
     torch.testing.assert_close(mean, expected, rtol=0.0, atol=4 * error)
+    with pytest.raises(ValueError, match=r"has 10 elements now and had 8"):  # data, not forecasts
+        guide(TRUTH[:10, None], torch.zeros(10, 0))
+    with pytest.raises(ValueError, match=r"has 6 elements now and had 8"):
+        forecaster(past[:4], torch.zeros(6, 0), num_samples=2)
+
+
+def test_a_caller_that_goes_on_by_itself_has_the_elements_that_the_guide_knows():
+    def walk(y, num_steps):
+        with pyro.plate("steps", num_steps):
+            step = pyro.sample("step", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(step.cumsum(-1)[: len(y)], 0.1).to_event(1), obs=y)
+
+    guide = AutoMuPNormal(walk)
+    guide.initialize(TRUTH[:8], 8)
+    with pytest.raises(ValueError, match=r"has 10 elements now and had 8.*guide.create_plates"):
+        guide(TRUTH[:8], 10)
+    guide.create_plates = lambda *args: pyro.plate("steps", 8, dim=-1)
+    assert guide(TRUTH[:8], 10)["step"].shape == (8,)
 
 
 def test_other_guides_are_refused_or_told_the_rows():
