@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
+from pyro.distributions import Delta, constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import helpful_support_errors
@@ -180,8 +180,8 @@ def find_sites(
         The sites by name.
 
     Raises:
-        ValueError: If a role is given to what is no latent site, or a site's support cannot be
-            mapped to unconstrained space.
+        ValueError: If a role is given to what is no latent site, or a site is a point mass or has
+            a support that cannot be mapped to unconstrained space.
         NotImplementedError: If a site is inside a sequential plate.
     """
     sites = {
@@ -229,6 +229,7 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
                 f"needs `with pyro.plate(...)`."
             )
     fn, value = node["fn"], node["value"]
+    _check_spread(name, fn)
     support = _mappable(fn.support)
     try:
         with helpful_support_errors(node):
@@ -249,6 +250,19 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
         weight=weight,
         keep=node["infer"].get(KEEP_KEY),
     )
+
+
+def _check_spread(name: str, law: Any) -> None:
+    """Refuses a point mass, which would be trained as if its prior did not say where it is."""
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    if isinstance(law, Delta):
+        raise ValueError(
+            f"The latent site {name!r} is a Delta, whose value its prior gives: there is nothing "
+            f"to infer. Write pyro.deterministic({name!r}, value), or leave the site out of the "
+            f"guide, which then has the model's value: "
+            f"AutoMuPNormal(poutine.block(model, hide=[{name!r}]))."
+        )
 
 
 def _mappable(support: Any) -> Any:
