@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
-from pyro_ibvi.objectives.sites import Site, Traces
+from pyro_ibvi.objectives.sites import Site, Traces, is_missing
 
 Sites: TypeAlias = dict[str, Site]
 PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
@@ -27,7 +28,8 @@ class Verdict:
 
     Attributes:
         latents: Latent sites that reach terms, but none that is kept.
-        idle: Latent sites that nothing was computed from.
+        idle: Latent sites that no law was computed from.
+        missing: Those of them that stand for missing data.
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
@@ -35,6 +37,7 @@ class Verdict:
 
     latents: tuple[str, ...]
     idle: tuple[str, ...]
+    missing: tuple[str, ...]
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
@@ -59,13 +62,23 @@ class Verdict:
                 "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
                 f"they enter with keep_kl={keep}, or train with kl_weight=1."
             )
-        if self.idle:
+        idle = [name for name in self.idle if name not in self.missing]
+        if idle:
             yield (
-                f"Nothing in this step was computed from the latent sites {list(self.idle)}. A "
+                f"Nothing in this step was computed from the latent sites {idle}. A "
                 "part of a network that these data do not pass, such as an expert that was given "
                 "none, learns when others pass it. What none ever passes stays where it started: "
                 "leave it out of what is random, or hold it at its prior with "
-                f"keep_kl={list(self.idle)}."
+                f"keep_kl={idle}."
+            )
+        if self.missing:
+            yield (
+                f"The latent sites {list(self.missing)} are missing data (obs_mask) from which "
+                "nothing that is observed was computed: without their KL they stay where they "
+                "started, and predict nothing. Leave them to the model, which draws them given "
+                "the other latents: make the guide of poutine.block(model, "
+                f"hide={list(self.missing)}); or keep their KL with "
+                f"keep_kl={list(self.missing)}."
             )
         if self.local:
             yield (
@@ -101,6 +114,7 @@ def verdict_on(traces: Traces, dropped: set[str], *, allow_local: bool) -> Verdi
     return Verdict(
         tuple(latents),
         tuple(idle),
+        tuple(name for name in idle if is_missing(name, traces.model_sites)),
         tuple(params),
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
@@ -138,7 +152,8 @@ def _unmoved_latents(sites: Sites, traces: Traces, kept: Reachable) -> list[str]
 
 def _idle_latents(unmoved: Collection[str], traces: Traces) -> list[str]:
     """Unmoved latents from whose draws the law of no site of the model was computed."""
-    laws = [tensors_of(site["fn"]) for site in traces.model_sites.values()] if unmoved else []
+    sites = traces.model_sites.values() if unmoved else ()
+    laws = [tensors_of(site["fn"]) for site in sites if not site_is_deterministic(site)]
     used = Reachable(tensor for tensors in laws for tensor in tensors)
     return [name for name in unmoved if traces.guide_sites[name]["value"] not in used]
 
@@ -153,7 +168,7 @@ def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) 
     """
     tensors: list[Tensor] = []
     for name, site in (*traces.model_sites.items(), *traces.guide_sites.items()):
-        if name in idle:
+        if name in idle or site_is_deterministic(site):  # a note of a value, no term
             continue
         tensors += [t for t in (*tensors_of(site["fn"]), site["value"]) if isinstance(t, Tensor)]
     used = Reachable(tensors)

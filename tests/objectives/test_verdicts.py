@@ -1,5 +1,6 @@
 """Verdicts are about the model, not about the batch that came first."""
 
+import re
 import warnings
 
 import pyro
@@ -257,3 +258,52 @@ def test_an_idle_expert_is_told_from_what_a_prior_alone_sees():
     assert not torch.equal(guide.loc("net.experts.0.weight"), before[0])  # its turn
     held = ibvi.TraceExpectedLogLikelihood(reduction="mean", keep_kl=idle)
     assert messages(lambda: SVI(model, guide, optim, held).step(x, torch.ones(8, 1))) == []
+
+
+def partly_observed(x, y, size=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), subsample_size=size) as rows:
+        x, y = x[rows], y[rows]
+        pyro.sample("y", dist.Normal(w * x, 1.0), obs=y, obs_mask=y > 0)
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_missing_targets_are_left_to_the_model(size):
+    x = torch.linspace(-1.0, 1.0, 6)
+    loss = ibvi.TraceExpectedLogLikelihood(max_plate_nesting=1)
+    guide = ibvi.AutoMuPNormal(partly_observed, covariance={"w": None, "*": ibvi.Diagonal()})
+    guide.initialize(x, x)
+    step = SVI(partly_observed, guide, pyro.optim.SGD({"lr": 0.0}), loss).step
+    hidden = r"poutine\.block\(model, hide=\['y_unobserved'\]\)"
+    if size is None:
+        (said,) = messages(lambda: [step(x, x) for _ in range(3)])
+        assert said.startswith("The latent sites ['y_unobserved'] are missing data")
+        assert re.search(hidden, said)
+        assert ibvi.explain(loss, partly_observed, guide, x, x).unmoved == ("y_unobserved",)
+    else:
+        with pytest.raises(ValueError, match=f"'y_unobserved' stands for missing data.*{hidden}"):
+            step(x, x, size)
+    blocked = pyro.poutine.block(partly_observed, hide=["y_unobserved"])
+    guide = ibvi.AutoMuPNormal(blocked, covariance={"w": None})
+    guide.initialize(x, x)
+    step = SVI(partly_observed, guide, pyro.optim.SGD({"lr": 0.0}), loss).step
+    with pytest.warns(UserWarning, match="in model but not guide"):
+        losses = [step(x, x, size) for _ in range(400 if size else 1)]
+    terms = -dist.Normal(guide.loc("w") * x, 1.0).log_prob(x)[x > 0]
+    spread = 3 * 2 / 20  # a batch's share of the three targets, of 400 batches
+    assert torch.tensor(losses).mean() == pytest.approx(terms.sum().item(), abs=spread)
+
+
+def test_missing_inputs_are_no_idle_ones():
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x, obs_mask=x > 0)
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    x = torch.linspace(-1.0, 1.0, 6)
+    guide = ibvi.AutoMuPNormal(model)
+    guide.initialize(x, x)
+    loss = ibvi.TraceExpectedLogLikelihood()
+    (said,) = messages(lambda: loss.loss_and_grads(model, guide, x, x))
+    assert said.startswith("Each of the latent sites ['x_unobserved'] has one value per observ")
