@@ -17,6 +17,8 @@ from pyro.infer import (
     TraceMeanField_ELBO,
 )
 from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
     AutoNormal,
     init_to_feasible,
     init_to_mean,
@@ -330,3 +332,18 @@ def test_roles_of_a_hand_written_network():
     svi = SVI(model, guide, optim, TraceExpectedLogLikelihood())
     with pytest.warns(UserWarning, match="computed from the latent sites \\['c'\\]"):
         svi.step(torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("stock", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal])
+def test_what_pyros_guides_have_by_another_name_is_said(stock):
+    guide, theirs = AutoMuPNormal(hierarchy), stock(hierarchy)
+    guide.initialize()
+    theirs()
+    names = {"AutoNormal": ["scales"], "AutoDiagonalNormal": ["get_posterior", "latent_dim"]}
+    for name in names.get(stock.__name__, ["cov_factor", "get_posterior"]):
+        assert hasattr(theirs, name)
+        assert not hasattr(guide, name)
+        with pytest.raises(AttributeError, match=rf"no '{name}', since each site .*scale\(name\)"):
+            getattr(guide, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = guide.nothing
