@@ -163,8 +163,10 @@ class Plates:
             f"The plate {name!r} has {now} elements now and had {known} when the guide was "
             f"initialized, which has parameters for each element of {latents}. What belongs to "
             f"rows of a data set needs their number and place: write pyro.plate({name!r}, "
-            f"num_data, subsample=rows) in the model, where rows are the batch's indices. Where "
-            f"the model's caller goes on from the {known} by itself, let the guide draw these: "
+            f"num_data, subsample=rows) in the model, where rows are the batch's indices. New "
+            f"rows have their latents from the prior: take guide.draw(num_samples) without "
+            f"{latents} to Predictive(model, draws). Where the model's caller goes on from the "
+            f"{known} by itself, let the guide draw these: "
             f"guide.create_plates = lambda *args: pyro.plate({name!r}, {known}, dim={frame.dim})."
         )
 

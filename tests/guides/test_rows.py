@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.contrib.forecast import Forecaster, ForecastingModel
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 
@@ -310,3 +310,23 @@ def test_batches_of_the_same_shapes_are_looked_at_once():
     for _ in range(5):
         guide(TRUTH[:3])
     assert len(num_runs) == 2  # the prototype and one look
+
+
+def test_new_rows_are_predicted_with_their_latents_from_the_prior():
+    def model(x, y=None):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            effect = pyro.sample("effect", dist.Normal(0.0, 2.0))
+            pyro.sample("y", dist.Normal(level + effect, 0.5), obs=y)
+
+    guide = AutoMuPNormal(model)
+    guide.initialize(TRUTH[:5], TRUTH[:5])
+    new = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"guide\.draw\(num_samples\) without \['effect'\]"):
+        guide(new)
+    draws = guide.draw(20000)
+    del draws["effect"]
+    y = Predictive(model, draws, return_sites=["y"], parallel=True)(new)["y"]
+    variance = guide.scale("level").square().item() + 4.0 + 0.25
+    assert y.var(0).mean().item() == pytest.approx(variance, rel=0.05)
+    assert y.mean().item() == pytest.approx(guide.loc("level").item(), abs=0.1)
