@@ -316,5 +316,5 @@ class _Look(Messenger):
             self._sites.discard(msg["name"])
             if isinstance(msg["mask"], Tensor):
                 self.masks[msg["name"]] = msg["mask"]
-        if not self._sites and not self._plates:
+        if not self._sites:  # nor plates, then, but those that a handler hides
             raise _Seen

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
@@ -203,6 +204,26 @@ def test_forecasts_go_on_from_the_steps_that_the_guide_knows():
         guide(TRUTH[:10, None], torch.zeros(10, 0))
     with pytest.raises(ValueError, match=r"has 6 elements now and had 8"):
         forecaster(past[:4], torch.zeros(6, 0), num_samples=2)
+
+
+def test_forecasts_of_a_list_of_guides():
+    class Drift(ForecastingModel):
+        def model(self, zero_data, covariates):
+            drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
+            with self.time_plate:
+                step = pyro.sample("step", dist.Normal(0.0, 0.1))
+            self.predict(dist.Normal(0.0, 0.1), (step + drift).cumsum(-1).unsqueeze(-1))
+
+    model, past = Drift(), TRUTH[:8, None]
+    guide = AutoGuideList(model)
+    for name in ("drift", "step"):  # what hides the other site hides the plate as well
+        guide.append(AutoMuPNormal(poutine.block(model, expose=[name]), init_scale=1e-6))
+    forecaster = Forecaster(model, past, torch.zeros(8, 0), guide=guide, num_steps=1, log_every=0)
+    forecast = forecaster(past, torch.zeros(10, 0), num_samples=2000).squeeze(-1)
+    expected = guide[1].loc("step").sum() + guide[0].loc("drift") * torch.tensor([9.0, 10.0])
+    torch.testing.assert_close(forecast.mean(0), expected.detach(), rtol=0.0, atol=0.02)
+    variance = torch.tensor([0.02, 0.03])
+    torch.testing.assert_close(forecast.var(0), variance, rtol=0.12, atol=0.0)
 
 
 def test_a_caller_that_goes_on_by_itself_has_the_elements_that_the_guide_knows():
