@@ -262,7 +262,8 @@ def _raise_degenerate(rank: int, size: int) -> NoReturn:
         f"A covariance of rank {rank} over {size} weights is degenerate and "
         f"has no density, which this objective asks for. Use kl_weight=0 "
         f"(TraceExpectedLogLikelihood), the 2-Wasserstein penalty (TraceGeneralizedVI with "
-        f'divergence="wasserstein2"), or a full factor: LowRank(None) or Kronecker(None, None).'
+        f'divergence="wasserstein2"), or a covariance that has one: Diagonal(), or with a full '
+        f"factor LowRank(None) or Kronecker(None, None)."
     )
 
 

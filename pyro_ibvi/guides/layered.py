@@ -16,6 +16,17 @@ from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.saving import CopiedModel, strip_prefix, without_model
 from pyro_ibvi.guides.sites import Layer, Site
 
+#: What Pyro's autoguides have of their posteriors, most of them for all latents in one vector.
+_OF_ALL_SITES = {
+    "scales",
+    "get_posterior",
+    "get_base_dist",
+    "get_transform",
+    "latent_dim",
+    "scale_tril",
+    "cov_factor",
+}
+
 
 class LayeredGuide(AutoGuide, MuPGuide):
     """What a guide knows of its layers once they are made, and keeps when it is saved.
@@ -34,6 +45,18 @@ class LayeredGuide(AutoGuide, MuPGuide):
         self._pool = BufferPool()
         self._read_from: dict[str, Any] = {}  # by name, the network or the parameter itself
         self._copied_model: CopiedModel | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in _OF_ALL_SITES:
+                raise
+            raise AttributeError(
+                f"{type(self).__name__} has no {name!r}, since each site has a posterior of its "
+                f"own: loc(name), scale(name), factor(name) and covariance(name), in "
+                f"unconstrained space."
+            ) from None
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Makes the layers, unless that is done.

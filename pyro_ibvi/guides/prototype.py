@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
+from pyro.distributions import Delta, constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import helpful_support_errors
@@ -89,7 +89,8 @@ def run_prototype(
         The trace.
 
     Raises:
-        ValueError: If a site has no initial value, or the model observes nothing without targets.
+        ValueError: If a site has no initial value or one of another shape, or the model observes
+            nothing without targets.
     """
     prior = data_free_prior(model)
     if prior is not None:
@@ -109,7 +110,7 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
     """Where a latent site starts; most functions for that draw from its prior."""
     try:
         with helpful_support_errors(site):
-            return init_loc_fn(site)
+            return _in_shape(init_loc_fn(site), site)
     except NotImplementedError as error:
         name, kind = site["name"], type(site["fn"]).__name__
         reason = str(error).split("\n")[0]  # Pyro adds shapes of traces
@@ -117,6 +118,24 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
             f"The latent site {name!r}, of law {kind}, has no start by init_loc_fn ({reason}). "
             f"Give it one, init_loc_fn=init_to_value(values={{{name!r}: ...}}), of "
             f"pyro.infer.autoguide."
+        ) from error
+
+
+def _in_shape(value: Any, site: Any) -> Tensor:
+    """A start, given as a number or an array too, as a tensor of the site's shape."""
+    name, law = site["name"], site["fn"]
+    shape = law.shape()
+    if not isinstance(value, Tensor):
+        known = (v for part in _unwrapped(law) for v in vars(part).values())
+        like = next((v for v in known if isinstance(v, Tensor) and v.is_floating_point()), None)
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        value = torch.as_tensor(value, dtype=dtype, device=None if like is None else like.device)
+    try:
+        return value if value.shape == shape else value.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"init_loc_fn starts the latent site {name!r} at a value of shape "
+            f"{tuple(value.shape)}, and it has the shape {tuple(shape)}."
         ) from error
 
 
@@ -180,8 +199,8 @@ def find_sites(
         The sites by name.
 
     Raises:
-        ValueError: If a role is given to what is no latent site, or a site's support cannot be
-            mapped to unconstrained space.
+        ValueError: If a role is given to what is no latent site, or a site is a point mass or has
+            a support that cannot be mapped to unconstrained space.
         NotImplementedError: If a site is inside a sequential plate.
     """
     sites = {
@@ -229,6 +248,7 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
                 f"needs `with pyro.plate(...)`."
             )
     fn, value = node["fn"], node["value"]
+    _check_spread(name, fn)
     support = _mappable(fn.support)
     try:
         with helpful_support_errors(node):
@@ -249,6 +269,25 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
         weight=weight,
         keep=node["infer"].get(KEEP_KEY),
     )
+
+
+def _unwrapped(law: Any) -> list[Any]:
+    """A law and those below its wrappers."""
+    laws = [law]
+    while hasattr(laws[-1], "base_dist"):
+        laws.append(laws[-1].base_dist)
+    return laws
+
+
+def _check_spread(name: str, law: Any) -> None:
+    """Refuses a point mass, which would be trained as if its prior did not say where it is."""
+    if isinstance(_unwrapped(law)[-1], Delta):
+        raise ValueError(
+            f"The latent site {name!r} is a Delta, whose value its prior gives: there is nothing "
+            f"to infer. Write pyro.deterministic({name!r}, value), or leave the site out of the "
+            f"guide, which then has the model's value: "
+            f"AutoMuPNormal(poutine.block(model, hide=[{name!r}]))."
+        )
 
 
 def _mappable(support: Any) -> Any:

@@ -8,6 +8,8 @@ to know: it runs the model up to there and looks.
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,6 +29,9 @@ from torch.utils._pytree import tree_flatten
 from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.sites import Site
+
+#: The plate over time of Pyro's `ForecastingModel`.
+_STEPS = "time"
 
 
 @dataclass
@@ -102,6 +107,8 @@ class Plates:
             full_size = frame.full_size or frame.size
             size, num_rows = seen.sizes.get(name, (full_size, frame.size))
             rows = seen.rows.get(name)
+            if size > full_size and name == _STEPS and _is_forecast(model, args, kwargs):
+                size = num_rows = full_size  # the model draws those after them by itself
             # in either case what all data share can be drawn all the same
             if size != full_size:
                 batch.plates[name] = _Closed(self._of_other_size(frame, full_size, size))
@@ -156,9 +163,10 @@ class Plates:
             f"The plate {name!r} has {now} elements now and had {known} when the guide was "
             f"initialized, which has parameters for each element of {latents}. What belongs to "
             f"rows of a data set needs their number and place: write pyro.plate({name!r}, "
-            f"num_data, subsample=rows) in the model, where rows are the batch's indices. Where "
-            f"the model's caller goes on from the {known} by itself, as Pyro's Forecaster does "
-            f"after training, let the guide draw these: "
+            f"num_data, subsample=rows) in the model, where rows are the batch's indices. New "
+            f"rows have their latents from the prior: take guide.draw(num_samples) without "
+            f"{latents} to Predictive(model, draws). Where the model's caller goes on from the "
+            f"{known} by itself, let the guide draw these: "
             f"guide.create_plates = lambda *args: pyro.plate({name!r}, {known}, dim={frame.dim})."
         )
 
@@ -233,6 +241,22 @@ def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return known
 
 
+def _is_forecast(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether Pyro's `Forecaster` asks of what comes after the data.
+
+    It puts the guide's draws in front of those that the model makes for later steps.
+
+    Returns:
+        Whether the covariates go on after the data.
+    """
+    forecast = sys.modules.get("pyro.contrib.forecast")  # a model of it has imported it
+    if forecast is None or not isinstance(poutine.unwrap(model), forecast.ForecastingModel):
+        return False
+    signature = inspect.signature(forecast.ForecastingModel.forward)
+    _, data, covariates = signature.bind(model, *args, **kwargs).arguments.values()
+    return bool(data.size(-2) < covariates.size(-2))
+
+
 class _Closed:
     """A plate of which the guide cannot tell which parameters belong to the elements.
 
@@ -292,5 +316,5 @@ class _Look(Messenger):
             self._sites.discard(msg["name"])
             if isinstance(msg["mask"], Tensor):
                 self.masks[msg["name"]] = msg["mask"]
-        if not self._sites and not self._plates:
+        if not self._sites:  # nor plates, then, but those that a handler hides
             raise _Seen

@@ -81,7 +81,15 @@ def _warn_of_size(layer: Layer, locs: list[Tensor]) -> None:
 
 def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Initial mean and the prior's standard deviation, in the site's shape at full size."""
-    loc = biject_to(site.support).inv(node["value"].detach()).detach()
+    value = node["value"].detach()
+    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    loc = biject_to(site.support).inv(value).detach()
+    if not loc.isfinite().all():
+        raise ValueError(
+            f"init_loc_fn starts the latent site {site.name!r} outside or at the edge of its "
+            f"support, {site.support}: give it a start inside, as init_to_median and "
+            f"init_to_value(values={{{site.name!r}: ...}}) of pyro.infer.autoguide do."
+        )
     scale = _prior_scale(site, node["fn"], loc).expand(loc.shape).detach().clone()
     for frame in site.frames:
         full_size = frame.full_size or frame.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_ibvi.objectives.sites import Traces, subsampled_plate
+from pyro_ibvi.objectives.sites import Traces, is_missing, subsampled_plate
 
 
 def reject_observed_guide_sites(traces: Traces) -> None:
@@ -42,6 +42,15 @@ def reject_local_latents(kept: set[str], traces: Traces) -> None:
     for name, site in traces.model_sites.items():
         frame = subsampled_plate(site)
         if name not in kept and frame is not None and traces.model_kinds[name] == "latent":
+            if is_missing(name, traces.model_sites):
+                raise ValueError(
+                    f"Latent site {name!r} stands for missing data (obs_mask) of the subsampled "
+                    f"plate {frame.name!r} ({frame.size} of {frame.full_size}). If the model "
+                    "computes nothing from them, leave them to it, which draws them given the "
+                    "other latents: make the guide of poutine.block(model, "
+                    f"hide=[{name!r}]). If it does, keep their KL, keep_kl=[{name!r}], or train "
+                    "with kl_weight above 0; allow_local=True drops it all the same."
+                )
             raise ValueError(
                 f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
                 f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "

@@ -280,6 +280,20 @@ class _Gradient(Messenger):
             msg["value"] = value.detach().requires_grad_()
 
 
+def is_missing(name: str, sites: Collection[str]) -> bool:
+    """Whether a latent stands for data that are missing, as ``obs_mask`` makes them.
+
+    Args:
+        name: Name of the latent.
+        sites: Names of the model's sample sites, where Pyro puts the other two of its three.
+
+    Returns:
+        Whether it does.
+    """
+    stem = name.removesuffix("_unobserved")
+    return stem != name and f"{stem}_observed" in sites and stem in sites
+
+
 def subsampled_plate(site: Site) -> Any:
     """The frame of a subsampled plate around a site.
 

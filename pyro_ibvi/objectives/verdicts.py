@@ -7,16 +7,18 @@ one value per datum fits that datum exactly. The functions here find these cases
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
-from pyro_ibvi.objectives.sites import Site, Traces
+from pyro_ibvi.objectives.sites import Site, Traces, is_missing
 
 Sites: TypeAlias = dict[str, Site]
 PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
@@ -28,8 +30,9 @@ class Verdict:
 
     Attributes:
         latents: Latent sites that reach terms, but none that is kept.
-        idle: Latent sites that nothing was computed from.
+        idle: Latent sites that no law was computed from.
         is_cut: Whether there are such, and nothing that is kept has a gradient at all.
+        missing: Those of them that stand for missing data.
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
@@ -40,6 +43,7 @@ class Verdict:
     latents: tuple[str, ...]
     idle: tuple[str, ...]
     is_cut: bool
+    missing: tuple[str, ...]
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
@@ -53,7 +57,8 @@ class Verdict:
         return learned | {*self.constant, *self.drawn}
 
     def __str__(self) -> str:
-        return " ".join((*self._sentences(), *self._of_other_sites()))
+        parts = (self._of_dropped(), self._of_idle(), self._of_local(), self._of_other_sites())
+        return " ".join(itertools.chain(*parts))
 
     def _of_other_sites(self) -> Iterator[str]:
         if self.drawn:
@@ -74,7 +79,7 @@ class Verdict:
                 f"data=...), hide={list(self.constant)})."
             )
 
-    def _sentences(self) -> Iterator[str]:
+    def _of_dropped(self) -> Iterator[str]:
         found = [f"latent sites {list(self.latents)}"] * bool(self.latents)
         found += [f"parameters {list(self.params)}"] * bool(self.params)
         if found:
@@ -86,23 +91,37 @@ class Verdict:
                 "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
                 f"they enter with keep_kl={keep}, or train with kl_weight=1."
             )
+
+    def _of_idle(self) -> Iterator[str]:
+        idle = [name for name in self.idle if name not in self.missing]
         if self.is_cut:
             yield (
                 "No gradient of the data's log-likelihood reaches any of the latent sites "
-                f"{list(self.idle)}, so nothing is learned. A network's forward does that which "
+                f"{idle}, so nothing is learned. A network's forward does that which "
                 "runs under torch.no_grad() or torch.inference_mode(), or whose output has left "
                 "autograd's graph: by detach(), .data, .item(), NumPy, argmax or torch.tensor(...)"
                 " of a tensor. Take that out of the forward; predictions need no gradients anyway."
             )
-        elif self.idle:
+        elif idle:
             yield (
-                f"Nothing in this step was computed from the latent sites {list(self.idle)}. A "
+                f"Nothing in this step was computed from the latent sites {idle}. A "
                 "part of a network that these data do not pass, such as an expert that was given "
                 "none, learns when others pass it. What none ever passes stays where it started, "
                 "and so does what a detach() or torch.no_grad() in the forward cuts off: take "
                 "that out, or leave it out of what is random, RandomModule(net, stochastic=...), "
-                f"or hold it at its prior with keep_kl={list(self.idle)}."
+                f"or hold it at its prior with keep_kl={idle}."
             )
+        if self.missing:
+            yield (
+                f"The latent sites {list(self.missing)} are missing data (obs_mask) from which "
+                "nothing that is observed was computed: without their KL they stay where they "
+                "started, and predict nothing. Leave them to the model, which draws them given "
+                "the other latents: make the guide of poutine.block(model, "
+                f"hide={list(self.missing)}); or keep their KL with "
+                f"keep_kl={list(self.missing)}."
+            )
+
+    def _of_local(self) -> Iterator[str]:
         if self.local:
             yield (
                 f"Each of the latent sites {list(self.local)} has one value per observation: "
@@ -138,16 +157,25 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
     if not (allow_local or kept.is_hidden):
         others = dropped - {*local, *unmoved}
         local += latents_of_single_data(traces, others)
+    missing = tuple(name for name in idle if is_missing(name, traces.model_sites))
     return Verdict(
         tuple(latents),
         tuple(idle),
-        bool(idle) and not any(root.requires_grad for root in roots),
+        len(idle) > len(missing) and not any(root.requires_grad for root in roots),
+        missing,
         tuple(params),
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
         tuple(_constant_sites(traces)) if reduction == "mean" else (),
-        tuple(name for name, kind in traces.model_kinds.items() if kind == "predicted"),
+        tuple(_drawn(traces)),
     )
+
+
+def _drawn(traces: Traces) -> Iterator[str]:
+    """Sites that the guide lacks, but for missing data, which the model is there to draw."""
+    for name, kind in traces.model_kinds.items():
+        if kind == "predicted" and not is_missing(name, traces.model_sites):
+            yield name
 
 
 def _evaluated(trace: Trace) -> Iterator[Site]:
@@ -181,7 +209,8 @@ def _unmoved_latents(traces: Traces, kept: Reachable) -> list[str]:
 
 def _idle_latents(unmoved: Collection[str], traces: Traces) -> list[str]:
     """Unmoved latents from whose draws the law of no site of the model was computed."""
-    laws = [tensors_of(site["fn"]) for site in traces.model_sites.values()] if unmoved else []
+    sites = traces.model_sites.values() if unmoved else ()
+    laws = [tensors_of(site["fn"]) for site in sites if not site_is_deterministic(site)]
     used = Reachable(tensor for tensors in laws for tensor in tensors)
     return [name for name in unmoved if traces.guide_sites[name]["value"] not in used]
 
@@ -196,7 +225,7 @@ def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) 
     """
     tensors: list[Tensor] = []
     for name, site in (*traces.model_sites.items(), *traces.guide_sites.items()):
-        if name in idle:
+        if name in idle or site_is_deterministic(site):  # a note of a value, no term
             continue
         tensors += [t for t in (*tensors_of(site["fn"]), site["value"]) if isinstance(t, Tensor)]
     used = Reachable(tensors)

@@ -1,6 +1,7 @@
 """The guide on hand-written Pyro models: supports, plates, subsampling, handlers, objectives."""
 
 import functools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +17,8 @@ from pyro.infer import (
     TraceMeanField_ELBO,
 )
 from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
     AutoNormal,
     init_to_feasible,
     init_to_mean,
@@ -139,6 +142,28 @@ def test_a_support_without_a_map_is_named():
 
     with pytest.raises(ValueError, match=r"'x', of law MixtureSameFamily, has the suppor.*no unc"):
         AutoMuPNormal(model)
+
+
+POINT = dist.Delta(torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("law", [POINT, POINT.mask(True).expand([])])
+def test_a_point_mass_is_left_to_the_model(law):
+    def model():
+        known = pyro.sample("known", law)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(known * w, 1.0), obs=torch.tensor(0.7))
+
+    message = r"'known' is a Delta.*poutine.block\(model, hide=\['known'"
+    with pytest.raises(ValueError, match=message):
+        AutoMuPNormal(model)
+    guide = AutoMuPNormal(poutine.block(model, hide=["known"]))
+    loss = TraceExpectedLogLikelihood(num_particles=40000, vectorize_particles=True)
+    with pytest.warns(UserWarning, match="in model but not guide"):
+        actual = loss.loss(model, guide)
+    square = (0.7 - 2.0 * guide.loc("w")).square() + (2.0 * guide.scale("w")).square()
+    truth = 0.5 * square.item() + 0.5 * math.log(2 * math.pi)
+    assert actual == pytest.approx(truth, rel=0.05)
 
 
 def test_improper_priors_start_at_init_scale():
@@ -307,3 +332,18 @@ def test_roles_of_a_hand_written_network():
     svi = SVI(model, guide, optim, TraceExpectedLogLikelihood())
     with pytest.warns(UserWarning, match="computed from the latent sites \\['c'\\]"):
         svi.step(torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("stock", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal])
+def test_what_pyros_guides_have_by_another_name_is_said(stock):
+    guide, theirs = AutoMuPNormal(hierarchy), stock(hierarchy)
+    guide.initialize()
+    theirs()
+    names = {"AutoNormal": ["scales"], "AutoDiagonalNormal": ["get_posterior", "latent_dim"]}
+    for name in names.get(stock.__name__, ["cov_factor", "get_posterior"]):
+        assert hasattr(theirs, name)
+        assert not hasattr(guide, name)
+        with pytest.raises(AttributeError, match=rf"no '{name}', since each site .*scale\(name\)"):
+            getattr(guide, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = guide.nothing

@@ -7,8 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.contrib.forecast import Forecaster, ForecastingModel
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 
@@ -190,9 +191,6 @@ def test_forecasts_go_on_from_the_steps_that_the_guide_knows():
     walk, past = Walk(), TRUTH[:8, None]
     guide = AutoMuPNormal(walk, init_scale=1e-6)
     forecaster = Forecaster(walk, past, torch.zeros(8, 0), guide=guide, num_steps=1, log_every=0)
-    with pytest.raises(ValueError, match=r"has 10 elements now and had 8.*guide.create_plates"):
-        forecaster(past, torch.zeros(10, 0), num_samples=2)
-    guide.create_plates = lambda *args: pyro.plate("time", 8, dim=-1)
     forecast = forecaster(past, torch.zeros(10, 0), num_samples=2000)
     assert forecast.shape == (2000, 2, 1)
     # A random walk from where the guide's steps end, whose variance grows by one a step.
@@ -202,6 +200,44 @@ def test_forecasts_go_on_from_the_steps_that_the_guide_knows():
     mean = forecast.mean(0).squeeze(-1)
     expected = guide.loc("step").sum().expand(2)
     torch.testing.assert_close(mean, expected, rtol=0.0, atol=4 * error)
+    with pytest.raises(ValueError, match=r"has 10 elements now and had 8"):  # data, not forecasts
+        guide(TRUTH[:10, None], torch.zeros(10, 0))
+    with pytest.raises(ValueError, match=r"has 6 elements now and had 8"):
+        forecaster(past[:4], torch.zeros(6, 0), num_samples=2)
+
+
+def test_forecasts_of_a_list_of_guides():
+    class Drift(ForecastingModel):
+        def model(self, zero_data, covariates):
+            drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
+            with self.time_plate:
+                step = pyro.sample("step", dist.Normal(0.0, 0.1))
+            self.predict(dist.Normal(0.0, 0.1), (step + drift).cumsum(-1).unsqueeze(-1))
+
+    model, past = Drift(), TRUTH[:8, None]
+    guide = AutoGuideList(model)
+    for name in ("drift", "step"):  # what hides the other site hides the plate as well
+        guide.append(AutoMuPNormal(poutine.block(model, expose=[name]), init_scale=1e-6))
+    forecaster = Forecaster(model, past, torch.zeros(8, 0), guide=guide, num_steps=1, log_every=0)
+    forecast = forecaster(past, torch.zeros(10, 0), num_samples=2000).squeeze(-1)
+    expected = guide[1].loc("step").sum() + guide[0].loc("drift") * torch.tensor([9.0, 10.0])
+    torch.testing.assert_close(forecast.mean(0), expected.detach(), rtol=0.0, atol=0.02)
+    variance = torch.tensor([0.02, 0.03])
+    torch.testing.assert_close(forecast.var(0), variance, rtol=0.12, atol=0.0)
+
+
+def test_a_caller_that_goes_on_by_itself_has_the_elements_that_the_guide_knows():
+    def walk(y, num_steps):
+        with pyro.plate("steps", num_steps):
+            step = pyro.sample("step", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(step.cumsum(-1)[: len(y)], 0.1).to_event(1), obs=y)
+
+    guide = AutoMuPNormal(walk)
+    guide.initialize(TRUTH[:8], 8)
+    with pytest.raises(ValueError, match=r"has 10 elements now and had 8.*guide.create_plates"):
+        guide(TRUTH[:8], 10)
+    guide.create_plates = lambda *args: pyro.plate("steps", 8, dim=-1)
+    assert guide(TRUTH[:8], 10)["step"].shape == (8,)
 
 
 def test_other_guides_are_refused_or_told_the_rows():
@@ -295,3 +331,23 @@ def test_batches_of_the_same_shapes_are_looked_at_once():
     for _ in range(5):
         guide(TRUTH[:3])
     assert len(num_runs) == 2  # the prototype and one look
+
+
+def test_new_rows_are_predicted_with_their_latents_from_the_prior():
+    def model(x, y=None):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            effect = pyro.sample("effect", dist.Normal(0.0, 2.0))
+            pyro.sample("y", dist.Normal(level + effect, 0.5), obs=y)
+
+    guide = AutoMuPNormal(model)
+    guide.initialize(TRUTH[:5], TRUTH[:5])
+    new = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"guide\.draw\(num_samples\) without \['effect'\]"):
+        guide(new)
+    draws = guide.draw(20000)
+    del draws["effect"]
+    y = Predictive(model, draws, return_sites=["y"], parallel=True)(new)["y"]
+    variance = guide.scale("level").square().item() + 4.0 + 0.25
+    assert y.var(0).mean().item() == pytest.approx(variance, rel=0.05)
+    assert y.mean().item() == pytest.approx(guide.loc("level").item(), abs=0.1)

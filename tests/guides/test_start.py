@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import init_to_value
 
 import pyro_ibvi as ibvi
 from pyro_ibvi import AutoMuPNormal, Diagonal
@@ -94,3 +96,38 @@ def test_draws_that_are_all_alike_say_nothing_of_a_scale():
     guide = AutoMuPNormal(model, covariance=Diagonal())
     assert guide.scale("rate")[0] == 1.0
     assert math.isfinite(Trace_ELBO().loss(model, guide))
+
+
+def two_latents():
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("groups", 2):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    pyro.sample("y", dist.Normal(w.sum() + 0.0 * rate.sum(), 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "w", "rate"),
+    [
+        ({"w": 0.5, "rate": 3}, [0.5] * 3, [3.0] * 2),
+        ({"w": [0.0, 1.0, 2.0], "rate": np.array([1.5, 2.5])}, [0.0, 1.0, 2.0], [1.5, 2.5]),
+        ({"w": torch.tensor([1, 2, 3]), "rate": torch.tensor(2.0)}, [1.0, 2.0, 3.0], [2.0] * 2),
+    ],
+)
+def test_starts_are_numbers_and_arrays_too(values, w, rate):
+    guide = AutoMuPNormal(two_latents, init_loc_fn=init_to_value(values=values))
+    torch.testing.assert_close(guide.median()["w"], torch.tensor(w))
+    torch.testing.assert_close(guide.median()["rate"], torch.tensor(rate))
+    assert guide.loc("w").dtype == torch.get_default_dtype()
+    guide.loc("rate").data[0] = 7.0  # one number for each element
+    assert guide.loc("rate")[1].exp().item() == pytest.approx(rate[1])
+
+
+def test_a_start_of_another_shape_or_outside_of_the_support_is_named():
+    start_at = init_to_value(values={"w": torch.zeros(2)})
+    message = r"starts the latent site 'w' at a value of shape \(2,\), and it has the shape \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        AutoMuPNormal(two_latents, init_loc_fn=start_at)
+    for edge in (0.0, -1.0):
+        start_at = init_to_value(values={"rate": edge})
+        with pytest.raises(ValueError, match=r"'rate' outside or at the edge of its support"):
+            AutoMuPNormal(two_latents, init_loc_fn=start_at)
