@@ -17,7 +17,7 @@ ELSEWHERE = {
         "depth_warning",
     ),
     "pyro_ibvi.mup.roles._without_guesses": ("_assumption",),
-    "pyro_ibvi.objectives.weights.ExpectedLogLikelihood._judge": (
+    "pyro_ibvi.objectives.mixin.ExpectedLogLikelihood._judge": (
         "_of_dropped",
         "_of_idle",
         "_of_local",

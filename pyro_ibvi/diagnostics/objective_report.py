@@ -17,10 +17,10 @@ from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.tables import table_lines
 from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import kept_names
+from pyro_ibvi.objectives.mixin import ExpectedLogLikelihood
 from pyro_ibvi.objectives.sites import Kind, Site, Traces, subsampled_plate
 from pyro_ibvi.objectives.terms import is_reparametrized
 from pyro_ibvi.objectives.verdicts import Verdict, verdict_on
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 from pyro_ibvi.pairing.belonging import check_pair
 
 

@@ -6,13 +6,13 @@ from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelih
 from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
 from pyro_ibvi.objectives.head import ClosedFormHead
 from pyro_ibvi.objectives.loss_module import LossModule
+from pyro_ibvi.objectives.mixin import ExpectedLogLikelihood
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.variants import (
     TraceEnumExpectedLogLikelihood,
     TraceGraphExpectedLogLikelihood,
     TraceMeanFieldExpectedLogLikelihood,
 )
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 __all__ = [
     "ClosedFormHead",

@@ -32,14 +32,14 @@ from torch import Tensor
 
 from pyro_ibvi.objectives.head import ClosedFormHead
 from pyro_ibvi.objectives.kept import KeepKL
-from pyro_ibvi.objectives.pairs import Known
+from pyro_ibvi.objectives.known import Known
+from pyro_ibvi.objectives.mixin import ExpectedLogLikelihood
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.objectives.routes import DirectRoute, KnownRoutes, NumDraws, as_draws, direct_route
 from pyro_ibvi.objectives.sites import Traces, sample_sites
 from pyro_ibvi.objectives.sums import log_ratio, mean_terms, site_sums, sum_of_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
-from pyro_ibvi.objectives.weighing import Weights
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
+from pyro_ibvi.objectives.weights import Weights
 
 #: Stands among a pair's warnings for that of its draws; no site has this name.
 _DRAWS = "draws="

@@ -23,10 +23,10 @@ from pyro.ops.provenance import detach_provenance, get_provenance, track_provena
 from pyro.poutine import Trace
 from pyro.util import check_model_guide_match, check_traceenum_requirements
 
+from pyro_ibvi.objectives.mixin import ExpectedLogLikelihood
 from pyro_ibvi.objectives.sites import sample_sites
 from pyro_ibvi.objectives.terms import is_reparametrized
 from pyro_ibvi.objectives.threads import alone_at_handlers
-from pyro_ibvi.objectives.weights import ExpectedLogLikelihood
 
 
 class TraceGraphExpectedLogLikelihood(ExpectedLogLikelihood, TraceGraph_ELBO):

@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 
 from pyro_ibvi import AutoMuPNormal, Normal, RandomModule, SupervisedModel
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
-from pyro_ibvi.objectives.pairs import Pairs
+from pyro_ibvi.objectives.known import Pairs
 from pyro_ibvi.objectives.variants import TraceEnumExpectedLogLikelihood
 from tests.objectives.zoo import PAIRS, Case, X, built, fresh_pyro, line, loss_and_grads
 
