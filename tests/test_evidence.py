@@ -132,6 +132,31 @@ def test_the_table_of_splits_takes_the_settings_that_validation_chose(tmp_path, 
     assert "| deterministic | -2.00\u00a0±\u00a00.00 |" in report.uci_table("log_likelihood")
 
 
+def test_validation_chooses_the_noise_of_four_components(tmp_path, monkeypatch):
+    rows = [
+        ("four components, two draws a step", -1.0, -5.0),
+        ("four components with relative noise", -0.5, -2.0),
+        ("MC dropout", -0.7, -2.25),
+    ]
+    lines = [
+        {
+            "data": "yacht",
+            "contender": contender,
+            "settings": {},
+            "split": split,
+            "valid": {"log_likelihood": valid},
+            "test": {"log_likelihood": test + split, "rmse": 1.0},
+        }
+        for contender, valid, test in rows
+        for split in range(3)
+    ]
+    (tmp_path / "uci.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    found = report.uci_differences_table(report.CHOSEN_FOUR, ["MC dropout", "deterministic"])
+    assert "| MC dropout | 0.250\u00a0±\u00a00.000 |" in found
+    assert "| deterministic | - |" in found
+
+
 def test_estimators_are_compared_on_the_splits_that_both_were_trained_on(tmp_path, monkeypatch):
     runs = [(1, 0, -1.0, 2.0), (1, 1, -3.0, 2.0), (1, 2, 9.0, 1.0)]
     runs += [(4, 0, -0.5, 3.0), (4, 1, -1.5, 7.0)]

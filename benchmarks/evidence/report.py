@@ -163,6 +163,15 @@ def settings_table(task: str, protocol: Protocol) -> str:
     return table(["", "settings", "seeds"], rows)
 
 
+#: Mixtures of four that differ in their noise, of which validation may choose one.
+FOUR = (
+    "four components, two draws a step",
+    "four components, less noise for more data",
+    "four components with relative noise",
+)
+CHOSEN_FOUR = "four components, noise chosen by validation"
+
+
 def uci_runs() -> dict[str, dict[str, list[Record]]]:
     """By table and contender the runs of the chosen settings, of which there is one per split."""
     groups: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
@@ -171,13 +180,34 @@ def uci_runs() -> dict[str, dict[str, list[Record]]]:
         groups[record["data"], record["contender"]][settings].append(record)
     result: dict[str, dict[str, list[Record]]] = defaultdict(dict)
     for (data, contender), runs in groups.items():
-
-        def choice(item: tuple[str, list[Record]]) -> tuple[int, float]:
-            first = [r["valid"]["log_likelihood"] for r in item[1] if r["split"] < 2]
-            return len(item[1]), statistics.fmean(first)
-
-        result[data][contender] = max(runs.items(), key=choice)[1]
+        result[data][contender] = max(runs.values(), key=lambda r: (len(r), _valid_of_two(r)))
+    for runs_of in result.values():
+        fours = [runs_of[name] for name in FOUR if name in runs_of]
+        if len(fours) > 1:
+            runs_of[CHOSEN_FOUR] = max(fours, key=_valid_of_two)
     return result
+
+
+def _valid_of_two(runs: list[Record]) -> float:
+    """Validation log-likelihood on the two splits by which settings are chosen."""
+    return statistics.fmean(r["valid"]["log_likelihood"] for r in runs if r["split"] < 2)
+
+
+def uci_differences_table(contender: str, others: Sequence[str]) -> str:
+    """Log-likelihood of a contender less that of others, over the splits that both have."""
+    runs = uci_runs()
+    rows = []
+    for other in others:
+        cells = [other]
+        for by_contender in runs.values():
+            first, second = (
+                {r["split"]: r["test"]["log_likelihood"] for r in by_contender.get(name, [])}
+                for name in (contender, other)
+            )
+            gaps = [first[split] - second[split] for split in sorted(first.keys() & second.keys())]
+            cells.append(shown(gaps, 3) if len(gaps) > 1 else "-")
+        rows.append(cells)
+    return table(["", *runs], rows)
 
 
 def uci_table(score: Literal["log_likelihood", "rmse"]) -> str:
