@@ -229,7 +229,7 @@ def as_random(
         return net, recipe
     if recipe.stochastic is not None:
         own = dict(given)
-        if optimizer is None or optimizer is torch.optim.SGD:
+        if (optimizer or default_optimizer(likelihood)) is torch.optim.SGD:
             if any(map(is_parallel, net.modules())):
                 net = admit_network(net)  # under the names that it has on one device
             # Means that start as the network does learn as it would: it is the base of its own

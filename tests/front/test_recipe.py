@@ -281,6 +281,24 @@ def test_relative_noise_for_numbers_by_its_covariance() -> None:
     torch.testing.assert_close(bnn.guide.scale("net.2.weight"), 0.1 * net[2].weight.abs())
 
 
+def test_relative_noise_for_numbers_learns_at_the_default_rate() -> None:
+    """Adam's default rate is for the absolute table, not for a network that is its own base."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 6)
+    y = (x @ torch.randn(6, 1)).tanh()
+    rmse = {}
+    for covariance in (None, ibvi.Multiplicative(0.1, rate=0.0)):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(6, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU())
+        bnn = ibvi.VariationalNetwork(
+            net.append(nn.Linear(128, 1)), ibvi.Normal(0.3), covariance=covariance
+        )
+        history = bnn.fit(x, y, num_epochs=20, batch_size=64, progress=False)
+        assert history.train_loss[0] < 5.0
+        rmse[covariance] = bnn.evaluate(x, y, seed=0)["rmse"]
+    assert max(rmse.values()) < 0.3
+
+
 @pytest.mark.parametrize("held", [None, ibvi.Multiplicative(0.2)])
 def test_relative_noise_of_each_layer_comes_with_what_goes_with_it(held: Any) -> None:
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
