@@ -42,6 +42,7 @@ from pyro_ibvi.models.choices import (
 )
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
+from pyro_ibvi.mup.flow import check_not_lazy
 from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.mup.parametrization import MaximalUpdate
 from pyro_ibvi.objectives.routes import NumDraws
@@ -236,6 +237,7 @@ def as_random(
             # rates. The default rate of adaptive optimizers is for those of the absolute table.
             example = choices.get("example_input")  # may give it its shapes
             base = net if example is None else admit_network(net, example)
+            check_not_lazy(base)
             # By its shapes, for a network that is kept is memory.
             shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
             own = {"parametrization": MaximalUpdate(base=shapes), **given}
