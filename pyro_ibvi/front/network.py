@@ -322,6 +322,7 @@ class VariationalNetwork:
         check_parts(self)
         choices = describe_choices(self.model, self.guide)
         choices |= {"temperature": self.temperature, "draws": getattr(self.loss, "draws", None)}
+        choices |= {"noise_follows_data": self._recipe.follows_data}
         write_network(path, choices, state_of(self.model, self.guide))
 
     def mean_network(self) -> nn.Module:

@@ -137,6 +137,11 @@ class Recipe:
         is_for_numbers = self.draws == "batch" and not is_of_labels(model.likelihood)
         return 2 if is_for_numbers and _treats_data_alone(model.net.network) else self.draws
 
+    @property
+    def follows_data(self) -> bool:
+        """Whether the noise goes with the number of data, as where the user has chosen none."""
+        return self == RELATIVE
+
     def settle(
         self, guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int
     ) -> None:
@@ -147,7 +152,7 @@ class Recipe:
             net: The random network.
             num_data: Number of training data.
         """
-        if self == RELATIVE:
+        if self.follows_data:
             settle_noise(guide, net, num_data)
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:

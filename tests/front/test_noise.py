@@ -107,6 +107,18 @@ def test_a_file_keeps_the_noise(tmp_path: Path) -> None:
     again = ibvi.load(tmp_path / "net.ibvi", table_network(32))
     assert relative(again, "0.weight") == pytest.approx(NOISE / 2, rel=1e-5)
     assert relative(again, "5.weight") == pytest.approx(NOISE, rel=1e-5)
+    again.set_num_data(32 * 800)  # where it goes on with more
+    assert relative(again, "0.weight") == 0
+    assert relative(again, "5.weight") == pytest.approx(NOISE / 2, rel=1e-5)
+
+
+def test_a_file_keeps_noise_that_was_chosen(tmp_path: Path) -> None:
+    noise = ibvi.Multiplicative(0.4, rate=0.0)
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Categorical(), covariance=noise)
+    bnn.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", table_network())
+    again.set_num_data(10**6)
+    assert relative(again, "5.weight") == pytest.approx(0.4, rel=1e-5)
 
 
 @pytest.mark.parametrize(
