@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nested import as_nested_tensor
 from torch.nn.utils.rnn import PackedSequence
 
 #: Types that torch has by name, and cannot compare or add.
@@ -83,7 +84,15 @@ def rows_of(data: Any, rows: slice, num_rows: int) -> Any:
     Returns:
         Data of the same structure; what has no row for each datum stays whole.
     """
-    return map_tensors(lambda t: t[rows] if t.dim() and len(t) == num_rows else t, data)
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != num_rows:
+            return tensor
+        if tensor.is_nested:  # whose first dimension torch does not slice
+            return as_nested_tensor(list(tensor.unbind()[rows]), layout=tensor.layout)
+        return tensor[rows]
+
+    return map_tensors(cut, data)
 
 
 def first_tensor(data: Any) -> Tensor | None:
@@ -180,7 +189,15 @@ def known_numbers(tensor: Tensor) -> Tensor:
     Returns:
         The same, or whole numbers of 64 bits in the place of unsigned ones of 16 bits and more,
         which torch does not even compare.
+
+    Raises:
+        TypeError: If it is nested in the layout in which torch does not tell a shape.
     """
+    if tensor.is_nested and tensor.layout is torch.strided:
+        raise TypeError(
+            "Nested tensors are taken in torch's jagged layout, got a strided one, whose shape "
+            "nobody can ask for: make it by torch.nested.nested_tensor(rows, layout=torch.jagged)."
+        )
     return tensor.long() if tensor.dtype in _NAMED_ONLY else tensor
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import (
     BatchSampler,
+    DataLoader,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -25,10 +26,10 @@ def num_drawn(loader: Any) -> int | None:
 
     Returns:
         The number, which is the data set's unless the sampler knows a part of it alone; None if
-        the data set does not know its size.
+        the data set does not know its size, or its items are batches themselves.
     """
     dataset: Any = loader.dataset
-    if not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__") or _holds_batches(loader):
         return None
     return min(len(dataset), _num_known(_sampler_of(loader), len(dataset)))
 
@@ -77,11 +78,20 @@ def _is_shared(sampler: Any) -> bool:
     return is_parallel or isinstance(sampler, DistributedSampler)
 
 
+def _holds_batches(loader: Any) -> bool:
+    """Whether items of a loader's data set are batches, of whatever size, and not data."""
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is not None:
+        return False
+    return not isinstance(loader.sampler, BatchSampler)  # by which a data set is asked for several
+
+
 def _sampler_of(loader: Any) -> Any:
     """What draws the indices, inside of what makes batches of them; None if that is hidden."""
     batches = getattr(loader, "batch_sampler", None)
     if batches is None:
-        return getattr(loader, "sampler", None)
+        batches = getattr(loader, "sampler", None)
+        if not isinstance(batches, BatchSampler):
+            return batches
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     return getattr(batches, "sampler", None)

@@ -51,9 +51,11 @@ class TensorBatches:
         check_positive_int("batch_size", batch_size)
         for tensor in tensors_of(data):
             if tensor.layout is not torch.strided or tensor.is_nested:
+                padded = "torch.nested.to_padded_tensor(x, 0.0)"
+                dense = padded if tensor.is_nested else "x.to_dense()"
                 raise TypeError(
                     f"Batches are cut out of dense tensors, got one with the layout "
-                    f"{tensor.layout}: pass x.to_dense(), or a list of batches (x, y)."
+                    f"{tensor.layout}: pass {dense}, or a list of batches (x, y)."
                 )
         sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(data)}
         if len(sizes) != 1 or sizes == {0}:

@@ -17,6 +17,7 @@ from pyro_ibvi._version import __version__
 from pyro_ibvi.front.choices import as_key, find_others, restore
 from pyro_ibvi.front.files import check_fit, read_network, state_of
 from pyro_ibvi.front.network import VariationalNetwork
+from pyro_ibvi.front.recipe import RELATIVE
 from pyro_ibvi.models import RandomModule
 from pyro_ibvi.models.choices import Prior
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -120,6 +121,8 @@ def _rebuilt(
     )
     bnn.model.num_data = made["num_data"]
     bnn.temperature = made["temperature"]
+    if made.get("noise_follows_data", False):
+        bnn._recipe = RELATIVE
     return bnn
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, settled_num_data
 from pyro_ibvi.front.choices import describe_choices
@@ -208,8 +209,12 @@ class VariationalNetwork:
 
         Args:
             num_data: Number of training data, with which the default's noise on tables goes.
+
+        Raises:
+            ValueError: If it is no positive whole number.
         """
-        self.model.num_data = num_data
+        check_positive_int("num_data", num_data)
+        self.model.num_data = int(num_data)
         self._recipe.settle(self.guide, self.net, num_data)
 
     @named_arguments()
@@ -317,6 +322,7 @@ class VariationalNetwork:
         check_parts(self)
         choices = describe_choices(self.model, self.guide)
         choices |= {"temperature": self.temperature, "draws": getattr(self.loss, "draws", None)}
+        choices |= {"noise_follows_data": self._recipe.follows_data}
         write_network(path, choices, state_of(self.model, self.guide))
 
     def mean_network(self) -> nn.Module:

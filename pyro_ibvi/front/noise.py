@@ -16,6 +16,7 @@ from torch import nn
 
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule
+from pyro_ibvi.mup.layers import NORM_LAYERS, owner_of
 
 #: Numbers of features up to which a layer that reads data bears no noise, and from which on it
 #: bears that of the others.
@@ -25,7 +26,7 @@ _FEW_FEATURES, _MANY_FEATURES = 16, 32
 _SOME_DATA, _MANY_DATA = 200, 400
 
 #: Layers of networks that read each feature once: others read words, pixels or times.
-_OF_TABLES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_OF_TABLES: tuple[type[nn.Module], ...] = (nn.Linear, *NORM_LAYERS)
 
 
 def share_of_features(num_features: int) -> float:
@@ -104,8 +105,8 @@ def _features(net: RandomModule) -> dict[str, int]:
 
 def _is_of_tables(network: nn.Module) -> bool:
     """Whether a network has no layer that reads words, pixels or times."""
-    with_parameters = (m for m in network.modules() if any(True for _ in m.parameters(False)))
-    return all(isinstance(module, _OF_TABLES) for module in with_parameters)
+    owners = {owner_of(network, name)[0] for name, _ in network.named_parameters()}
+    return all(isinstance(network.get_submodule(name), _OF_TABLES) for name in owners)
 
 
 def _ramp(start: float, value: float, end: float) -> float:

@@ -42,6 +42,7 @@ from pyro_ibvi.models.choices import (
 )
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
+from pyro_ibvi.mup.flow import check_not_lazy
 from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.mup.parametrization import MaximalUpdate
 from pyro_ibvi.objectives.routes import NumDraws
@@ -136,6 +137,11 @@ class Recipe:
         is_for_numbers = self.draws == "batch" and not is_of_labels(model.likelihood)
         return 2 if is_for_numbers and _treats_data_alone(model.net.network) else self.draws
 
+    @property
+    def follows_data(self) -> bool:
+        """Whether the noise goes with the number of data, as where the user has chosen none."""
+        return self == RELATIVE
+
     def settle(
         self, guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int
     ) -> None:
@@ -146,7 +152,7 @@ class Recipe:
             net: The random network.
             num_data: Number of training data.
         """
-        if self == RELATIVE:
+        if self.follows_data:
             settle_noise(guide, net, num_data)
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
@@ -236,6 +242,7 @@ def as_random(
             # rates. The default rate of adaptive optimizers is for those of the absolute table.
             example = choices.get("example_input")  # may give it its shapes
             base = net if example is None else admit_network(net, example)
+            check_not_lazy(base)
             # By its shapes, for a network that is kept is memory.
             shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
             own = {"parametrization": MaximalUpdate(base=shapes), **given}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -164,6 +165,11 @@ def admit_likelihood(likelihood: Any, net: nn.Module) -> Likelihood:
         what = repr(likelihood) if isinstance(likelihood, str) else f"the {name}"
         what += f" of {kind.__module__}" * hasattr(kind, "log_prob")  # as pyro.distributions have
         hint = "" if meant is None else f": write {meant}, of pyro_ibvi"
+    if isinstance(likelihood, (Mapping, tuple, list)):
+        hint = (
+            ": for several targets write MultiTask({'kind': (Categorical(), 5), 'age': "
+            "(Normal(0.1), 1)}), of pyro_ibvi.models, with the width of each output"
+        )
     raise TypeError(
         f"SupervisedModel needs a likelihood such as Categorical() or Normal(), got {what}{hint}."
     )

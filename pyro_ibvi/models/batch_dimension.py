@@ -113,8 +113,9 @@ class BatchDimension:
 
 
 def _is_one_row(x: Any) -> bool:
-    sizes = {len(part) for part in tensors_of(x) if part.dim()}
-    return sizes == {1}
+    parts = [part for part in tensors_of(x) if part.dim()]
+    # Nested ones are not joined in their first dimension, which nobody squeezes.
+    return bool(parts) and all(len(part) == 1 and not part.is_nested for part in parts)
 
 
 def _twice(x: Any) -> Any:

@@ -90,7 +90,8 @@ def check_finite(what: str, x: Any, *, allows_missing: bool = False) -> None:
     Raises:
         DataError: If some number is not finite.
     """
-    for value in tensors_of(x):
+    for tensor in tensors_of(x):
+        value = tensor.values() if tensor.is_nested else tensor  # all rows, one after the other
         if not value.is_floating_point() or value.device.type != "cpu" or _is_finite(value):
             continue
         is_bad = value.isinf() if allows_missing else ~value.isfinite()

@@ -18,6 +18,8 @@ _CONVOLUTIONS = {
     nn.Conv2d: "(batch, {c}, height, width)",
     nn.Conv3d: "(batch, {c}, depth, height, width)",
 }
+#: What torch says of a name in the place of an index, which it takes for a list of letters.
+_OF_NAMES = ("invalid data type 'str'", "too many indices for tensor")
 
 
 def explain_fault(
@@ -36,6 +38,7 @@ def explain_fault(
         ValueError: If they have another shape, or are on another device.
         NetworkError: If torch failed for a reason that is the network's own.
     """
+    _explain_names(error, x)
     if isinstance(error, TypeError):
         _explain_arguments(error, network, x)
         return
@@ -48,6 +51,15 @@ def explain_fault(
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors_of(x))
         raise NetworkError(
             f"The network fails on inputs of the shape {shapes}: {error}"
+        ) from error
+
+
+def _explain_names(error: Exception, x: Any) -> None:
+    if isinstance(x, Tensor) and any(words in str(error) for words in _OF_NAMES):
+        raise DataError(
+            f"The network fails on an input of the shape {tuple(x.shape)}: {error}. Where its "
+            f"forward looks up names in a mapping, put that into a tuple, since a mapping gives "
+            f"its parts one by one: fit((x,), y) and predict((x,)), in a loader batches ((x,), y)."
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,34 @@ def _only_reading(returned: Any) -> Tensor:
         logits = getattr(returned, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    tensors = list(tensors_of(returned))
-    if len(tensors) == 1:
+    if returned is None:
+        raise TypeError("The network returned None: let its forward end in `return output`.")
+    parts = _named_parts(returned)
+    tensors = list(tensors_of(returned if parts is None else parts))
+    is_container = isinstance(returned, (Mapping, tuple, list)) or is_dataclass(returned)
+    if len(tensors) == 1 and is_container:  # what else an object's only tensor means, who knows
         return tensors[0]
-    name = next(iter(returned)) if isinstance(returned, Mapping) and returned else 0
+    if not tensors:
+        raise TypeError(
+            f"The network returned a {type(returned).__name__} without a tensor in it, and the "
+            f"likelihood takes one: let its forward return the tensor, or say how to get at it, "
+            f"by output=lambda out: ... of SupervisedModel."
+        )
+    name = 0 if parts is None else next(n for n, p in parts.items() if [*tensors_of(p)])
+    path = f"[{name!r}]" if parts is None or isinstance(returned, Mapping) else f".{name}"
     raise TypeError(
         f"The network returned {describe(returned)}, and the likelihood takes one tensor: say "
         f"which, as in SupervisedModel(..., output={name!r}), or what to make of it, as in "
-        f"output=lambda out: out[{name!r}]."
+        f"output=lambda out: out{path}."
     )
+
+
+def _named_parts(returned: Any) -> Mapping[str, Any] | None:
+    """What a mapping, a dataclass or another object holds, by name; None for a sequence."""
+    if isinstance(returned, Mapping):
+        return returned
+    if is_dataclass(returned):
+        return {field.name: getattr(returned, field.name) for field in fields(returned)}
+    if isinstance(returned, (tuple, list)):
+        return None
+    return dict(getattr(returned, "__dict__", {}))

@@ -383,7 +383,8 @@ class SupervisedModel(PyroModule):
         y = likelihood.as_target(y)
         if not isinstance(y, Tensor):
             raise TypeError(
-                f"Targets must be a tensor, an array or a data frame, got {type(y).__name__}."
+                f"Targets must be a tensor, an array or a data frame, got {type(y).__name__}: "
+                f"write numpy.unique(y, return_inverse=True)[1] for labels that are text."
             )
         if output.dim() < 1 or output.dim() < num_batch_dims:
             raise DataError(

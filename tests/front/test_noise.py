@@ -62,6 +62,32 @@ def test_many_data_for_each_feature_leave_less(
     assert relative(bnn, "5.weight") == pytest.approx(on_hidden, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "activation"),
+    [
+        (nn.utils.parametrizations.weight_norm, nn.ReLU()),
+        (nn.utils.parametrizations.spectral_norm, nn.ReLU()),
+        (nn.Identity(), nn.PReLU()),
+        (nn.Identity(), nn.GroupNorm(2, 8)),
+    ],
+)
+def test_tables_in_other_words_have_no_more(wrap: Any, activation: nn.Module) -> None:
+    layers = wrap(nn.Linear(20, 8, bias=False)), activation, wrap(nn.Linear(8, 8)), nn.ReLU()
+    bnn = ibvi.VariationalNetwork(nn.Sequential(*layers, nn.Linear(8, 3)), ibvi.Categorical())
+    bnn.set_num_data(16_000)  # 800 for each feature
+    assert [relative(bnn, name) for name in bnn.net.stochastic] == pytest.approx(
+        [0.0, NOISE / 2, NOISE / 2], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 2.5, "100", None])
+def test_a_number_of_data_that_is_none_is_refused(number: Any) -> None:
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Categorical())
+    with pytest.raises(ValueError, match="num_data must be a positive whole number, got"):
+        bnn.set_num_data(number)
+    assert bnn.model.num_data is None
+
+
 def test_fit_counts_the_data() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(1600, 2), torch.randint(3, (1600,))
@@ -81,6 +107,18 @@ def test_a_file_keeps_the_noise(tmp_path: Path) -> None:
     again = ibvi.load(tmp_path / "net.ibvi", table_network(32))
     assert relative(again, "0.weight") == pytest.approx(NOISE / 2, rel=1e-5)
     assert relative(again, "5.weight") == pytest.approx(NOISE, rel=1e-5)
+    again.set_num_data(32 * 800)  # where it goes on with more
+    assert relative(again, "0.weight") == 0
+    assert relative(again, "5.weight") == pytest.approx(NOISE / 2, rel=1e-5)
+
+
+def test_a_file_keeps_noise_that_was_chosen(tmp_path: Path) -> None:
+    noise = ibvi.Multiplicative(0.4, rate=0.0)
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Categorical(), covariance=noise)
+    bnn.save(tmp_path / "net.ibvi")
+    again = ibvi.load(tmp_path / "net.ibvi", table_network())
+    again.set_num_data(10**6)
+    assert relative(again, "5.weight") == pytest.approx(0.4, rel=1e-5)
 
 
 @pytest.mark.parametrize(

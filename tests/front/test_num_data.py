@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -93,6 +95,34 @@ def test_a_part_of_the_data_set_counts_as_the_part(sampler: Any, num_data: int) 
     assert count_rows(DataLoader(DATA, batch_size=4, sampler=sampler)) == num_data
     batches = BatchSampler(sampler, batch_size=3, drop_last=False)
     assert count_rows(DataLoader(DATA, batch_sampler=batches)) == num_data
+    assert count_rows(DataLoader(DATA, batch_size=None, sampler=batches)) == num_data
+
+
+class OfBatches(Dataset[Any]):
+    """Five items that are batches of four."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return DATA[4 * index : 4 * index + 4]
+
+
+class InTurn(IterableDataset[Any], OfBatches):
+    """The same, one after the other."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(5))
+
+
+@pytest.mark.parametrize("kind", [OfBatches, InTurn])
+def test_items_that_are_batches_are_not_counted_as_data(kind: type[Dataset[Any]]) -> None:
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.5))
+    loader = DataLoader(kind(), batch_size=None)
+    with pytest.raises(ValueError, match="cannot be found from a DataLoader: pass num_data="):
+        bnn.fit(loader, num_epochs=1, progress=False)
+    bnn.fit(loader, num_epochs=1, num_data=20, progress=False)
+    assert bnn.model.num_data == 20
 
 
 def test_batches_of_indices_hide_what_is_drawn() -> None:

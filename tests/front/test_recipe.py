@@ -135,6 +135,10 @@ def test_what_a_network_is_leaves_the_recipe_as_it_is(optimizer: Any) -> None:
     assert bnn.net.roles["position"].role == "bias"
     bnn.fit(x, y, num_epochs=1, progress=False)
     lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+    with pytest.raises(
+        ValueError, match=r"have no shape yet: .* pass the batch as example_input="
+    ):
+        ibvi.VariationalNetwork(lazy, likelihood, optimizer=optimizer)
     bnn = ibvi.VariationalNetwork(lazy, likelihood, optimizer=optimizer, example_input=x[:2])
     assert bnn.net.stochastic == ["1.weight", "3.weight"]
     random = ibvi.RandomModule(nn.Linear(5, 3))

@@ -1,6 +1,7 @@
 """What of a batch is what; which batches a network's output has; what it returns."""
 
 from collections import UserDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ import pyro_ibvi as ibvi
 from tests.layouts import Bags, Graphs, TimeFirst
 
 #: Roles are not the subject here.
-pytestmark = pytest.mark.filterwarnings("ignore:The forward pass of")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The forward pass of"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+]
 
 
 class ByTraces(ibvi.TraceExpectedLogLikelihood):
@@ -208,6 +212,37 @@ def test_packed_sequences():
     assert step(model, guide, x, torch.randn(3, 6, 4)) > 0
 
 
+class OfRows(nn.Linear):
+    """A sum over rows, of which each datum has a number of its own."""
+
+    def forward(self, x):
+        return torch.stack([rows.sum(0) for rows in super().forward(x).unbind()])
+
+
+def test_nested_tensors():
+    rows, y = [torch.randn(n, 3) for n in (6, 4, 2, 5)], torch.randn(4, 1)
+    x = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    model, guide = make(OfRows(3, 1))
+    torch.testing.assert_close(step(model, guide, x, y), expected(model, guide, y, x))
+    whole = ibvi.predict(model, guide, x, num_samples=3, generator=0).outputs
+    for size in (1, 3):
+        parts = ibvi.predict(model, guide, x, num_samples=3, generator=0, batch_size=size).outputs
+        torch.testing.assert_close(parts, whole)
+    bad = torch.nested.nested_tensor([rows[0], rows[1] / 0], layout=torch.jagged)
+    with pytest.raises(ValueError, match=r"The input holds -?inf at index"):
+        step(model, guide, bad, y[:2])
+    strided = torch.nested.nested_tensor(rows, layout=torch.strided)
+    for act in (
+        lambda: step(model, guide, strided, y),
+        lambda: ibvi.predict(model, guide, strided),
+    ):
+        with pytest.raises(TypeError, match="in torch's jagged layout, got a strided one"):
+            act()
+    bnn = ibvi.VariationalNetwork(OfRows(3, 1), ibvi.Normal(0.5))
+    with pytest.raises(TypeError, match=r"pass torch\.nested\.to_padded_tensor\(x, 0\.0\), or"):
+        bnn.fit(x, y)
+
+
 class Returns(nn.Linear):
     def __init__(self, wrap):
         super().__init__(3, 1)
@@ -218,6 +253,14 @@ class Returns(nn.Linear):
 
 
 Pair = namedtuple("Pair", ["mean", "aside"])
+
+
+@dataclass(slots=True)
+class Scores:
+    scores: torch.Tensor
+    aside: torch.Tensor | None = None
+
+
 WRAPS = [
     (None, lambda out: (out,)),
     (None, lambda out: {"logits": out, "hidden": out}),
@@ -226,6 +269,8 @@ WRAPS = [
     ("mean", lambda out: {"mean": out, "aside": 0 * out}),
     ("mean", lambda out: Pair(out, 0 * out)),
     (0, lambda out: Pair(out, 0 * out)),
+    (None, Scores),
+    ("scores", lambda out: Scores(out, 0 * out)),
     (lambda out: out[0]["a"], lambda out: ({"a": out}, 2 * out)),
 ]
 
@@ -253,6 +298,11 @@ def test_what_the_network_returns(output, wrap, vectorize):
     [
         (None, lambda out: (out, out), TypeError, r"returned \(a tensor of shape \(8, 1\), .*=0"),
         (None, lambda out: {"a": out, "b": out}, TypeError, r"SupervisedModel\(.*output='a'\)"),
+        (None, lambda out: Scores(out, out), TypeError, "='scores'.*lambda out: out.scores"),
+        (None, lambda out: torch.distributions.Normal(out, 1), TypeError, r"='loc'.*: out.loc\.$"),
+        (None, lambda out: torch.distributions.Poisson(out.exp()), TypeError, "output='rate'"),
+        (None, lambda out: None, TypeError, "None: let its forward end in `return output`"),
+        (None, lambda out: out.sum().item(), TypeError, "a float without a tensor in it"),
         ("c", lambda out: {"a": out}, ValueError, "output='c' picks no part of what"),
         (2, lambda out: (out, out), ValueError, "output=2 picks no part of what the network"),
         ("a", lambda out: out, ValueError, "output='a' picks no part of what the network"),

@@ -281,3 +281,20 @@ def test_a_mapping_as_the_only_argument():
         ValueError, match=r"takes the mapping as a whole, .*: predict\(\(x,\)\)\.$"
     ):
         bnn.predict(x)
+
+
+class OfShortName(nn.Linear):
+    """A network that takes a mapping, which torch says other words of."""
+
+    def forward(self, batch):
+        return super().forward(batch["x"])
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # torch, of the name
+@pytest.mark.parametrize(("kind", "name"), [(OfMapping, "one"), (OfShortName, "x")])
+def test_batches_with_a_mapping_for_the_only_argument(kind, name):
+    x, y = torch.randn(6, 3), torch.randn(6, 1)
+    bnn = ibvi.VariationalNetwork(kind(3, 1), ibvi.Normal())
+    with pytest.raises(ValueError, match=r"looks up names .* in a loader batches \(\(x,\), y\)"):
+        bnn.fit([{name: x, "y": y}], num_epochs=1, progress=False)
+    bnn.fit([(({name: x, "two": x},), y)], num_epochs=1, progress=False)

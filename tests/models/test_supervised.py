@@ -134,6 +134,12 @@ BAD_DATA = [
     (nan_at(X, (2, 1)), Y, ValueError, r"input holds nan at index \(2, 1\) of shape \(6, 3\)"),
     (X, nan_at(Y, (4, 0)), ValueError, r"target holds nan at index \(4, 0\).*Remove or impute"),
     (X, nan_at(Y, (4, 0), -math.inf), ValueError, r"target holds -inf at index \(4, 0\)"),
+    (
+        X,
+        ["a", "b"] * 3,
+        TypeError,
+        r"got list: write numpy\.unique\(y, return_inverse=True\)\[1\]",
+    ),
     (X, "rows", TypeError, "Targets must be a tensor, an array or a data frame, got str"),
     (1.0, Y, TypeError, "Inputs must be a tensor, an array or a data frame.*got float"),
     (
@@ -190,6 +196,7 @@ def test_wrong_pieces():
 @pytest.mark.parametrize(
     ("likelihood", "message"),
     [
+        ({"kind": Categorical()}, r"got the dict: for several .* MultiTask\(\{'kind': \("),
         (nn.CrossEntropyLoss(), r"got the CrossEntropyLoss: write Categorical\(\), of pyro_ibvi"),
         (nn.CrossEntropyLoss, r"got the CrossEntropyLoss: write Categorical\(\)"),
         (nn.functional.cross_entropy, r"got the cross_entropy: write Categorical\(\)"),
