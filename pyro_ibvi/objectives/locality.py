@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_ibvi.objectives.sites import Site, Traces
+from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
 
 
 def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
@@ -45,12 +45,15 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
 
 def _terms(site: Site) -> Tensor:
     """The terms of single data: those of the batch, or of independent parts where it is one."""
-    fn, terms = site["fn"], site["log_prob"]
+    fn, terms = site["fn"], cast(Tensor, site["log_prob"])
     while isinstance(fn, Independent):
         fn = fn.base_dist
     if terms.dim() == 0 and fn is not site["fn"]:
         terms = fn.log_prob(site["value"])
-    return cast(Tensor, terms)
+    for frame in site["cond_indep_stack"]:  # each particle has all data, and draws of its own
+        if frame.name == PARTICLES and -frame.dim <= terms.dim():
+            terms = terms.sum(frame.dim, keepdim=True)
+    return terms
 
 
 def _dims_of(term: Tensor, value: Tensor) -> Iterator[int]:

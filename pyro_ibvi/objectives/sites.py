@@ -38,6 +38,7 @@ Site: TypeAlias = Any  # Pyro's Message, to which the estimators add fields
 Kind: TypeAlias = Literal[
     "observed", "factor", "deterministic", "enumerated", "latent", "predicted", "auxiliary"
 ]
+PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pyro.distributions import Delta
 from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
-from pyro_ibvi.objectives.sites import Site, Traces, is_missing
+from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces, is_missing, unwrapped
 
 Sites: TypeAlias = dict[str, Site]
-PARTICLES = "num_particles_vectorized"  # the plate in which Pyro vectorizes particles
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class Verdict:
         if self.drawn:
             yield (
                 f"The guide has no sites {list(self.drawn)}, which are drawn from their prior in "
-                "each step and never learned. AutoMuPNormal of a SupervisedModel looks at the "
-                "network's parameters alone, so pyro.sample in a network's forward makes noise: "
-                "write torch.randn_like(x) if that is meant. A latent that shall be learned "
-                "belongs into a model written by hand, before the network runs: "
-                "z = pyro.sample(...); net(x, z), and AutoMuPNormal(that_model)."
+                "each step and never learned, as is right for what was hidden from it. "
+                "AutoMuPNormal of a SupervisedModel looks at the network's parameters alone, so "
+                "pyro.sample in a network's forward makes noise: write torch.randn_like(x) if "
+                "that is meant. A latent that shall be learned belongs into a model written by "
+                "hand, before the network runs: z = pyro.sample(...); net(x, z), and "
+                "AutoMuPNormal(that_model)."
             )
         if self.constant:
             yield (
@@ -172,9 +173,11 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
 
 
 def _drawn(traces: Traces) -> Iterator[str]:
-    """Sites that the guide lacks, but for missing data, which the model is there to draw."""
+    """Sites that the guide lacks and could have, but for missing data, which are the model's."""
     for name, kind in traces.model_kinds.items():
-        if kind == "predicted" and not is_missing(name, traces.model_sites):
+        *_, law = unwrapped(traces.model_sites[name]["fn"])
+        has_spread = law.has_rsample and not isinstance(law, Delta)
+        if kind == "predicted" and has_spread and not is_missing(name, traces.model_sites):
             yield name
 
 

@@ -86,6 +86,19 @@ def test_a_latent_that_data_share_is_not(name):
     assert messages(SHARED[name]) == []
 
 
+def one_number():
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(w, 1.0), obs=torch.tensor(0.7))
+
+
+def test_vectorized_particles_are_no_data():
+    particles = {"num_particles": N, "vectorize_particles": True, "max_plate_nesting": 1}
+    assert messages(one_number, **particles) == []
+    assert messages(shifted(lambda: 0.0), **particles) == []
+    (said,) = messages(LOCAL["a plate of its own"], **particles)
+    assert said.startswith("Each of the latent sites ['z'] has one value per observation")
+
+
 def test_the_look_leaves_the_step_as_it_is():
     def gradients(**options):
         pyro.clear_param_store()
