@@ -84,7 +84,8 @@ def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_d
     features = _features(net)
     if not features or not _is_of_tables(net.network):
         return
-    on_features, on_all = data_shares(num_data / sum(features.values()))
+    # Several layers may read the same features or others: by the former there is less noise.
+    on_features, on_all = data_shares(num_data / max(features.values()))
     shares = dict.fromkeys(net.stochastic, on_all) | dict.fromkeys(features, on_features)
     by_site = {net.site_name(name): share for name, share in shares.items()}
     for component in guide.components:

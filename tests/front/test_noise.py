@@ -137,6 +137,24 @@ def test_noise_that_is_chosen_stays(choice: dict[str, Any]) -> None:
     assert relative(bnn, "5.weight") == pytest.approx(0.4, rel=1e-5)
 
 
+class Gated(nn.Module):
+    """Two layers that read the same features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.out = nn.Linear(20, 8), nn.Linear(20, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.value(x) * self.gate(x).sigmoid())
+
+
+def test_features_that_two_layers_read_count_once() -> None:
+    bnn = ibvi.VariationalNetwork(Gated(), ibvi.Categorical())
+    bnn.set_num_data(16_000)
+    assert relative(bnn, "gate.weight") == 0.0
+    assert relative(bnn, "out.weight") == pytest.approx(NOISE / 2, rel=1e-5)
+
+
 class OverTime(nn.Module):
     """One feature at each time."""
 
