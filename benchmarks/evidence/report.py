@@ -183,7 +183,7 @@ def uci_runs() -> dict[str, dict[str, list[Record]]]:
         result[data][contender] = max(runs.values(), key=lambda r: (len(r), _valid_of_two(r)))
     for runs_of in result.values():
         fours = [runs_of[name] for name in FOUR if name in runs_of]
-        if len(fours) > 1:
+        if fours:
             runs_of[CHOSEN_FOUR] = max(fours, key=_valid_of_two)
     return result
 
