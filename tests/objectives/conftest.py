@@ -2,13 +2,13 @@
 
 import pytest
 
-from pyro_ibvi.objectives import weights
+from pyro_ibvi.objectives import mixin
 
 
 @pytest.fixture
 def count_traces(monkeypatch):
     """Number of times that an objective traced a model."""
     calls = []
-    run_traces = weights.run_traces
-    monkeypatch.setattr(weights, "run_traces", lambda *args: calls.append(1) or run_traces(*args))
+    run_traces = mixin.run_traces
+    monkeypatch.setattr(mixin, "run_traces", lambda *args: calls.append(1) or run_traces(*args))
     return calls
