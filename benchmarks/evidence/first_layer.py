@@ -12,9 +12,10 @@ already is not run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ import pyro_ibvi as ibvi
 
 from .data import load_images
 from .networks import mlp_784
-from .records import Records
+from .records import Record, Records
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 SCALES: list[float | str] = [0.0, 0.1, 0.2, 0.35, "recipe"]
@@ -147,7 +148,7 @@ def trained(problem: Problem, net: nn.Module, data: Split, seed: int, **choices:
     return ibvi.score(bnn.predict(x_valid, seed=seed), y_valid)["nll"]
 
 
-def run(problem: Problem, scale: float | str, seed: int) -> float:
+def run(problem: Problem, scale: float | str, seed: int) -> Record:
     """Negative log-likelihood of the data held out."""
     data = problem.splits(seed)
     pyro.clear_param_store()
@@ -155,24 +156,34 @@ def run(problem: Problem, scale: float | str, seed: int) -> float:
     x, y = data[:2]
     net = network(x.shape[1], int(y.max()) + 1) if x.dim() == 2 else mlp_784()
     choices = {} if scale == "recipe" else relative(net, float(scale), 0.35)
-    return trained(problem, net, data, seed, **choices)
+    return {"nll": trained(problem, net, data, seed, **choices)}
 
 
-def main() -> None:
-    """Runs what is not there yet."""
+def sweep(
+    name: str,
+    option: str,
+    problems: dict[str, Problem],
+    choices: Iterable[Any],
+    run: Callable[[Problem, Any, int], Record],
+) -> None:
+    """Runs what is not there yet of all problems, choices and seeds.
+
+    Args:
+        name: Name of the file of records.
+        option: What the choices are called there.
+        problems: The problems by name.
+        choices: The choices.
+        run: Gives ``nll``, and what else is to be written, of a problem, a choice and a seed.
+    """
     torch.set_num_threads(1)
-    records = Records("first_layer", ("data", "scale", "seed"))
-    for name, problem in PROBLEMS.items():
-        for scale in SCALES:
-            values = []
-            for seed in SEEDS:
-                key = {"data": name, "scale": scale, "seed": seed}
-                record = records.find(key)
-                if record is None:
-                    record = records.add({**key, "nll": run(problem, scale, seed)})
-                values.append(record["nll"])
-            print(f"{name} {scale}: {np.mean(values):.4f}", flush=True)
+    records = Records(name, ("data", option, "seed"))
+    for (data, problem), choice in itertools.product(problems.items(), choices):
+        values = []
+        for seed in SEEDS:
+            key = {"data": data, option: choice, "seed": seed}
+            values.append(records.get(key, partial(run, problem, choice, seed))["nll"])
+        print(f"{data} {choice}: {np.mean(values):.4f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sweep("first_layer", "scale", PROBLEMS, SCALES, run)

@@ -19,10 +19,8 @@ import torch
 from torch import nn
 
 from .data import table_splits
-from .first_layer import Problem, Split, clusters, made, network, relative, trained
-from .records import Records
+from .first_layer import Problem, Split, clusters, made, network, relative, sweep, trained
 
-SEEDS = range(3)
 #: Noise on features in units of a full share by their number, and noise behind the first layer.
 NOISE: dict[str, tuple[float, float] | None] = {
     "ordinary network": None,
@@ -100,21 +98,5 @@ def run(problem: Problem, name: str, seed: int) -> dict[str, float]:
     return {"nll": nll, "density": len(x) / x.shape[1]}
 
 
-def main() -> None:
-    """Runs what is not there yet."""
-    torch.set_num_threads(1)
-    records = Records("many_data", ("data", "noise", "seed"))
-    for data, problem in PROBLEMS.items():
-        for name in NOISE:
-            values = []
-            for seed in SEEDS:
-                key = {"data": data, "noise": name, "seed": seed}
-                record = records.find(key)
-                if record is None:
-                    record = records.add({**key, **run(problem, name, seed)})
-                values.append(record["nll"])
-            print(f"{data} {name}: {np.mean(values):.4f}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    sweep("many_data", "noise", PROBLEMS, NOISE, run)

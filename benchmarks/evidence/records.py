@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class Records:
         """The record of a run. The file is read anew, since another process may write too."""
         key = self._key(run)
         return next((r for r in read(self.path) if self._key(r) == key), None)
+
+    def get(self, run: Record, make: Callable[[], Record]) -> Record:
+        """The record of a run, which is made and written where it is not there."""
+        found = self.find(run)
+        return self.add({**run, **make()}) if found is None else found
 
     def add(self, record: Record) -> Record:
         """Writes the record of a run, with the versions."""

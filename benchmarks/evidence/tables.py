@@ -258,10 +258,7 @@ def scored(
 
     def get(settings: Settings, split: int) -> Record:
         key = {"data": data, "contender": contender, "settings": settings, "split": split}
-        record = records.find(key)
-        if record is None:
-            record = records.add({**key, **run(contender, settings, split, tables[split])})
-        return record
+        return records.get(key, lambda: run(contender, settings, split, tables[split]))
 
     def valid(settings: Settings) -> float:
         rows = [get(settings, split)["valid"]["log_likelihood"] for split in (0, 1)]

@@ -14,11 +14,11 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
 from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.distributions import is_delta
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.arviz.inputs import Inputs, leaves
 from pyro_ibvi.arviz.sites import sample_sites
 from pyro_ibvi.objectives.reach import tensors_of
-from pyro_ibvi.objectives.sites import is_delta
 
 #: an argument (``"argument", "x"``) or an unobserved site (``"site", "z"``)
 Source = tuple[str, str]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pyro.poutine import Trace
 
+from pyro_ibvi._util.distributions import innermost, is_delta
 from pyro_ibvi.arviz.draws import NewInputs, Sampler, log_density
 from pyro_ibvi.arviz.marginal import PARALLEL
 from pyro_ibvi.arviz.running import evaluating
@@ -21,7 +22,6 @@ from pyro_ibvi.arviz.sites import (
     subsamples,
     to_numpy,
 )
-from pyro_ibvi.objectives.sites import innermost, is_delta
 
 #: every group, in the order of ArviZ's schema
 GROUPS = (

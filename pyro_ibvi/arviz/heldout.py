@@ -19,6 +19,7 @@ from pyro.distributions import ImproperUniform
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi._util.distributions import is_delta
 from pyro_ibvi.arviz.dependence import Sources, find_sources, tracked
 from pyro_ibvi.arviz.draws import latent_values
 from pyro_ibvi.arviz.inputs import Inputs
@@ -42,7 +43,7 @@ from pyro_ibvi.arviz.sites import (
     subsamples,
 )
 from pyro_ibvi.arviz.terms import Extra, agrees, frames
-from pyro_ibvi.objectives.sites import computed_sites, is_delta
+from pyro_ibvi.objectives.sites import computed_sites
 from pyro_ibvi.pairing.belonging import check_shown_pair
 
 #: where the draws of local sites come from

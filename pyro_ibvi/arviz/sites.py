@@ -20,11 +20,12 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch.distributions import Independent
 
+from pyro_ibvi._util.distributions import is_delta, unwrapped
 from pyro_ibvi._util.names import chosen_by_any
 from pyro_ibvi.mup.roles import WEIGHT_KEY
 from pyro_ibvi.objectives import sites
 from pyro_ibvi.objectives.masks import without_masked_values
-from pyro_ibvi.objectives.sites import Kind, is_delta, model_kind, unwrapped
+from pyro_ibvi.objectives.sites import Kind, model_kind
 
 #: a sample site of a trace
 Site = Mapping[str, Any]

@@ -73,6 +73,7 @@ def noise_on_features(
     }
 
 
+@torch.no_grad()
 def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int) -> None:
     """Sets a guide's relative noise by the number of data, where the network is one of tables.
 
@@ -93,9 +94,7 @@ def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_d
             if not isinstance(layer.covariance, Multiplicative):
                 continue
             for site in layer.sites:
-                with torch.no_grad():
-                    std = layer.covariance.std * by_site[site.name]
-                    component.factor(site.name).fill_(std)
+                component.factor(site.name).fill_(layer.covariance.std * by_site[site.name])
 
 
 def _features(net: RandomModule) -> dict[str, int]:

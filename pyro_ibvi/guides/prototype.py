@@ -10,13 +10,14 @@ from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, constraints
+from pyro.distributions import constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyro_ibvi._util.distributions import is_delta, unwrapped
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.models.padding import KEEP_KEY
 from pyro_ibvi.mup.roles import NETWORK_KEY, WEIGHT_KEY, NetworkWeight, WeightRole
@@ -126,7 +127,7 @@ def _in_shape(value: Any, site: Any) -> Tensor:
     name, law = site["name"], site["fn"]
     shape = law.shape()
     if not isinstance(value, Tensor):
-        known = (v for part in _unwrapped(law) for v in vars(part).values())
+        known = (v for part in unwrapped(law) for v in vars(part).values())
         like = next((v for v in known if isinstance(v, Tensor) and v.is_floating_point()), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
         value = torch.as_tensor(value, dtype=dtype, device=None if like is None else like.device)
@@ -271,17 +272,9 @@ def _describe_site(name: str, node: Mapping[str, Any], weight: NetworkWeight | N
     )
 
 
-def _unwrapped(law: Any) -> list[Any]:
-    """A law and those below its wrappers."""
-    laws = [law]
-    while hasattr(laws[-1], "base_dist"):
-        laws.append(laws[-1].base_dist)
-    return laws
-
-
 def _check_spread(name: str, law: Any) -> None:
     """Refuses a point mass, which would be trained as if its prior did not say where it is."""
-    if isinstance(_unwrapped(law)[-1], Delta):
+    if is_delta(law):
         raise ValueError(
             f"The latent site {name!r} is a Delta, whose value its prior gives: there is nothing "
             f"to infer. Write pyro.deterministic({name!r}, value), or leave the site out of the "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from pyro_ibvi._util.distributions import innermost, is_delta
 from pyro_ibvi._util.names import chosen, chosen_by_any
 from pyro_ibvi.objectives.masks import is_masked_out
 from pyro_ibvi.objectives.reach import Reachable
-from pyro_ibvi.objectives.sites import Site, Traces, innermost, is_delta
+from pyro_ibvi.objectives.sites import Site, Traces
 
 KeepKL: TypeAlias = str | Iterable[str] | Callable[[Site], bool]
 

@@ -13,7 +13,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, constraints, transform_to
 
-from pyro_ibvi.objectives.sites import Site, Traces, unwrapped
+from pyro_ibvi._util.distributions import unwrapped
+from pyro_ibvi.objectives.sites import Site, Traces
 from pyro_ibvi.pairing.counting import tell_count
 
 

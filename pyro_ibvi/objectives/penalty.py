@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
-from pyro_ibvi.objectives.sites import Site, Traces, is_delta
+from pyro_ibvi._util.distributions import is_delta
+from pyro_ibvi.objectives.sites import Site, Traces
 from pyro_ibvi.objectives.terms import as_weight
 from pyro_ibvi.theory.divergences import gaussian_kl, wasserstein2_squared
 from pyro_ibvi.theory.kronecker_divergences import (

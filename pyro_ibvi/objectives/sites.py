@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.infer.inspect import site_is_deterministic
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine import Trace
@@ -32,6 +31,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_factor, site_is_sub
 from torch import Tensor
 
 from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.distributions import is_delta
 from pyro_ibvi._util.random_state import own_random_numbers
 
 Site: TypeAlias = Any  # Pyro's Message, to which the estimators add fields
@@ -308,43 +308,3 @@ def subsampled_plate(site: Site) -> Any:
         if frame.full_size is not None and frame.full_size != frame.size:
             return frame
     return None
-
-
-def is_delta(fn: Any) -> bool:
-    """Whether a distribution, below its wrappers, is a point mass.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        Whether it is.
-    """
-    return isinstance(innermost(fn), Delta)
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution below all wrappers.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        The innermost one, a ``Delta`` for a site that is computed.
-    """
-    *_, inner = unwrapped(fn)
-    return inner
-
-
-def unwrapped(fn: Any) -> Iterator[Any]:
-    """A distribution and those below its wrappers, from the outermost to the innermost.
-
-    Args:
-        fn: A distribution.
-
-    Yields:
-        The distributions.
-    """
-    yield fn
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-        yield fn

@@ -13,8 +13,9 @@ import torch
 from pyro.distributions import ImproperUniform
 from torch import Tensor
 
+from pyro_ibvi._util.distributions import innermost
 from pyro_ibvi.objectives.masks import own_masks
-from pyro_ibvi.objectives.sites import Site, innermost
+from pyro_ibvi.objectives.sites import Site
 
 
 def reject_outside_support(site: Site) -> None:

@@ -10,18 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from pyro.distributions import Delta
 from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi._util.distributions import innermost, is_delta
 from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
-from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces, is_missing, unwrapped
-
-Sites: TypeAlias = dict[str, Site]
+from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces, is_missing
 
 
 @dataclass(frozen=True)
@@ -175,8 +172,8 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
 def _drawn(traces: Traces) -> Iterator[str]:
     """Sites that the guide lacks and could have, but for missing data, which are the model's."""
     for name, kind in traces.model_kinds.items():
-        *_, law = unwrapped(traces.model_sites[name]["fn"])
-        has_spread = law.has_rsample and not isinstance(law, Delta)
+        law = innermost(traces.model_sites[name]["fn"])
+        has_spread = law.has_rsample and not is_delta(law)
         if kind == "predicted" and has_spread and not is_missing(name, traces.model_sites):
             yield name
 
