@@ -32,7 +32,7 @@ from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import join_parts, score_batches, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
 from pyro_ibvi.training.checks import check_no_data, check_schedule, check_svi, warn_of_sum
-from pyro_ibvi.training.schedules import Interval
+from pyro_ibvi.training.schedules import Interval, begin_epoch
 from pyro_ibvi.training.step import size_of
 
 __all__ = ["IBVIModule"]
@@ -257,6 +257,10 @@ class IBVIModule(lightning.LightningModule):
             self.model.num_data = num_data
         if self.global_rank > 0:
             seed_process((torch.initial_seed() + self.global_step) % 2**32, self.global_rank)
+
+    def on_train_epoch_start(self) -> None:
+        """Tells a schedule that ends with the trainer's epochs where it is."""
+        begin_epoch(self.lr_schedulers(), self.current_epoch, self.trainer.max_epochs)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation data."""

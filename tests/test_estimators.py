@@ -207,7 +207,8 @@ def test_a_small_table_is_trained_for_steps_and_not_for_epochs():
         (600, {}, 400, 40),  # five
         (20_000, {}, 100, 10),
         (600, {"batch_size": 60}, 200, 20),
-        (600, {"max_epochs": 7}, 7, 10),
+        (600, {"max_epochs": 7}, 7, 40),
+        (20_000, {"max_epochs": 7}, 7, 10),
         (600, {"max_epochs": 7, "patience": 3}, 7, 3),
         (600, {"patience": 3}, 400, 3),
     ],
@@ -219,6 +220,39 @@ def test_length_of_training(monkeypatch, num_rows, options, num_epochs, patience
     early = {"validation_fraction": 1e-9}  # one row
     IBVIRegressor(**options, **early).fit(rows, rows[:, 0])
     assert (seen["num_epochs"], seen["patience"]) == (num_epochs, patience)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_epochs_of_a_small_table_are_not_ended_by_a_handful_of_rows(seed):
+    """Six rows tell nothing after twenty steps, as many as a tenth of the epochs were."""
+    X = np.random.default_rng(seed).normal(size=(64, 4))
+    model = IBVIRegressor((8,), max_epochs=200, random_state=0).fit(X, X.sum(1))
+    assert model.score(X, X.sum(1)) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "share"),
+    [
+        (IBVIRegressor, {}, 0.0),
+        (IBVIRegressor, {"max_epochs": 999}, 1.0),  # steps, too few for the rate to fall
+        (IBVIRegressor, {"max_epochs": 1000}, 0.0),
+        (IBVIClassifier, {}, 1.0),
+    ],
+)
+def test_the_rate_falls_for_numbers_where_training_is_long(monkeypatch, model, options, share):
+    rates = []
+    begin = ibvi.training.loop.step_scheduler
+
+    def see(optim, history):
+        begin(optim, history)
+        rates.append(optim.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(ibvi.training.loop, "step_scheduler", see)
+    X = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    model((4,), early_stopping=False, **options).fit(X, X[:, 0] > 0)
+    full = rates[0] if share else max(rates)
+    assert rates[-1] == pytest.approx(share * full, abs=1e-12)
+    assert len(rates) == options.get("max_epochs", 2000)
 
 
 def test_classes_and_numbers_have_the_front_doors_optimizer():

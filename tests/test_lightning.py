@@ -90,6 +90,10 @@ def halved(optimizer):
     return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
 
 
+def over_two_epochs(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)
+
+
 def sgd(groups):
     return torch.optim.SGD(groups, lr=0.03, momentum=0.9)
 
@@ -111,13 +115,14 @@ adamw.func = torch.optim.AdamW
         ({}, {"accumulate_grad_batches": 2}, {"optimizer": sgd, "accumulate": 2}),
         ({}, {"precision": "bf16-mixed"}, {"optimizer": sgd, "precision": torch.bfloat16}),
         ({"scheduler": halved}, {}, {"optimizer": sgd, "schedule": halved}),
+        ({"scheduler": "cosine"}, {}, {"optimizer": sgd, "schedule": over_two_epochs}),
         (
             {"optimizer": torch.optim.AdamW, "optim_args": {"weight_decay": 0.1}},
             {},
             {"optimizer": adamw},
         ),
     ],
-    ids=["plain", "accumulated", "autocast", "scheduled", "adamw"],
+    ids=["plain", "accumulated", "autocast", "scheduled", "cosine", "adamw"],
 )
 def test_it_trains_as_a_loop_by_hand(choices, trainer, hand):
     module, other = make(lr=0.03, **choices), make(lr=0.03, **choices)

@@ -66,14 +66,16 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             with a ``network`` or ``covariance`` of your own.
         optimizer: Class of the torch optimizer; None for the default of
             :class:`~pyro_ibvi.VariationalNetwork`: Adam here, SGD for classes.
-        learning_rate: Global learning rate; None for the optimizer's default.
+        learning_rate: Global learning rate, which falls to 0 along a cosine over ``max_epochs``
+            where these are 1,000 steps or more; None for the optimizer's default.
         batch_size: Number of rows in a step.
         max_epochs: Number of epochs at most; None for as many as make 2,000 steps, and for 100 at
             least.
         early_stopping: Whether to hold data back, to stop when the log predictive density of
             these has not improved for ``patience`` epochs, and to put the best state back.
         validation_fraction: Share of the rows that is held back.
-        patience: Number of epochs; None for a tenth of those at most, and for 10 at least.
+        patience: Number of epochs; None for a tenth of those at most, and for 10 at least; where
+            ``max_epochs`` is below its default, for a tenth of the latter.
         num_samples: Draws of the weights in a prediction.
         device: Where to train and predict, such as ``"cuda"``.
         random_state: Seed, or a generator of NumPy's; global random states stay as they are.
@@ -101,6 +103,9 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     #: Of a small network they cost seconds, and predict as one or better (page *Results*).
     _own_components = 4
+    #: At a constant rate Adam's steps do not shrink with the gradients, and what they leave is
+    #: taken for noise of the targets.
+    _own_scheduler = "cosine"
 
     def _own_scale(self, num_data: int) -> float:
         return noise_at_start(num_data)

@@ -75,7 +75,8 @@ class VariationalNetwork:
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default.
         optim_args: Further arguments of the optimizer.
-        scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`.
+        scheduler: Makes a torch scheduler from the optimizer, or ``"cosine"``, to 0 by the last
+            epoch of :meth:`fit`, see :class:`~pyro_ibvi.MuPOptim`.
         clip_norm: Largest Euclidean norm of the gradient.
         draws: Draws in a step, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`; by default 2
             for numbers by a ``Sequential`` of linear layers and activations, else as above.
@@ -127,7 +128,7 @@ class VariationalNetwork:
         optimizer: type[Optimizer] | None = None,
         lr: float | None = None,
         optim_args: Mapping[str, Any] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler: Callable[[Optimizer], Any] | Literal["cosine"] | None = None,
         clip_norm: float | None = None,
         draws: int | Literal["batch", "datum"] | None = None,
         loss: Any = None,

@@ -20,7 +20,7 @@ from pyro_ibvi.pairing.belonging import check_optimizer_of, check_pair, holds_sv
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.processes import check_whole
-from pyro_ibvi.training.schedules import has_scheduler, is_plateau
+from pyro_ibvi.training.schedules import goes_by_epochs, has_scheduler
 from pyro_ibvi.training.state import modules_of
 
 _LOADER = "DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)"
@@ -225,10 +225,10 @@ def check_schedule(optim: Any, interval: Any) -> None:
             "schedule_every='step' needs a scheduler: MuPOptim(..., scheduler=lambda optimizer: "
             "torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps))."
         )
-    if interval == "step" and is_plateau(optim):
+    if interval == "step" and goes_by_epochs(optim):
         raise ValueError(
-            "ReduceLROnPlateau looks at the validation loss, once an epoch: leave "
-            "schedule_every='epoch'."
+            "ReduceLROnPlateau looks at the validation loss, once an epoch, and 'cosine' goes by "
+            "the epochs of fit: leave schedule_every='epoch'."
         )
 
 

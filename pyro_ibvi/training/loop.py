@@ -30,7 +30,13 @@ from pyro_ibvi.training.course import Course
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.processes import warn_of_processes
 from pyro_ibvi.training.progress import Progress
-from pyro_ibvi.training.schedules import Interval, step_scheduler
+from pyro_ibvi.training.schedules import (
+    Interval,
+    begin_epoch,
+    end_training,
+    scheduler_of,
+    step_scheduler,
+)
 from pyro_ibvi.training.step import Stepper
 from pyro_ibvi.training.validation import Best, Metrics, validate
 
@@ -174,7 +180,8 @@ def fit(
     first = course.resume(num_epochs) if course.is_begun else 0
     epochs = range(first, first if course.is_stopped else num_epochs)
     bar = Progress(train_loader, num_epochs, first, accumulate, hidden=not progress)
-    for _ in epochs:
+    for epoch in epochs:
+        begin_epoch(scheduler_of(svi.optim), epoch, num_epochs)
         _train_epoch(course, train_loader, bar, schedule_every)
         if valid_loader is not None:
             validate(stepper, valid_loader, metrics, history)
@@ -189,6 +196,7 @@ def fit(
             break
     bar.close()
     best.restore()
+    end_training(scheduler_of(svi.optim))
     return history
 
 

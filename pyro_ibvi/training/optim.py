@@ -37,7 +37,7 @@ from pyro_ibvi.training.param_groups import (
 )
 from pyro_ibvi.training.ratios import check_ratios
 from pyro_ibvi.training.saved_state import check_complete, check_saved, entries
-from pyro_ibvi.training.scheduler_maker import check_scheduler, made_scheduler
+from pyro_ibvi.training.scheduler_maker import MakeScheduler, check_scheduler, made_scheduler
 
 _OF_THIS_OPTIMIZER = ("params", "param_names", "fused")  # what no state brings
 
@@ -66,9 +66,9 @@ class MuPOptim(PyroOptim):
         family: See :func:`~pyro_ibvi.mup_param_groups`.
         decayed: See :func:`~pyro_ibvi.mup_param_groups`.
         clip_norm: Largest Euclidean norm of the gradient over all parameters together.
-        scheduler: Makes a torch scheduler from the optimizer, for example
-            ``lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)``; step it by
-            :meth:`step_scheduler`, as ``fit`` does after each epoch.
+        scheduler: Makes a torch scheduler from the optimizer, for example ``lambda optimizer:
+            torch.optim.lr_scheduler.StepLR(optimizer, 30)``, which :meth:`step_scheduler` steps,
+            as ``fit`` does after each epoch; or ``"cosine"``, to 0 by the last epoch of ``fit``.
 
     Raises:
         TypeError: If ``optim_args`` is not a dictionary, a class stands for an object or a model
@@ -94,7 +94,7 @@ class MuPOptim(PyroOptim):
         family: Family | None = None,
         decayed: Decayed = "weights",
         clip_norm: float | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler: MakeScheduler | None = None,
     ) -> None:
         self.family = find_family(optimizer, family)
         if self.family == "muon":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pyro.optim import PyroLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pyro_ibvi.training.cosine import CosineOverFit
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 
@@ -57,6 +58,55 @@ def step_scheduler(optim: Any, history: History) -> None:
             step()
 
 
+def begin_epoch(scheduler: Any, epoch: int, num_epochs: int | None) -> None:
+    """Tells a schedule that ends with training where it is.
+
+    Args:
+        scheduler: The schedule; others are passed over.
+        epoch: Number of epochs that are done.
+        num_epochs: Number of all; None, or one that is not positive, for no end.
+    """
+    if isinstance(scheduler, CosineOverFit) and num_epochs is not None and num_epochs > 0:
+        scheduler.begin(num_epochs, epoch)
+
+
+def end_training(scheduler: Any) -> None:
+    """Sets the rates back that such a schedule has taken to 0.
+
+    Args:
+        scheduler: The schedule; others are passed over.
+    """
+    if isinstance(scheduler, CosineOverFit):
+        scheduler.end()
+
+
+def goes_by_epochs(optim: Any) -> bool:
+    """Whether a schedule cannot be stepped after each step.
+
+    Args:
+        optim: The optimizer.
+
+    Returns:
+        Whether it cannot.
+    """
+    return is_plateau(optim) or isinstance(scheduler_of(optim), CosineOverFit)
+
+
+def scheduler_of(optim: Any) -> Any:
+    """The scheduler of a :class:`~pyro_ibvi.MuPOptim`.
+
+    Args:
+        optim: The optimizer.
+
+    Returns:
+        The scheduler; None where there is none, or none yet, before a guide has parameters.
+    """
+    try:
+        return optim.scheduler if isinstance(optim, MuPOptim) else None
+    except RuntimeError:
+        return None
+
+
 def _schedulers(optim: Any) -> list[Any]:
     return [optim.scheduler] if isinstance(optim, MuPOptim) else list(optim.optim_objs.values())
 
@@ -78,8 +128,5 @@ def is_plateau(optim: Any) -> bool:
         Whether it does.
     """
     if isinstance(optim, MuPOptim):
-        try:
-            return isinstance(optim.scheduler, ReduceLROnPlateau)
-        except RuntimeError:
-            return False
+        return isinstance(scheduler_of(optim), ReduceLROnPlateau)
     return getattr(optim, "pt_scheduler_constructor", None) is ReduceLROnPlateau

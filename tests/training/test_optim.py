@@ -362,8 +362,8 @@ def test_mistaken_optimizers_and_guides():
     with pytest.raises(ValueError, match="it is the guide of another model"):
         SVI(model, guide, optim, loss).step(X, Y)
     assert SVI(other_model, other_guide, optim, loss).step(X, Y) > 0
-    with pytest.raises(TypeError, match=r"scheduler must be a function .* got 'cosine'"):
-        MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, scheduler="cosine")
+    with pytest.raises(TypeError, match=r"must be 'cosine', which .* got 'linear'"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, scheduler="linear")
 
 
 def test_bad_arguments():
