@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
+from pyro_ibvi.models.binary import Bernoulli
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import (
-    Bernoulli,
     HeteroscedasticNormal,
     Likelihood,
     Normal,
