@@ -20,7 +20,8 @@ from pyro_ibvi._util.inputs import (
     tensors_of,
 )
 from pyro_ibvi._util.samplers import num_drawn
-from pyro_ibvi.front.rows import as_row, check_holds_data, holds_rows
+from pyro_ibvi.front.rows import as_row, check_alike, check_holds_data, holds_rows
+from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 
 #: Gives the number of data in a batch, as a model does.
@@ -119,6 +120,7 @@ def as_batches(
     wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
         rows = as_tensors(data, dtype), as_tensors(y, wide)
+        check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
         targets = _parts_of(model.reader.read(data)[1])
@@ -131,6 +133,7 @@ def as_batches(
         return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
     if isinstance(data, list) and holds_rows(data):
         data = [as_row(row, dtype, wide) for row in data]
+        check_alike(data)
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)

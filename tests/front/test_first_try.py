@@ -223,8 +223,6 @@ def test_a_network_without_values_is_refused():
 def test_options_of_other_libraries_are_told_of_these():
     with pytest.raises(TypeError, match=r"in their order, as in weight=\[1.0, 2.0\]"):
         ibvi.Categorical(weight={"a": 1.0, "b": 2.0})
-    with pytest.raises(TypeError, match=r"'pos_weight': of two outputs Categorical\(weight="):
-        ibvi.Bernoulli(pos_weight=2.0)
     bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
     with pytest.raises(TypeError, match=r"IBVIRegressor\(\)\.fit\(X, y, sample_weight="):
         bnn.fit(X, LABELS, sample_weight=torch.ones(60))
@@ -358,3 +356,25 @@ def test_targets_in_units_of_their_own_hear_of_standardizing():
         near[0].bias.fill_(5000.0)
     near = ibvi.RandomModule(near, stochastic=["0.weight"])
     trained(near, ibvi.Normal(0.5), X, y)  # a network that knows them already
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (([[1.0, 2, 3, 4], [1.0, 2, 3]], [0, 1]), r"rows of 3 to 4 numbers.*pad_sequence"),
+        (([([1.0, 2, 3, 4], 0), ([1.0, 2, 3], 1)],), r"row 0 has .*\(4,\).*row 1 .*\(3,\)"),
+        (([{"x": [1.0, 2, 3, 4], "y": 0}, {"x": [1.0], "y": 1}],), r"row 1 \[\(1,\), \(\)\]"),
+    ],
+)
+def test_rows_of_different_lengths_hear_how_to_fill_them_up(data, match):
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    with pytest.raises(ValueError, match=match):
+        bnn.fit(*data, **QUIET)
+
+
+def test_what_is_not_finite_is_named_by_its_own_row():
+    x = X.clone()
+    x[3, 1] = torch.nan
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    with pytest.raises(ValueError, match=r"nan at index \(3, 1\) of shape \(60, 4\)"):
+        bnn.fit(x, LABELS, **QUIET)
