@@ -356,25 +356,3 @@ def test_targets_in_units_of_their_own_hear_of_standardizing():
         near[0].bias.fill_(5000.0)
     near = ibvi.RandomModule(near, stochastic=["0.weight"])
     trained(near, ibvi.Normal(0.5), X, y)  # a network that knows them already
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (([[1.0, 2, 3, 4], [1.0, 2, 3]], [0, 1]), r"rows of 3 to 4 numbers.*pad_sequence"),
-        (([([1.0, 2, 3, 4], 0), ([1.0, 2, 3], 1)],), r"row 0 has .*\(4,\).*row 1 .*\(3,\)"),
-        (([{"x": [1.0, 2, 3, 4], "y": 0}, {"x": [1.0], "y": 1}],), r"row 1 \[\(1,\), \(\)\]"),
-    ],
-)
-def test_rows_of_different_lengths_hear_how_to_fill_them_up(data, match):
-    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
-    with pytest.raises(ValueError, match=match):
-        bnn.fit(*data, **QUIET)
-
-
-def test_what_is_not_finite_is_named_by_its_own_row():
-    x = X.clone()
-    x[3, 1] = torch.nan
-    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
-    with pytest.raises(ValueError, match=r"nan at index \(3, 1\) of shape \(60, 4\)"):
-        bnn.fit(x, LABELS, **QUIET)
