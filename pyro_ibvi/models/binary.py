@@ -24,7 +24,7 @@ class Bernoulli(Likelihood):
     The weight is that of ``torch.nn.BCEWithLogitsLoss`` and means the same; it is for training
     alone. A target between 0 and 1 is a share, as of mixed data or of a teacher: then what is
     counted is, as in torch, the cross-entropy :math:`y \log p + (1 - y) \log(1 - p)`, which is
-    no density of a label.
+    no density of a label. Of a datum with several labels the loss is their sum.
 
     Args:
         pos_weight: Weight of labels that are 1: a number, or one for each label of a datum.
@@ -42,6 +42,8 @@ class Bernoulli(Likelihood):
 
     discrete = True
     _has_temperature = True
+    #: Number of labels of a datum at many places, such as pixels, of which its loss is the sum.
+    num_summed: int = 1
 
     @named_arguments()
     def __init__(self, *, pos_weight: Tensor | Sequence[float] | float | None = None) -> None:
@@ -98,6 +100,8 @@ class Bernoulli(Likelihood):
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks shape and values of the labels."""
         super().check_target(target, output)
+        # Labels beside one another have weights of their own; those of places share them.
+        self.num_summed = target[0].numel() if target.dim() > 2 else 1
         is_label = ((target >= 0) & (target <= 1)) | target.isnan()
         if target.device.type == "cpu" and not is_label.all():
             low, high = target.min().item(), target.max().item()
