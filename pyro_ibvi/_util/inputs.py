@@ -169,7 +169,7 @@ def as_tensors(data: Any, dtype: torch.dtype, device: torch.device | None = None
     """
     if isinstance(data, Mapping):
         return {key: as_tensors(value, dtype, device) for key, value in data.items()}
-    is_list = isinstance(data, list) and _holds_numbers(data)
+    is_list = holds_numbers(data)
     if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence) and not is_list:
         return _rebuilt(data, [as_tensors(part, dtype, device) for part in data])
     if isinstance(data, Tensor):
@@ -214,10 +214,17 @@ def is_array(data: Any) -> bool:
     return isinstance(data, Tensor) or hasattr(data, "to_numpy") or hasattr(data, "__array__")
 
 
-def _holds_numbers(data: list[Any]) -> bool:
-    """Whether a list, or a list of lists, holds numbers rather than arrays."""
-    first = data[0] if data else None
-    return _holds_numbers(first) if isinstance(first, list) else isinstance(first, Real)
+def holds_numbers(data: Any) -> bool:
+    """Whether something is a list, or a list of lists, of numbers rather than of arrays.
+
+    Args:
+        data: Anything.
+
+    Returns:
+        Whether it is.
+    """
+    first = data[0] if isinstance(data, list) and data else None
+    return holds_numbers(first) if isinstance(first, list) else isinstance(first, Real)
 
 
 def _check_one_length(data: Any) -> None:

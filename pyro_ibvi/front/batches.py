@@ -15,6 +15,7 @@ from pyro_ibvi._util.inputs import (
     as_call,
     as_tensors,
     first_tensor,
+    holds_numbers,
     is_array,
     map_tensors,
     tensors_of,
@@ -219,6 +220,10 @@ def _is_pair(data: Any) -> bool:
         return False
     if isinstance(data, tuple) and isinstance(data[1], Mapping):  # targets of several tasks
         return not isinstance(data[0], Mapping)
-    if not is_array(data[1]):
+    first, second = data
+    if isinstance(data, tuple) and (is_array(first) or holds_numbers(first)):
+        is_several = isinstance(second, tuple) and second and all(map(is_array, second))
+        return bool(is_several) or is_array(second) or holds_numbers(second)
+    if not is_array(second):
         return False
     return is_array(data[0]) or (isinstance(data, tuple) and isinstance(data[0], (tuple, dict)))

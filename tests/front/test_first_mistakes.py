@@ -88,3 +88,23 @@ def test_a_file_of_a_compiled_network_says_so(tmp_path):
         with pytest.raises(ValueError, match=words):
             ibvi.load(tmp_path / "net.ibvi", given)
         ibvi.load(tmp_path / "net.ibvi", saved)
+
+
+def test_pairs_of_lists_and_of_several_targets_are_pairs():
+    def scores(net, likelihood, pair):
+        torch.manual_seed(1)
+        bnn = ibvi.VariationalNetwork(net, likelihood)
+        return bnn.evaluate(pair, num_samples=3, seed=0)
+
+    truth = scores(mlp(), ibvi.Categorical(), (X, LABELS))
+    for pair in (
+        (X.tolist(), LABELS.tolist()),
+        (X.numpy(), LABELS.tolist()),
+        [(X, LABELS)],
+    ):
+        assert scores(mlp(), ibvi.Categorical(), pair) == pytest.approx(truth)
+    tasks = ibvi.models.MultiTask({"a": (ibvi.Categorical(), 2), "b": (ibvi.Normal(1.0), 1)})
+    y = LABELS % 2, X[:, :1]
+    truth = scores(mlp(), tasks, [(X, y)])
+    assert scores(mlp(), tasks, (X, y)) == pytest.approx(truth)
+    assert scores(mlp(), tasks, (X.numpy(), tuple(map(torch.Tensor.numpy, y)))) == truth
