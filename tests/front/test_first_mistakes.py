@@ -108,3 +108,22 @@ def test_pairs_of_lists_and_of_several_targets_are_pairs():
     truth = scores(mlp(), tasks, [(X, y)])
     assert scores(mlp(), tasks, (X, y)) == pytest.approx(truth)
     assert scores(mlp(), tasks, (X.numpy(), tuple(map(torch.Tensor.numpy, y)))) == truth
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (nn.CrossEntropyLoss(), r"write Categorical\(\), "),
+        (nn.CrossEntropyLoss, r"write Categorical\(\), "),
+        (
+            nn.CrossEntropyLoss(torch.tensor([1.0, 2.0]), ignore_index=0, label_smoothing=0.1),
+            r"weight=\[1\.0, 2\.0\], label_smoothing=0\.1, ignore_index=0\)",
+        ),
+        (nn.CrossEntropyLoss(torch.ones(1000)), r"Categorical\(weight=loss\.weight\)"),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), r"Bernoulli\(pos_weight=3\.0\)"),
+    ],
+    ids=str,
+)
+def test_a_loss_of_torch_hears_of_its_options_too(loss, words):
+    with pytest.raises(TypeError, match=words):
+        ibvi.VariationalNetwork(mlp(), loss)
