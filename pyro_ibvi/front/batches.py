@@ -122,6 +122,8 @@ def as_batches(
     if y is not None:
         rows = as_tensors(data, dtype), as_tensors(y, wide)
         check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
+        if not model.likelihood.discrete:  # labels that lack hear of ignore_index
+            check_finite("target", rows[1], allows_missing=model.likelihood.allows_missing)
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
         targets = _parts_of(model.reader.read(data)[1])

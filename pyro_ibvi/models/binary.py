@@ -2,7 +2,7 @@ r"""Binary labels: of data, or several of each, with a weight of those that are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import checked_weights
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.likelihoods import Likelihood, as_event
 
@@ -30,7 +31,7 @@ class Bernoulli(Likelihood):
         pos_weight: Weight of labels that are 1: a number, or one for each label of a datum.
 
     Raises:
-        TypeError: If the weight is a mapping.
+        TypeError: If the weight is a mapping or a word.
         ValueError: If it is negative or not finite.
 
     Example:
@@ -48,18 +49,7 @@ class Bernoulli(Likelihood):
     @named_arguments()
     def __init__(self, *, pos_weight: Tensor | Sequence[float] | float | None = None) -> None:
         super().__init__()
-        if isinstance(pos_weight, Mapping):
-            raise TypeError(
-                f"pos_weight is a number, or one for each label of a datum in their order, as in "
-                f"pos_weight={[*pos_weight.values()]}; got a {type(pos_weight).__name__}."
-            )
-        weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
-        if weight is not None and not bool((weight.isfinite() & (weight >= 0)).all()):
-            raise ValueError(
-                f"pos_weight is a number from 0 on, such as the number of labels 0 by that of "
-                f"labels 1; got {weight.tolist()}."
-            )
-        self.register_buffer("pos_weight", weight)
+        self.register_buffer("pos_weight", checked_weights("pos_weight", pos_weight))
 
     def arguments(self) -> dict[str, Any]:
         """The weight, as numbers."""

@@ -2,7 +2,7 @@ r"""Class labels: of data, of pixels and of tokens, with those that do not count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import checked_weights
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.likelihoods import Likelihood
 
@@ -78,21 +79,14 @@ class Categorical(Likelihood):
             isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
         ):
             raise TypeError(f"ignore_index is a label, a whole number; got {ignore_index!r}.")
-        if not 0 <= label_smoothing < 1:
+        if isinstance(label_smoothing, str) or not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is a share in [0, 1), got {label_smoothing!r}.")
         self.class_dim = class_dim
         self.ignore_index = ignore_index
         self.label_smoothing = float(label_smoothing)
-        if isinstance(weight, Mapping):
-            raise TypeError(
-                f"weight holds a number for each class in their order, as in "
-                f"weight={[*weight.values()]}; got a {type(weight).__name__}."
-            )
-        weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        if weight is not None and (weight.dim() != 1 or not (weight >= 0).all()):
-            raise ValueError(
-                f"weight holds a number from 0 on for each class; got {weight.tolist()}."
-            )
+        weight = checked_weights("weight", weight)
+        if weight is not None and weight.dim() != 1:
+            raise ValueError(f"weight holds a number for each class; got {weight.tolist()}.")
         self.register_buffer("weight", weight)
 
     def arguments(self) -> dict[str, Any]:

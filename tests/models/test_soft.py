@@ -190,9 +190,9 @@ def test_the_weight_is_kept_in_a_file(tmp_path):
 
 
 def test_a_weight_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="pos_weight is a number from 0 on"):
+    with pytest.raises(ValueError, match=r"pos_weight holds finite numbers from 0 on; got -1\.0"):
         ibvi.Bernoulli(pos_weight=-1.0)
-    with pytest.raises(TypeError, match=r"in their order, as in pos_weight=\[5\.0\]"):
+    with pytest.raises(TypeError, match=r"order of the labels, as in pos_weight=\[5\.0\]"):
         ibvi.Bernoulli(pos_weight={1: 5.0})
     bnn = ibvi.VariationalNetwork(linear(), ibvi.Bernoulli(pos_weight=[1.0, 2.0]))
     with pytest.raises(ValueError, match=r"pos_weight of shape \(2,\).*has \(3,\) for each datum"):
@@ -252,3 +252,16 @@ def test_an_export_has_densities_free_of_weights_and_none_of_shares():
         ibvi.to_arviz(model, guide, x, F.one_hot(y, 3).float(), num_samples=3)
     with pytest.raises(ValueError, match=r"shares of classes.*such as y\.argmax\(-1\)"):
         ibvi.log_predictive_density(model, guide, x, F.one_hot(y, 3).float(), num_samples=3)
+
+
+def test_weights_in_words_hear_of_numbers_that_work():
+    y = torch.tensor([0, 0, 0, 1, 2, 2])
+    with pytest.raises(TypeError, match=r"len\(y\) / \(num_classes \* torch\.bincount\(y\)\)"):
+        ibvi.Categorical(weight="balanced")
+    weight = ibvi.Categorical(weight=len(y) / (3 * torch.bincount(y))).weight
+    torch.testing.assert_close(weight[y].sum(), torch.tensor(6.0))
+    torch.testing.assert_close(weight[y[y == 0]].sum(), weight[y[y == 2]].sum())
+    with pytest.raises(ValueError, match=r"weight holds finite numbers.*inf"):
+        ibvi.Categorical(weight=[1.0, float("inf"), 1.0])
+    with pytest.raises(ValueError, match="label_smoothing is a share"):
+        ibvi.Categorical(label_smoothing="a")
