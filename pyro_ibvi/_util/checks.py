@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -95,3 +96,36 @@ def is_number(value: Any) -> bool:
     """
     is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
     return is_number and not isinstance(value, bool)
+
+
+def checked_weights(name: str, weights: Any) -> Tensor | None:
+    """Weights of labels in the loss.
+
+    Args:
+        name: Name of the argument.
+        weights: What the user gave: numbers, or None.
+
+    Returns:
+        The weights in single precision, None where there are none.
+
+    Raises:
+        TypeError: If they are a mapping or words.
+        ValueError: If one is negative or not finite.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, Mapping):
+        raise TypeError(
+            f"{name} holds numbers in the order of the labels, as in "
+            f"{name}={[*weights.values()]}; got a {type(weights).__name__}."
+        )
+    if isinstance(weights, str):
+        raise TypeError(
+            f"{name} holds numbers in the order of the labels, got {weights!r}: for classes that "
+            f"count alike write {name}=len(y) / (num_classes * torch.bincount(y)), and for "
+            f"labels 0 and 1 pos_weight=(y == 0).sum() / (y == 1).sum()."
+        )
+    found = torch.as_tensor(weights, dtype=torch.float32)
+    if not bool((found.isfinite() & (found >= 0)).all()):
+        raise ValueError(f"{name} holds finite numbers from 0 on; got {found.tolist()}.")
+    return found

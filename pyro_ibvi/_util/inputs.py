@@ -165,10 +165,11 @@ def as_tensors(data: Any, dtype: torch.dtype, device: torch.device | None = None
 
     Raises:
         TypeError: If an array is made of other things than numbers.
+        ValueError: If the rows of a list have different lengths.
     """
     if isinstance(data, Mapping):
         return {key: as_tensors(value, dtype, device) for key, value in data.items()}
-    is_list = isinstance(data, list) and _holds_numbers(data)
+    is_list = holds_numbers(data)
     if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence) and not is_list:
         return _rebuilt(data, [as_tensors(part, dtype, device) for part in data])
     if isinstance(data, Tensor):
@@ -213,14 +214,41 @@ def is_array(data: Any) -> bool:
     return isinstance(data, Tensor) or hasattr(data, "to_numpy") or hasattr(data, "__array__")
 
 
-def _holds_numbers(data: list[Any]) -> bool:
-    """Whether a list, or a list of lists, holds numbers rather than arrays."""
-    first = data[0] if data else None
-    return _holds_numbers(first) if isinstance(first, list) else isinstance(first, Real)
+def holds_numbers(data: Any) -> bool:
+    """Whether something is a list, or a list of lists, of numbers rather than of arrays.
+
+    Args:
+        data: Anything.
+
+    Returns:
+        Whether it is.
+    """
+    first = data[0] if isinstance(data, list) and data else None
+    return holds_numbers(first) if isinstance(first, list) else isinstance(first, Real)
+
+
+def _check_one_length(data: Any) -> None:
+    """Refuses a list whose rows have different lengths, of which there is no array."""
+    if not isinstance(data, list):
+        return
+    lengths = sorted({len(row) if isinstance(row, (list, tuple)) else 0 for row in data})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"Expected a list of rows of one length, got rows of {lengths[0]} to {lengths[-1]} "
+            f"numbers: remove the odd ones, or fill sequences up to one length, as by "
+            f"torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)."
+        )
+    if lengths and lengths[0]:
+        for row in data:
+            _check_one_length(row)
 
 
 def _as_numbers(data: Any) -> np.ndarray[Any, Any]:
-    array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
+    try:
+        array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
+    except ValueError:
+        _check_one_length(data)
+        raise
     if array.dtype.kind == "O" and all(isinstance(value, Real) for value in array.flat):
         # As data frames give columns of several types, and of those that know what is missing.
         is_whole = all(isinstance(value, Integral) for value in array.flat)

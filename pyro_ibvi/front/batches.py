@@ -15,12 +15,14 @@ from pyro_ibvi._util.inputs import (
     as_call,
     as_tensors,
     first_tensor,
+    holds_numbers,
     is_array,
     map_tensors,
     tensors_of,
 )
 from pyro_ibvi._util.samplers import num_drawn
-from pyro_ibvi.front.rows import as_row, check_holds_data, holds_rows
+from pyro_ibvi.front.rows import as_row, check_alike, check_holds_data, holds_rows
+from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 
 #: Gives the number of data in a batch, as a model does.
@@ -119,6 +121,9 @@ def as_batches(
     wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
         rows = as_tensors(data, dtype), as_tensors(y, wide)
+        check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
+        if not model.likelihood.discrete:  # labels that lack hear of ignore_index
+            check_finite("target", rows[1], allows_missing=model.likelihood.allows_missing)
         return TensorBatches(rows, batch_size, shuffle=shuffle)
     if isinstance(data, Mapping):
         targets = _parts_of(model.reader.read(data)[1])
@@ -131,6 +136,7 @@ def as_batches(
         return TensorBatches(data.tensors, batch_size, shuffle=shuffle)
     if isinstance(data, list) and holds_rows(data):
         data = [as_row(row, dtype, wide) for row in data]
+        check_alike(data)
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
@@ -216,6 +222,10 @@ def _is_pair(data: Any) -> bool:
         return False
     if isinstance(data, tuple) and isinstance(data[1], Mapping):  # targets of several tasks
         return not isinstance(data[0], Mapping)
-    if not is_array(data[1]):
+    first, second = data
+    if isinstance(data, tuple) and (is_array(first) or holds_numbers(first)):
+        is_several = isinstance(second, tuple) and second and all(map(is_array, second))
+        return bool(is_several) or is_array(second) or holds_numbers(second)
+    if not is_array(second):
         return False
     return is_array(data[0]) or (isinstance(data, tuple) and isinstance(data[0], (tuple, dict)))

@@ -23,6 +23,9 @@ from pyro_ibvi.models.choices import Prior
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.flow import check_not_lazy
 
+#: What torch.compile puts in front of the names of a network's parameters.
+_COMPILED = "_orig_mod."
+
 
 @named_arguments()
 def load(
@@ -144,4 +147,13 @@ def _check_parameters(path: Path, tensors: Mapping[str, Tensor], net: nn.Module)
     """Checks the user's network before anything is made of it."""
     prefix = "model.net.net."
     there = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    check_fit(path, there, net.state_dict())
+    here = net.state_dict()
+    compiled = [any(_COMPILED in name for name in names) for names in (there, here)]
+    if compiled[0] != compiled[1]:
+        saved, given = ("compiled", "not") if compiled[0] else ("not compiled", "is")
+        what = "torch.compile(net)" if compiled[0] else "the network from before torch.compile"
+        raise ValueError(
+            f"{path} was saved of a network that was {saved}, and the one given {given}: its "
+            f"parameters have other names. Pass {what}."
+        )
+    check_fit(path, there, here)

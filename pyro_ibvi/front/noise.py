@@ -100,7 +100,29 @@ def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_d
 def _features(net: RandomModule) -> dict[str, int]:
     """Numbers of features that layers with noise on them read, by parameter."""
     roles = {name: net.roles[name] for name in net.stochastic}
-    return {name: role.fans.fan_in for name, role in roles.items() if role.role == "input"}
+    names = {name for name, role in roles.items() if role.role == "input"}
+    # Where one layer alone has noise, without it nothing would be random.
+    if not names and len(roles) > 1 and _is_of_tables(net.network):
+        names = {name for name in [_first_behind_frozen(net)] if name in roles}
+    return {name: roles[name].fans.fan_in for name in names}
+
+
+def _first_behind_frozen(net: RandomModule) -> str | None:
+    """The first weight that learns, where those in front do not: what they make are its features.
+
+    Args:
+        net: The random network.
+
+    Returns:
+        Its name, None if the layer that reads the data learns.
+    """
+    learns = [
+        (name, parameter.requires_grad or name in net.stochastic)
+        for name, parameter in net.network.named_parameters()
+        if net.roles[name].role in ("input", "hidden", "output")
+    ]
+    first = next((i for i, (_, does) in enumerate(learns) if does), 0)
+    return learns[first][0] if first else None
 
 
 def _is_of_tables(network: nn.Module) -> bool:

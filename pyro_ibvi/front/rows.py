@@ -86,6 +86,30 @@ def as_row(row: Any, dtype: torch.dtype, target_dtype: torch.dtype) -> Any:
     return (*(_as_part(part, dtype) for part in inputs), _as_part(target, target_dtype))
 
 
+def check_alike(rows: list[Any]) -> None:
+    """Refuses rows of which no batch can be made.
+
+    Args:
+        rows: Single data, as :func:`as_row` gives them.
+
+    Raises:
+        ValueError: If a part has another shape in one row than in the first.
+    """
+    first = _shapes(rows[0])
+    for i, row in enumerate(rows):
+        if _shapes(row) != first:
+            raise ValueError(
+                f"Rows of one shape make a batch, and row 0 has the parts {first}, row {i} "
+                f"{_shapes(row)}: remove the odd ones, or pass a DataLoader whose collate_fn "
+                f"fills sequences up, as by torch.nn.utils.rnn.pad_sequence."
+            )
+
+
+def _shapes(row: Any) -> list[tuple[int, ...]]:
+    parts = row.values() if isinstance(row, Mapping) else row
+    return [tuple(getattr(part, "shape", ())) for part in parts]
+
+
 def _as_part(part: Any, dtype: torch.dtype) -> Any:
     is_list = isinstance(part, (list, tuple)) and all(isinstance(each, Real) for each in part)
     if isinstance(part, np.ndarray):

@@ -1,9 +1,9 @@
 """What is random and what it predicts: networks with random weights, likelihoods, priors."""
 
+from pyro_ibvi.models.binary import Bernoulli
 from pyro_ibvi.models.initialization import init_to_network
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import (
-    Bernoulli,
     HeteroscedasticNormal,
     Likelihood,
     Normal,

@@ -24,6 +24,8 @@ _DIMS_OF_ONE: dict[type[nn.Module], int] = {
     nn.Conv3d: 4,
 }
 
+_looks = threading.local()
+
 
 class BatchDimension:
     """Tells one datum from a batch, by what a network's layers get and by whether it runs at all.
@@ -148,12 +150,20 @@ def _is_taken_whole(first: Tensor, x: Any, run: Run) -> bool:
     return found
 
 
+def is_a_look() -> bool:
+    """Whether this thread runs a network only to see what it makes of a shape."""
+    return getattr(_looks, "is_open", False)
+
+
 def _runs(x: Any, run: Run) -> bool:
+    _looks.is_open = True
     try:
         with torch.no_grad(), network_mode(training=False):  # statistics stay as they are
             run(x)
     except Exception:
         return False
+    finally:
+        _looks.is_open = False
     return True
 
 

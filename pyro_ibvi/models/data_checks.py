@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
+from pyro_ibvi.models.binary import Bernoulli
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import (
-    Bernoulli,
     HeteroscedasticNormal,
     Likelihood,
     Normal,
@@ -152,6 +152,8 @@ def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
     One that is trained already is near them.
     """
     inner = likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+    if isinstance(inner, Poisson):
+        _warn_of_counts(y, output)
     if not isinstance(inner, (Normal, HeteroscedasticNormal)):
         return
     size, made = _root_mean_square(y.nan_to_num()), _root_mean_square(output)
@@ -162,6 +164,19 @@ def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
             f"at its start of size {made:.3g}, while its start and rates are meant for numbers "
             f"around 1: write Standardized.of({kind}(...), y) in place of {kind}(...), whose "
             f"predictions are in the targets' own units.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_counts(y: Tensor, output: Tensor) -> None:
+    """Warns of counts whose logarithm is far from what a network makes at its start."""
+    mean, made = float(y.float().nanmean()), float(output.detach().exp().mean())
+    if mean > _LARGE_TARGET * max(1.0, made):
+        warnings.warn(
+            f"The counts are {mean:.3g} in the mean, and the rates that the network makes at its "
+            f"start {made:.3g}, while its start and rates are meant for logarithms around 0: add "
+            f"that of the mean, output=lambda out: out + {math.log(mean):.3g}.",
             UserWarning,
             stacklevel=2,
         )

@@ -86,6 +86,13 @@ def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
             f"mapping gives by name: for a network that takes the mapping as a whole put it "
             f"into a tuple, fit((x,), y) and predict((x,)); else pass the one input alone."
         ) from error
+    shapes = {value.shape for value in args if isinstance(value, Tensor)}
+    if too_many and isinstance(x, list) and len(shapes) == 1:
+        raise TypeError(
+            f"The network takes {signature}, and got a list of {len(args)} tensors: make one "
+            f"batch of single data, torch.stack(x); for batches there are DataLoader and "
+            f"predict_batches."
+        ) from error
     if too_few or too_many or unknown:
         given = list(kwargs) or f"{num} input(s)"
         raise TypeError(

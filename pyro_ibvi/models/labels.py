@@ -2,7 +2,7 @@ r"""Class labels: of data, of pixels and of tokens, with those that do not count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import checked_weights
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.likelihoods import Likelihood
 
@@ -26,6 +27,11 @@ class Categorical(Likelihood):
     tokens), each label that counts is one observation of the mean, while ``num_data`` counts
     data. Weights and smoothing are for training alone: predictions and scores are those of the
     plain probabilities.
+
+    Floating-point targets of the output's shape are shares :math:`q` of the classes, as of mixed
+    data, smoothed labels or a teacher's probabilities. What is counted then is, as in torch, the
+    cross-entropy :math:`\sum_c q_c \log p_c`, which is no density of a label: scores go by the
+    class of the largest share, but for ``nll``, which is the cross-entropy, too.
 
     Args:
         class_dim: The output's dimension that holds the classes: -1, or 1 for the layout
@@ -73,21 +79,14 @@ class Categorical(Likelihood):
             isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
         ):
             raise TypeError(f"ignore_index is a label, a whole number; got {ignore_index!r}.")
-        if not 0 <= label_smoothing < 1:
+        if isinstance(label_smoothing, str) or not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is a share in [0, 1), got {label_smoothing!r}.")
         self.class_dim = class_dim
         self.ignore_index = ignore_index
         self.label_smoothing = float(label_smoothing)
-        if isinstance(weight, Mapping):
-            raise TypeError(
-                f"weight holds a number for each class in their order, as in "
-                f"weight={[*weight.values()]}; got a {type(weight).__name__}."
-            )
-        weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        if weight is not None and (weight.dim() != 1 or not (weight >= 0).all()):
-            raise ValueError(
-                f"weight holds a number from 0 on for each class; got {weight.tolist()}."
-            )
+        weight = checked_weights("weight", weight)
+        if weight is not None and weight.dim() != 1:
+            raise ValueError(f"weight holds a number for each class; got {weight.tolist()}.")
         self.register_buffer("weight", weight)
 
     def arguments(self) -> dict[str, Any]:
@@ -173,6 +172,9 @@ class Categorical(Likelihood):
                 f"whose probability is always 1: for labels 0 and 1 with one logit write "
                 f"Bernoulli()."
             )
+        if target.is_floating_point() and target.shape == output.shape:
+            self._check_shares(target)
+            return
         super().check_target(target, output)
         if target.is_floating_point() or target.is_complex():
             hint = "pass y.long()"
@@ -185,6 +187,30 @@ class Categorical(Likelihood):
             raise TypeError(f"Class labels must be integers, got dtype {target.dtype}: {hint}.")
         if target.device.type == "cpu":  # an accelerator would have to be waited for
             self._check_range(target, num_classes)
+
+    def _check_shares(self, target: Tensor) -> None:
+        """Checks that numbers in the output's shape are shares of the classes."""
+        if target.device.type != "cpu" or not bool(target.isfinite().all()):
+            return  # an accelerator would have to be waited for; NaN is told by what follows
+        dim = self._dim(target.dim(), 1)
+        sums = target.sum(dim, dtype=torch.promote_types(target.dtype, torch.float32))
+        if bool((target >= 0).all()) and bool(((sums - 1).abs() < _TOLERANCE).all()):
+            return
+        low, high = (bound.item() for bound in target.aminmax())
+        least, most = (bound.item() for bound in sums.aminmax())
+        raise DataError(
+            f"Floating targets of the output's shape {tuple(target.shape)} are shares of the "
+            f"classes, from 0 on, with the sum 1 over dimension {dim}; got numbers from {low:.3g} "
+            f"to {high:.3g} with sums from {least:.3g} to {most:.3g}. Of a teacher's logits pass "
+            f"y.softmax({dim}), and of counts y / y.sum({dim}, keepdim=True); if the labels are "
+            f"one-hot, pass y.argmax({dim}); if several may hold at once, write Bernoulli()."
+        )
+
+    def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
+        """Labels as they are; shares in the output's type, the classes last."""
+        if not target.is_floating_point():
+            return super().convert_target(target, output)
+        return target.to(output.dtype).movedim(self._dim(target.dim(), 1), -1)
 
     def _check_range(self, target: Tensor, num_classes: int) -> None:
         if self.ignore_index is not None:
@@ -218,6 +244,10 @@ class Categorical(Likelihood):
         return super()._shape_hint(target, output)
 
 
+#: How far the sum of shares may be from 1, as in half precision.
+_TOLERANCE = 1e-2
+
+
 class Labels(TorchDistribution):
     r"""Labels of which some count nothing, and each class by its weight.
 
@@ -225,6 +255,9 @@ class Labels(TorchDistribution):
     a label that counts is that of ``torch.nn.functional.cross_entropy``,
 
     .. math:: (1 - \epsilon) w_y \log p_y + \frac{\epsilon}{C} \sum_c w_c \log p_c
+
+    and of shares :math:`q` of the classes, of the logits' shape, the mean of that over labels,
+    :math:`\sum_c q_c (\cdot)_c`.
 
     Args:
         logits: Logits, shape ``(*batch, *event, classes)``.
@@ -291,6 +324,8 @@ class Labels(TorchDistribution):
         Returns:
             The log-densities in nats.
         """
+        if self.is_soft(value):
+            return self._of_shares(value)
         labels, counts = self._counted(value)
         logits = self.logits
         if labels.shape != logits.shape[:-1]:
@@ -314,10 +349,36 @@ class Labels(TorchDistribution):
         """
         if self.ignore_index is None and self.weight is None and not self.event_shape:
             return None
+        if self.is_soft(value):  # each counts once, whatever its classes weigh, as in torch
+            return self._sum(self.logits.new_ones(self.logits.shape[:-1]))
         labels, counts = self._counted(value)
         share = self.logits.new_ones(()) if self.weight is None else self.weight[labels]
         share = share.expand(labels.shape)
         return self._sum(share if counts is None else share * counts)
+
+    def is_soft(self, value: Tensor) -> bool:
+        """Whether targets are shares of the classes, which come last, rather than labels.
+
+        Args:
+            value: Targets.
+
+        Returns:
+            Whether they are.
+        """
+        own = self.logits.shape[-len(self.event_shape) - 2 :]
+        return value.is_floating_point() and value.shape[-len(own) :] == own
+
+    def plain(self) -> Labels:
+        """The same labels, each counting once and as it is."""
+        new = self.expand(self.batch_shape)
+        new.weight, new.smoothing = None, 0.0
+        return new
+
+    def _of_shares(self, shares: Tensor) -> Tensor:
+        logits = self.logits if self.weight is None else self.logits * self.weight
+        if self.smoothing:
+            shares = (1 - self.smoothing) * shares + self.smoothing / shares.shape[-1]
+        return (shares * logits).sum(-1)
 
     def _counted(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         labels, shape = value.long(), self.logits.shape[:-1]

@@ -326,41 +326,6 @@ class HeteroscedasticNormal(Likelihood):
         return torch.Size((*output_shape[:-1], output_shape[-1] // 2))
 
 
-class Bernoulli(Likelihood):
-    r"""Binary labels, 0 or 1, of any number type; the output holds the logits.
-
-    .. math:: p(y = 1 \mid f) = 1 / (1 + e^{-f})
-
-    Example:
-        >>> Bernoulli()(torch.zeros(4, 1)).mean[0].item()
-        0.5
-    """
-
-    discrete = True
-    _has_temperature = True
-
-    @named_arguments(elsewhere={"pos_weight": "of two outputs Categorical(weight=[1, 2]) has it"})
-    def __init__(self) -> None:
-        super().__init__()
-
-    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
-        """The distribution of labels, of the output's shape."""
-        output = output / self.temperature if self.is_tempered else output
-        return as_event(dist.Bernoulli(logits=output, validate_args=False), num_batch_dims)
-
-    def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
-        """The target as floating point numbers."""
-        return target.to(output.dtype)
-
-    def check_target(self, target: Tensor, output: Tensor) -> None:
-        """Checks shape and values of the labels."""
-        super().check_target(target, output)
-        is_label = (target == 0) | (target == 1) | target.isnan()
-        if target.device.type == "cpu" and not is_label.all():
-            low, high = target.min().item(), target.max().item()
-            raise DataError(f"Bernoulli labels must be 0 or 1, got values from {low} to {high}.")
-
-
 class Poisson(Likelihood):
     r"""Counts; the output holds the logarithms of the rates.
 

@@ -93,9 +93,14 @@ class OutputPicker:
                 return returned[choice]
             except (KeyError, IndexError, TypeError):
                 pass
+        part = f"[{choice!r}]" if isinstance(choice, int) else f".{choice}"
+        hint = (
+            f" If it returns more in training than in prediction, write output=lambda out: out if "
+            f"isinstance(out, torch.Tensor) else out{part}."
+        ) * isinstance(returned, Tensor)
         raise DataError(
             f"output={choice!r} picks no part of what the network returned, which is "
-            f"{describe(returned)}."
+            f"{describe(returned)}.{hint}"
         )
 
 

@@ -23,6 +23,7 @@ from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.outputs import Output, OutputPicker
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.models.replicas import InputMap
+from pyro_ibvi.models.soft import as_observed
 from pyro_ibvi.models.whole_numbers import WholeNumbers
 from pyro_ibvi.pairing.belonging import check_unwrapped
 from pyro_ibvi.pairing.past import Past, read_past, write_past
@@ -315,11 +316,11 @@ class SupervisedModel(PyroModule):
         y = None if y is None else self._checked(x, y, output, num_batch_dims)
         # The batch is what comes out: inputs may have nodes, words or time in front.
         batch_size = output.shape[num_batch_dims - 1] if output.dim() >= num_batch_dims else 0
-        # Any sequence of the right length does; indices drawn by Pyro would cost a permutation
-        # of the whole data set each step.
+        # Any of that length do; drawn by Pyro they would cost a permutation of all data a step.
         indices: Any = range(batch_size)
         with pyro.plate("data", self._num_data(batch_size), None, indices, dim=-1):
-            return pyro.sample("obs", self.likelihood(output, num_batch_dims), obs=y)
+            law = as_observed(self.likelihood(output, num_batch_dims), y)
+            return pyro.sample("obs", law, obs=y)
 
     def log_likelihood(
         self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any

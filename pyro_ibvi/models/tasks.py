@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import side_by_side
+from pyro_ibvi.models.labels import Labels
 from pyro_ibvi.models.likelihoods import Likelihood
 
 
@@ -189,7 +190,8 @@ class MultiTask(Likelihood):
                     f"The target of the task {name!r} holds NaN: remove or impute such data, or "
                     f"write Masked(...) around its likelihood."
                 )
-            if likelihood.discrete and not likelihood.allows_missing:
+            is_whole = not bool((part != part.round()).any())
+            if likelihood.discrete and not likelihood.allows_missing and is_whole:
                 part = part.long()
             likelihood.check_target(part, outputs[name])
 
@@ -233,8 +235,16 @@ class Joint(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The sum of the tasks' log-densities, of the batch shape."""
-        targets = self.likelihood.split_target(value)
+        targets = self._targets(value)
         return torch.stack([law.log_prob(targets[n]) for n, law in self.laws.items()]).sum(0)
+
+    def _targets(self, value: Tensor) -> dict[str, Tensor]:
+        """The targets of each task, class labels as whole numbers again."""
+        targets = self.likelihood.split_target(value)
+        return {
+            name: targets[name].long() if isinstance(law, Labels) else targets[name]
+            for name, law in self.laws.items()
+        }
 
     def num_observed(self, value: Tensor) -> Tensor:
         """1 where some task's target is observed, of the batch shape.
@@ -245,7 +255,7 @@ class Joint(TorchDistribution):
         Returns:
             The numbers.
         """
-        targets = self.likelihood.split_target(value)
+        targets = self._targets(value)
         counts = [
             None if not hasattr(law, "num_observed") else law.num_observed(targets[name])
             for name, law in self.laws.items()

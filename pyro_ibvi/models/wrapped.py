@@ -75,6 +75,10 @@ class Masked(_Around):
         """The distribution of targets, of which those that are missing count nothing."""
         return Partial(self.likelihood(output, num_batch_dims))
 
+    def density(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
+        """The same, free of what only training weighs."""
+        return Partial(self.likelihood.density(output, num_batch_dims))
+
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Mean and variance of the targets, missing or not."""
         return self.likelihood.moments(output, num_batch_dims)

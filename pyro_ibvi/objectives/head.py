@@ -16,26 +16,23 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, Independent
 from pyro.distributions import Normal as NormalDistribution
-from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi.models.batch_dimension import is_a_look
+from pyro_ibvi.models.binary import Bernoulli
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Bernoulli, Normal, Poisson
+from pyro_ibvi.models.likelihoods import Normal, Poisson
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.mup.layers import parameter_path
+from pyro_ibvi.objectives.expected_law import expected_law
 from pyro_ibvi.objectives.penalty import FactoredGaussian
 from pyro_ibvi.objectives.terms import run_traces
 from pyro_ibvi.theory.expectations import (
     CategoricalBound,
     Spread,
-    categorical_log_prob_bound,
-    expected_bernoulli_log_prob,
-    expected_normal_log_prob,
-    expected_poisson_log_prob,
     kronecker_spread,
     linear_spread,
 )
@@ -114,7 +111,7 @@ class ClosedFormHead:
         seen.output = supervised.picker.pick(seen.network_output)
         spread = _Run(name, laws.found, seen).spread(traces[1])
         output, likelihood = at_least_float32(seen.output), supervised.likelihood
-        site["fn"] = _expected_law(site["fn"], likelihood, output, spread, self.categorical_bound)
+        site["fn"] = expected_law(site["fn"], likelihood, output, spread, self.categorical_bound)
         return traces
 
     def _check_likelihood(self, model: SupervisedModel) -> None:
@@ -125,10 +122,11 @@ class ClosedFormHead:
                 f"{model.likelihood.temperature}, and a closed-form last layer knows "
                 "temperature 1 alone: use TraceExpectedLogLikelihood, which draws the last layer."
             )
-        if isinstance(model.likelihood, Categorical) and not model.likelihood.is_plain:
+        is_of_labels = isinstance(model.likelihood, (Categorical, Bernoulli))
+        if is_of_labels and not model.likelihood.is_plain:
             raise ValueError(
-                "A closed-form last layer knows Categorical() without options alone: use "
-                "TraceExpectedLogLikelihood, which draws the last layer."
+                f"A closed-form last layer knows {kind.__name__}() without options alone: use "
+                f"TraceExpectedLogLikelihood, which draws the last layer."
             )
         if kind is Categorical:
             if self.categorical_bound is None:
@@ -216,55 +214,6 @@ class _HeadAtMean(Messenger):
                 f"The guide draws {msg['name']!r} from {type(law).__name__}, and a closed-form "
                 "last layer must be Gaussian: use AutoMuPNormal, or TraceExpectedLogLikelihood."
             )
-
-
-class _ExpectedLaw(TorchDistribution):
-    """A distribution of targets whose log-density is an expectation over the last layer."""
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-
-    def __init__(self, law: Any, log_prob: Callable[[Tensor], Tensor]) -> None:
-        self.law = law
-        self._expected = log_prob
-        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        """The support of the law."""
-        return self.law.support
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws targets at the last layer's mean."""
-        drawn: Tensor = self.law.sample(torch.Size(sample_shape))
-        return drawn
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The expected log-density, of the batch shape."""
-        expected = self._expected(value)
-        num_event_dims = expected.dim() - len(self.batch_shape)
-        return expected.sum(tuple(range(-num_event_dims, 0))) if num_event_dims else expected
-
-
-def _expected_law(
-    law: Any, likelihood: Any, output: Tensor, spread: Spread, bound: CategoricalBound | None
-) -> _ExpectedLaw:
-    """The law of the targets with the expectation over the last layer in its log-density."""
-    base = law
-    while isinstance(base, Independent):
-        base = base.base_dist
-
-    def log_prob(y: Tensor) -> Tensor:
-        if isinstance(likelihood, Categorical):
-            assert bound is not None
-            return categorical_log_prob_bound(y, output, spread, bound=bound)
-        variance = spread.variance()
-        if isinstance(likelihood, Normal):
-            return expected_normal_log_prob(y, base.scale, output, variance)
-        if isinstance(likelihood, Poisson):
-            return expected_poisson_log_prob(y, output, variance)
-        return expected_bernoulli_log_prob(y, output, variance)
-
-    return _ExpectedLaw(law, log_prob)
 
 
 def _head_spread(features: Tensor, num_outputs: int, laws: Mapping[str, Any]) -> Spread:
@@ -356,12 +305,12 @@ def _watch(network: nn.Module, head: nn.Module, seen: _Seen) -> Iterator[None]:
     thread = threading.get_ident()  # others may be running the network
 
     def of_head(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if threading.get_ident() == thread:
+        if threading.get_ident() == thread and not is_a_look():
             seen.features.append(inputs[0])
             seen.head_output, seen.version = output, output._version
 
     def of_network(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == thread:
+        if threading.get_ident() == thread and not is_a_look():
             seen.network_output = output
 
     hooks = [head.register_forward_hook(of_head), network.register_forward_hook(of_network)]

@@ -23,10 +23,12 @@ class LossScale:
     Attributes:
         objective: Name of the objective's class.
         num_terms: Number of observations that it adds up, 1 for a mean.
+        is_of_labels: Whether these are the labels of one datum at many places.
     """
 
     objective: str
     num_terms: float
+    is_of_labels: bool = False
 
 
 _scales: WeakKeyDictionary[nn.Module, LossScale] = WeakKeyDictionary()
@@ -48,9 +50,18 @@ def note_gradients(model: Any, guide: Any, objective: str, num_terms: float | No
     if num_terms is None:
         _scales.pop(owner, None)
         return
-    scale = LossScale(objective, num_terms)
+    num_labels = _labels_of_datum(model) if num_terms == 1 else 1
+    scale = LossScale(objective, num_terms * num_labels, num_labels > 1)
     if _scales.get(owner) != scale:
         _scales[owner] = scale
+
+
+def _labels_of_datum(model: Any) -> int:
+    """Number of labels at many places of which the loss of a datum is the sum."""
+    likelihood: Any = getattr(owner_module(model), "likelihood", None)
+    while hasattr(likelihood, "likelihood"):  # those around it, such as Masked
+        likelihood = likelihood.likelihood
+    return getattr(likelihood, "num_summed", 1)
 
 
 def noted_scale(guide: Any) -> LossScale | None:

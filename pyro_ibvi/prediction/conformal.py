@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.prediction.mixture import Prediction, check_prediction, kind_of
 from pyro_ibvi.prediction.scored import score_labels
 
@@ -67,14 +66,20 @@ class ConformalSets:
             prediction: A prediction of new data.
 
         Returns:
-            Whether each class is in the set, in the shape of ``prediction.mean``.
+            Whether each class is in the set, in the shape of ``prediction.mean``; of binary labels
+            with one dimension more, for 0 and 1.
 
         Raises:
             TypeError: If the prediction is not one of class labels.
         """
-        dim = _checked_labels(prediction, "sets").class_dim_of(prediction.mean, 1)
-        largest = prediction.mean.amax(dim, keepdim=True)
-        return (prediction.mean >= self.threshold) | (prediction.mean == largest)
+        kind, dim = _checked_labels(prediction, "sets"), -1
+        probabilities = prediction.mean
+        if kind == "bernoulli":
+            probabilities = torch.stack([1 - probabilities, probabilities], -1)
+        else:
+            dim = prediction.likelihood.class_dim_of(prediction.mean, 1)
+        largest = probabilities.amax(dim, keepdim=True)
+        return (probabilities >= self.threshold) | (probabilities == largest)
 
 
 @torch.no_grad()
@@ -118,7 +123,7 @@ def conformal_sets(prediction: Prediction, y: Any, *, coverage: float = 0.9) -> 
 
     Args:
         prediction: A prediction of calibration data.
-        y: Their labels.
+        y: Their labels; several binary ones of a datum count each by itself.
         coverage: The coverage wanted.
 
     Returns:
@@ -149,15 +154,23 @@ def conformal_sets(prediction: Prediction, y: Any, *, coverage: float = 0.9) -> 
 
 def _check_numbers(prediction: Any, function: str, *rest: str) -> None:
     check_prediction(prediction, function, *rest)
-    if kind_of(prediction.likelihood) in ("categorical", "bernoulli", "tasks"):
+    kind = kind_of(prediction.likelihood)
+    if kind == "tasks":
+        raise TypeError(
+            "Each task has intervals of its own: conformal_intervals(prediction['name'], y)."
+        )
+    if kind in ("categorical", "bernoulli"):
         raise TypeError("Intervals are of numbers: for class labels write conformal_sets.")
 
 
-def _checked_labels(prediction: Any, function: str, *rest: str) -> Categorical:
+def _checked_labels(prediction: Any, function: str, *rest: str) -> str:
     check_prediction(prediction, function, *rest)
-    if not isinstance(prediction.likelihood, Categorical):
+    kind = kind_of(prediction.likelihood)
+    if kind == "tasks":
+        raise TypeError("Each task has sets of its own: conformal_sets(prediction['name'], y).")
+    if kind not in ("categorical", "bernoulli"):
         raise TypeError("Sets are of class labels: for numbers write conformal_intervals.")
-    return prediction.likelihood
+    return kind
 
 
 def _threshold(scores: Tensor, coverage: float) -> float:

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from pyro_ibvi._util.inputs import as_tensors, map_tensors
 from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi.models.binary import Bernoulli
 from pyro_ibvi.models.data_checks import check_data
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import (
-    Bernoulli,
     HeteroscedasticNormal,
     Likelihood,
     Normal,
     Poisson,
 )
+from pyro_ibvi.models.soft import mixed_law
 from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.weighted import Weighted
 from pyro_ibvi.models.wrapped import Masked, Standardized, elementwise
@@ -115,16 +116,17 @@ class Prediction:
             y: Targets, shape as the likelihood expects.
 
         Returns:
-            One number per datum, in nats, shape ``(batch,)``. The targets of a datum are taken
-            together; what was not observed counts nothing.
+            One number per datum, in nats, shape ``(batch,)``. Its targets are taken together; what
+            was not observed counts nothing. Of shares of classes it is the cross-entropy.
 
         Raises:
             TypeError: If the target has the wrong type.
             ValueError: If it has the wrong shape or impossible values.
         """
         y = self.target(y)
-        log_probs: Tensor = self.likelihood.density(self.outputs, 2).log_prob(y)
-        return log_probs.logsumexp(0) - math.log(self.num_samples)
+        law: Any = mixed_law(self.likelihood, self.outputs, y)
+        log_probs: Tensor = law.log_prob(y)
+        return log_probs.logsumexp(0) - math.log(len(log_probs))
 
     @torch.no_grad()
     def sample(self) -> Tensor:

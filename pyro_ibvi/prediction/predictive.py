@@ -62,7 +62,7 @@ def predict(
             left out.
         num_samples: Number of draws of the weights.
         chunk_size: Number of draws that run at once; bounds the memory for weights and
-            activations. By default as many as a few million numbers allow.
+            activations; a seed then gives other draws. By default a few million numbers' worth.
         batch_size: Number of inputs that run at once; bounds the memory for activations. The
             draws are the same for all of them.
         max_memory: Bytes, or a text such as ``"2 GB"``, that the prediction may allocate, its

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ibvi.models.labels import Categorical, Labels
 from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.soft import mixed_law
 from pyro_ibvi.prediction import marginals, metrics
 from pyro_ibvi.prediction.mixture import Prediction, kind_of
 
@@ -93,19 +94,19 @@ def mixture_log_probs(outputs: Tensor, likelihood: Likelihood, y: Tensor) -> tup
     Returns:
         Both for each datum; for class labels for each label.
     """
-    law = likelihood.density(outputs, 2)
+    law: Any = mixed_law(likelihood, outputs, y)
     if isinstance(law, Labels):
         assert isinstance(likelihood, Categorical)
-        log_probs, counts = law.each_log_prob(y), torch.ones_like(y, dtype=torch.bool)
-        if likelihood.ignore_index is not None:
-            counts = y != likelihood.ignore_index
-        weights = counts.to(outputs)
+        log_probs = law.each_log_prob(y)
+        weights = log_probs.new_ones(log_probs.shape[1:])
+        if likelihood.ignore_index is not None and not law.is_soft(y):
+            weights = (y != likelihood.ignore_index).to(outputs)
     else:
         log_probs = law.log_prob(y)
         weights = log_probs.new_ones(log_probs.shape[1:])
         if hasattr(law, "num_observed"):
             weights = law.num_observed(y).expand(log_probs.shape)[0]
-    mixture = log_probs.logsumexp(0) - math.log(len(outputs))
+    mixture = log_probs.logsumexp(0) - math.log(len(log_probs))
     return torch.where(weights > 0, mixture, 0.0), weights
 
 
@@ -127,9 +128,11 @@ def score_labels(prediction: Prediction, y: Any) -> Scored:
         assert isinstance(likelihood, Categorical)
         probabilities = prediction.mean.movedim(likelihood.class_dim_of(prediction.mean, 1), -1)
         seen = weights.flatten() > 0
+        y = y.argmax(-1) if y.is_floating_point() else y
     else:
         probabilities = torch.stack([1 - prediction.mean, prediction.mean], -1)
         seen = ~y.flatten().isnan()
+        y = y > 0.5  # of a share the label that it is nearer to
     probabilities = probabilities.reshape(-1, probabilities.shape[-1])[seen]
     labels = y.flatten()[seen].long()
     return Scored(

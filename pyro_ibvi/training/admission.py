@@ -119,14 +119,48 @@ def warn_of_rate_for_sum(
     Returns:
         Whether it warned.
     """
-    lr, momentum = float(optim_args["lr"]), float(optim_args.get("momentum", 0.0))
-    if family != "sgd" or not num_terms > 1 or num_terms * lr <= _TOO_LARGE * (1 - momentum):
+    if not _is_too_large(optim_args, family, num_terms):
         return False
     warnings.warn(
         f"The learning rates of MuPOptim are meant for a loss per datum, and this {objective} is "
-        f"a sum, {num_terms:.0f} times as large, which SGD does not bear at lr={lr:g}: write "
+        f"a sum, {num_terms:.0f} times as large, which SGD does not bear at "
+        f"lr={float(optim_args['lr']):g}: write "
         f"TraceExpectedLogLikelihood(reduction='mean'), or divide the rate by the number of data.",
         UserWarning,
         stacklevel=5,
     )
     return True
+
+
+def warn_of_rate_for_labels(
+    optim_args: dict[str, Any], family: Family, objective: str, num_terms: float
+) -> bool:
+    """Warns where a rate that would suit one label meets the sum over those of a whole image.
+
+    Args:
+        optim_args: Arguments of the optimizer.
+        family: How it scales its updates.
+        objective: Name of the loss.
+        num_terms: Number of labels of a datum.
+
+    Returns:
+        Whether it warned.
+    """
+    if not _is_too_large(optim_args, family, num_terms):
+        return False
+    lr = float(optim_args["lr"])
+    warnings.warn(
+        f"The loss of a datum is a sum over its {num_terms:.0f} binary labels, of pixels or times "
+        f"that share their weights, which SGD does not bear at lr={lr:g}: pass "
+        f"lr={lr / num_terms:.1g}, or optimizer=torch.optim.Adam; or give the network two outputs "
+        f"for each label, of which Categorical(class_dim=1) takes the mean.",
+        UserWarning,
+        stacklevel=5,
+    )
+    return True
+
+
+def _is_too_large(optim_args: dict[str, Any], family: Family, num_terms: float) -> bool:
+    lr, momentum = float(optim_args["lr"]), float(optim_args.get("momentum", 0.0))
+    is_sum = family == "sgd" and num_terms > 1
+    return is_sum and num_terms * lr > _TOO_LARGE * (1 - momentum)

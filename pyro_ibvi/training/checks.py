@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -271,6 +272,30 @@ def check_validation(valid_loader: Any, **needing: Any) -> None:
         raise TypeError(
             "valid_loader is an iterator, which gives its batches once, and is needed after each "
             "epoch: pass a DataLoader or a list of batches."
+        )
+
+
+def warn_of_rows(model: Any, loader: Any, batch: tuple[Any, ...], named: Any) -> None:
+    """Warns where a loader makes several rows of one of its data, and the model counts the latter.
+
+    Args:
+        model: The model.
+        loader: The loader.
+        batch: A batch of it, the positional parts.
+        named: The parts by name.
+    """
+    size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", ())
+    count, num_data = getattr(model, "num_data_in", None), getattr(model, "num_data", None)
+    if not isinstance(size, int) or not hasattr(dataset, "__len__") or not callable(count):
+        return
+    num_rows = count(*batch, **named)
+    if num_rows > size and isinstance(num_data, int) and num_data <= len(dataset):
+        warnings.warn(
+            f"The loader's batches of {size} data hold {num_rows} rows, as its collate_fn makes "
+            f"them, and num_data={num_data} counts data: pass the number of rows of all of them, "
+            f"num_data=.",
+            UserWarning,
+            stacklevel=2,
         )
 
 

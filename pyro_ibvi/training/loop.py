@@ -24,6 +24,7 @@ from pyro_ibvi.training.checks import (
     check_svi,
     check_validation,
     checked_autocast,
+    warn_of_rows,
     warn_of_sum,
 )
 from pyro_ibvi.training.course import Course
@@ -208,6 +209,7 @@ def _train_epoch(
         for batches in course.batches(loader):
             if course.num_steps == 0:
                 check_call(svi.model, *course.stepper.call(batches[0]))
+                warn_of_rows(svi.model, loader, *course.stepper.call(batches[0]))
             where = f"step {course.num_steps} of epoch {history.num_epochs}"
             loss = course.stepper.step(batches, where)
             if schedule_every == "step":

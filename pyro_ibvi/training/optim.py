@@ -19,6 +19,7 @@ from pyro_ibvi.training.admission import (
     check_guide,
     check_optim_args,
     check_takes_part,
+    warn_of_rate_for_labels,
     warn_of_rate_for_sum,
 )
 from pyro_ibvi.training.families import find_family
@@ -249,23 +250,19 @@ class MuPOptim(PyroOptim):
         """
         self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
 
-    def warn_of_scale(self, objective: str, num_terms: float) -> None:
-        """Warns once if the rates are too large for what the loss is a sum of.
-
-        Args:
-            objective: Name of the loss.
-            num_terms: Number of observations that it adds up, 1 for a mean.
-        """
+    def warn_of_scale(self, name: str, num_terms: float, *, of_labels: bool = False) -> None:
+        """Warns once if the rates are too large for what the loss of that name is a sum of."""
         args: dict[str, Any] = self.pt_optim_args  # type: ignore[assignment]
         if not self._told_of_sum:
-            self._told_of_sum = warn_of_rate_for_sum(args, self.family, objective, num_terms)
+            warn = warn_of_rate_for_labels if of_labels else warn_of_rate_for_sum
+            self._told_of_sum = warn(args, self.family, name, num_terms)
 
     def _begin(self, params: list[Tensor]) -> None:
         """Checks, at the first step, that it is one of this guide and of a loss for its rates."""
         check_takes_part(self.guide, params)
         scale = noted_scale(self.guide)
         if scale is not None:
-            self.warn_of_scale(scale.objective, scale.num_terms)
+            self.warn_of_scale(scale.objective, scale.num_terms, of_labels=scale.is_of_labels)
         self._has_stepped = True
 
     def _build(self, params: list[Tensor]) -> None:

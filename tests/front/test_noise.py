@@ -190,3 +190,31 @@ def test_numbers_have_the_papers_noise() -> None:
     before = bnn.guide.scale("net.0.weight")
     bnn.set_num_data(10**6)
     assert torch.equal(bnn.guide.scale("net.0.weight"), before)
+
+
+@pytest.mark.parametrize("num_features", [8, 20, 64])
+@pytest.mark.parametrize("num_data", [100, 20_000, 100_000])
+def test_behind_frozen_layers_noise_is_that_of_the_rest_alone(
+    num_features: int, num_data: int
+) -> None:
+    rest = nn.Linear(num_features, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    frozen = nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, num_features), nn.ReLU()
+    alone = ibvi.VariationalNetwork(nn.Sequential(*rest), ibvi.Categorical())
+    behind = ibvi.VariationalNetwork(
+        nn.Sequential(*(layer.requires_grad_(False) for layer in frozen), *rest),
+        ibvi.Categorical(),
+    )
+    for bnn in (alone, behind):
+        bnn.set_num_data(num_data)
+    for i in (0, 2, 4):
+        truth = relative(alone, f"{i}.weight")
+        assert relative(behind, f"{i + 4}.weight") == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_last_layer_behind_frozen_ones_keeps_its_noise() -> None:
+    frozen = nn.Linear(5, 8).requires_grad_(False)
+    bnn = ibvi.VariationalNetwork(
+        nn.Sequential(frozen, nn.ReLU(), nn.Linear(8, 3)), ibvi.Categorical()
+    )
+    bnn.set_num_data(100_000)
+    assert relative(bnn, "2.weight") == pytest.approx(NOISE)

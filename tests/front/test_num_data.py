@@ -134,3 +134,16 @@ def test_fit_on_a_part_is_fit_on_a_subset() -> None:
     loader = DataLoader(DATA, batch_size=5, sampler=SubsetRandomSampler(range(10)))
     bnn.fit(loader, num_epochs=1, progress=False)
     assert bnn.model.num_data == 10
+
+
+def test_a_collate_function_that_makes_several_rows_of_a_datum_is_told():
+    def crops(batch):
+        x = torch.cat([row.expand(3, 2) for row, _ in batch])
+        return x, torch.cat([row.expand(3, 1) for _, row in batch])
+
+    loader = DataLoader(DATA, batch_size=5, collate_fn=crops)
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.3))
+    with pytest.warns(UserWarning, match="batches of 5 data hold 15 rows.*num_data=20"):
+        bnn.fit(loader, num_epochs=1, progress=False)
+    bnn.fit(loader, num_epochs=1, progress=False, num_data=60)  # in silence
+    assert bnn.model.num_data == 60

@@ -184,7 +184,7 @@ def test_bad_options():
         Categorical(ignore_index="void")
     with pytest.raises(ValueError, match=r"label_smoothing is a share in \[0, 1\), got 1\.0"):
         Categorical(label_smoothing=1.0)
-    with pytest.raises(ValueError, match="a number from 0 on for each class; got"):
+    with pytest.raises(ValueError, match="weight holds finite numbers from 0 on; got"):
         Categorical(weight=[1.0, -1.0])
     with pytest.raises(ValueError, match=r"has weights for 2 classes, and the .* has 3"):
         Categorical(weight=[1.0, 1.0])(torch.zeros(4, 3))

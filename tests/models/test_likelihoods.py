@@ -157,8 +157,14 @@ BAD = [
         "labels of 3 classes, from 0 to 2; got.*4",
     ),
     (Categorical(), (5, 3), -torch.arange(5), ValueError, "from 0 to 2; got values from -4 to 0"),
-    (Bernoulli(), (5,), torch.arange(5), ValueError, "must be 0 or 1, got values from 0 to 4"),
-    (Bernoulli(), (5,), FLOATS + 0.5, ValueError, r"must be 0 or 1, got values from 0\.5 to 0\.5"),
+    (
+        Bernoulli(),
+        (5,),
+        torch.arange(5),
+        ValueError,
+        "must be 0 or 1, or shares between them, got values from 0 to 4",
+    ),
+    (Bernoulli(), (5,), FLOATS + 1.5, ValueError, r"must be 0 or 1, or shares.*from 1\.5 to 1\.5"),
     (Poisson(), (5,), FLOATS + 0.5, ValueError, "counts must be whole numbers; the target has"),
     (Poisson(), (5,), -torch.arange(5), ValueError, "Expected counts, from 0; got values from -4"),
 ]

@@ -128,6 +128,19 @@ def test_sets_cover_whatever_the_model():
     assert good(prediction).sum() < bad(wrong).sum()
 
 
+def test_sets_of_binary_labels_are_those_of_the_same_labels_as_classes():
+    torch.manual_seed(0)
+    logits, y = torch.randn(5, 40, 1), torch.randint(0, 2, (40, 1))
+    binary = Prediction(logits, Masked(ibvi.Bernoulli()))
+    classes = Prediction(torch.cat([torch.zeros_like(logits), logits], -1), ibvi.Categorical())
+    found, truth = conformal_sets(binary, y), conformal_sets(classes, y[:, 0])
+    assert found.threshold == pytest.approx(truth.threshold)
+    assert torch.equal(found(binary)[:, 0], truth(classes))
+    tasks = ibvi.models.MultiTask({"a": (ibvi.Categorical(), 2), "b": (ibvi.Categorical(), 2)})
+    with pytest.raises(TypeError, match=r"conformal_sets\(prediction\['name'\], y\)"):
+        conformal_sets(Prediction(torch.zeros(1, 40, 4), tasks), y)
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda law: law, Masked, lambda law: Standardized(law, 1.0, 2.0)]
 )

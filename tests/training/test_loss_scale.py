@@ -138,3 +138,35 @@ def test_fit_says_it_of_pyros_objectives_as_well(loss):
     with pytest.warns(UserWarning, match=SENTENCE.format(loss.__name__)) as caught:
         ibvi.fit(svi, [(X[:2], Y[:2])], 1, progress=False)
     assert sum("is a sum" in str(warning.message) for warning in caught) == 1
+
+
+def of_pixels(**options):
+    """Which pixels of an image are above the mean around them, learned in a few epochs."""
+    torch.manual_seed(0)
+    images = torch.randn(96, 1, 12, 12)
+    labels = (nn.functional.avg_pool2d(images, 3, 1, 1) > 0).long()
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+    )
+    bnn = ibvi.VariationalNetwork(
+        nn.Sequential(net, nn.Conv2d(8, 1, 1)), ibvi.models.Masked(ibvi.Bernoulli()), **options
+    )
+    bnn.fit(images, labels.float(), num_epochs=8, batch_size=32, progress=False)
+    return bnn.evaluate(images, labels.float(), num_samples=20, seed=0)["accuracy"]
+
+
+def test_a_sum_over_pixels_is_told_and_what_it_names_works():
+    with pytest.warns(UserWarning, match=r"144 binary labels.*pass lr=0\.0007, or .*Adam"):
+        default = of_pixels()
+    by_rate, by_adam = of_pixels(lr=0.0007), of_pixels(optimizer=torch.optim.Adam)  # in silence
+    assert default < 0.8 < min(by_rate, by_adam)
+
+
+def test_labels_beside_one_another_are_no_pixels():
+    torch.manual_seed(0)
+    x = torch.randn(100, 10)
+    y = (x @ torch.randn(10, 200) > 0).long()
+    net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 200))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Bernoulli())
+    bnn.fit(x, y, num_epochs=20, progress=False)  # in silence
+    assert bnn.evaluate(x, y, num_samples=20, seed=0)["accuracy"] > 0.8

@@ -1,0 +1,76 @@
+"""The law of targets whose log-density is an expectation over a Gaussian last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent, constraints
+
+from pyro_ibvi.models.labels import Categorical
+from pyro_ibvi.models.likelihoods import Normal, Poisson
+from pyro_ibvi.models.soft import Shares
+from pyro_ibvi.theory.expectations import (
+    CategoricalBound,
+    Spread,
+    categorical_log_prob_bound,
+    expected_bernoulli_log_prob,
+    expected_normal_log_prob,
+    expected_poisson_log_prob,
+)
+
+
+class ExpectedLaw(TorchDistribution):
+    """A distribution of targets whose log-density is an expectation over the last layer."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, law: Any, log_prob: Callable[[Tensor], Tensor]) -> None:
+        self.law = law
+        self._expected = log_prob
+        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """The support of the law."""
+        return self.law.support
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws targets at the last layer's mean."""
+        drawn: Tensor = self.law.sample(torch.Size(sample_shape))
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The expected log-density, of the batch shape."""
+        expected = self._expected(value)
+        num_event_dims = expected.dim() - len(self.batch_shape)
+        return expected.sum(tuple(range(-num_event_dims, 0))) if num_event_dims else expected
+
+
+def expected_law(
+    law: Any, likelihood: Any, output: Tensor, spread: Spread, bound: CategoricalBound | None
+) -> ExpectedLaw:
+    """The law of the targets with the expectation over the last layer in its log-density."""
+    base = law
+    while isinstance(base, Independent):
+        base = base.base_dist
+
+    def log_prob(y: Tensor) -> Tensor:
+        if isinstance(likelihood, Categorical):
+            assert bound is not None
+            if not isinstance(law, Shares):
+                return categorical_log_prob_bound(y, output, spread, bound=bound)
+            first = torch.zeros_like(y[..., 0], dtype=torch.long)  # linear in the shares
+            of_first = categorical_log_prob_bound(first, output, spread, bound=bound)
+            return of_first + (y * output).sum(-1) - output[..., 0]
+        variance = spread.variance()
+        if isinstance(likelihood, Normal):
+            return expected_normal_log_prob(y, base.scale, output, variance)
+        if isinstance(likelihood, Poisson):
+            return expected_poisson_log_prob(y, output, variance)
+        return expected_bernoulli_log_prob(y, output, variance)
+
+    return ExpectedLaw(law, log_prob)
