@@ -7,7 +7,9 @@ gradients of single terms of the likelihood do.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,6 +17,22 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Terms of single data.
+
+    Attributes:
+        terms: Their log-densities.
+        rows: For each dimension the number of rows that all data have there, and which of them
+            the terms are for; one of length 1 stands for all.
+        min_dim: The number of dimensions that a latent must have to have an element for each.
+    """
+
+    terms: Tensor
+    rows: tuple[tuple[int, Tensor], ...]
+    min_dim: int = 1
 
 
 def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
@@ -34,47 +52,56 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
         for name, kind in traces.model_kinds.items()
         if kind == "observed" and name in traces.model.nodes
     ]
-    terms = [term for site in observed if values and (term := _terms(site)).requires_grad]
-    found = []
-    for name, value in values.items():
-        shared = [(term, dim) for term in terms for dim in _dims_of(term, value)]
-        if any(_is_of_single_data(term, dim, value) for term, dim in shared):
-            found.append(name)
-    return found
+    data = [each for site in observed if values for each in _data_of(site, traces)]
+    return [name for name, value in values.items() if any(_is_of_single(d, value) for d in data)]
 
 
-def _terms(site: Site) -> Tensor:
-    """The terms of single data: those of the batch, or of independent parts where it is one."""
+def _data_of(site: Site, traces: Traces) -> Iterator[_Data]:
+    """The terms of the batch, or of the independent parts of an event where there is no batch."""
     fn, terms = site["fn"], cast(Tensor, site["log_prob"])
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    if terms.dim() == 0 and fn is not site["fn"]:
+    is_event = terms.dim() == 0 and fn is not site["fn"]
+    if is_event:
         terms = fn.log_prob(site["value"])
     for frame in site["cond_indep_stack"]:  # each particle has all data, and draws of its own
         if frame.name == PARTICLES and -frame.dim <= terms.dim():
             terms = terms.sum(frame.dim, keepdim=True)
-    return terms
+    if not terms.requires_grad:
+        return
+    rows = [(size, torch.arange(size)) for size in terms.shape]
+    for frame in () if is_event else site["cond_indep_stack"]:
+        subsample = traces.recorded[0].nodes.get(frame.name)
+        if subsample is not None and frame.vectorized and -frame.dim <= terms.dim():
+            rows[frame.dim] = frame.full_size, torch.as_tensor(subsample["value"]).cpu()
+    yield _Data(terms, tuple(rows))
+    if is_event and terms.dim() > 1:
+        # The rows of a matrix may be data or groups: a latent that is a matrix as well speaks for
+        # data, as of a factor model, and a vector for the effects of groups.
+        yield _Data(terms.flatten(1).sum(1), (rows[0],), min_dim=2)
 
 
-def _dims_of(term: Tensor, value: Tensor) -> Iterator[int]:
-    """The dimension of the data, if it is as long as one of the latent; groups are no data."""
-    sizes = enumerate(term.shape)
-    return (dim for dim, size in sizes if size == term.numel() > 1 and size in value.shape)
-
-
-def _is_of_single_data(term: Tensor, dim: int, value: Tensor) -> bool:
+def _is_of_single(data: _Data, value: Tensor) -> bool:
     """Whether the first, a middle and the last datum have an element each."""
-    size = term.shape[dim]
-    axes = [axis for axis, length in enumerate(value.shape) if length == size]
-    for datum in {0, size // 2, size - 1}:
+    dims = [dim for dim, size in enumerate(data.terms.shape) if size > 1]
+    if not dims or value.dim() < data.min_dim:
+        return False
+    sizes = [data.rows[dim][0] for dim in dims]
+    fitting = [
+        axes
+        for axes in itertools.permutations(range(value.dim()), len(dims))
+        if [value.shape[axis] for axis in axes] == sizes
+    ]
+    for part in (0.0, 0.5, 1.0) if fitting else ():
+        at = [int(part * (size - 1)) for size in data.terms.shape]
         (gradient,) = torch.autograd.grad(
-            term.select(dim, datum).sum(), value, retain_graph=True, allow_unused=True
+            data.terms[tuple(at)], value, retain_graph=True, allow_unused=True
         )
-        if gradient is not None:
-            axes = [axis for axis in axes if _reached(gradient, axis) == [datum]]
-        if gradient is None or not axes:  # as for a network's weights, at the first datum
+        if gradient is None:  # as for a network's weights, at the first datum
             return False
-    return True
+        own = [[int(data.rows[dim][1][at[dim]])] for dim in dims]
+        fitting = [axes for axes in fitting if [_reached(gradient, a) for a in axes] == own]
+    return bool(fitting)
 
 
 def _reached(gradient: Tensor, axis: int) -> list[int]:

@@ -53,11 +53,45 @@ def other_plate():
         return pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def matrix():
+    """Scores and loadings of a factor model, whose data are rows."""
+    loadings = pyro.sample("loadings", dist.Normal(torch.zeros(2, 5), 1.0).to_event(2))
+    scores = pyro.sample("z", dist.Normal(torch.zeros(N, 2), 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(scores @ loadings, 0.1).to_event(2), obs=torch.randn(N, 5))
+
+
+def every_number():
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Normal(torch.zeros(N, 5), 1.0).to_event(2))
+    with pyro.plate("rows", N, dim=-2), pyro.plate("columns", 5, dim=-1):
+        pyro.sample("y", dist.Normal(shift + z, 0.1), obs=torch.randn(N, 5))
+
+
+def some_rows(latent, subsample=None):
+    def model():
+        shift, z = pyro.sample("shift", dist.Normal(0.0, 1.0)), latent()
+        with pyro.plate("data", N, subsample_size=4, subsample=subsample) as rows:
+            law = dist.Normal(shift + z[rows], 0.1)
+            pyro.sample("y", law.to_event(z.dim() - 1), obs=torch.randn(4, *z.shape[1:]))
+
+    return model
+
+
+def vectors():
+    return pyro.sample("z", dist.Normal(torch.zeros(N, 3), 1.0).to_event(2))
+
+
 LOCAL = {
     "an event": shifted(event),
     "several numbers each": shifted(several),
     "a plate of its own": shifted(other_plate),
     "data without a plate": shifted(event, to_event=1),
+    "rows of a matrix": matrix,
+    "every number of a matrix": every_number,
+    "some rows of an event": some_rows(event),
+    "some rows of a matrix": some_rows(vectors),
+    "some rows of a plate": some_rows(other_plate),
+    "rows that the model chose": some_rows(vectors, [7, 2, 3, 9]),
 }
 
 
@@ -65,10 +99,30 @@ def weighed():
     return torch.randn(N, N) @ event()
 
 
+def effects(*, design):
+    """Effects of rows and of columns, or a network whose data are rows."""
+
+    def model():
+        if design:
+            inner = pyro.sample("inner", dist.Normal(torch.zeros(3, N), 1.0).to_event(2))
+            outer = pyro.sample("outer", dist.Normal(torch.zeros(N, 5), 1.0).to_event(2))
+            mean = torch.randn(N, 3) @ inner @ outer
+        else:
+            rows = pyro.sample("rows", dist.Normal(torch.zeros(N), 1.0).to_event(1))
+            columns = pyro.sample("columns", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+            mean = rows[:, None] + columns
+        pyro.sample("y", dist.Normal(mean, 0.1).to_event(2), obs=torch.randn(N, 5))
+
+    return model
+
+
 SHARED = {
     "as many weights as data": shifted(weighed),
     "a walk": shifted(lambda: event().cumsum(-1)),
     "weights, data without a plate": shifted(weighed, to_event=1),
+    "effects of groups": effects(design=False),
+    "a network as wide as data are many": effects(design=True),
+    "weights, some rows": some_rows(weighed),
 }
 
 
