@@ -82,8 +82,9 @@ class FunctionDraws(EnsembleModel):
         self._num_outputs = num_outputs
         # As buffers, so that the draws move between devices with the rest.
         self._names = list(values)
-        for i, value in enumerate(values.values()):
-            self.register_buffer(f"value_{i}", value.detach().double().clone())
+        for i, name in enumerate(self._names):  # each is let go once it is copied, they are large
+            copied = values.pop(name).detach().to(torch.double, copy=True)
+            self.register_buffer(f"value_{i}", copied)
         # A line search that stands at a maximum fails on the noise of single precision.
         self._model = copy.deepcopy(model).requires_grad_(False).double()
 
