@@ -84,6 +84,19 @@ class Site:
         transform = self.transform()
         return value if transform is None else transform(value)
 
+    def direction(self) -> Tensor | int | None:
+        """Whether entries of the value grow with the unconstrained ones, as below a bound not.
+
+        Returns:
+            1 or -1, for each entry or for all; None if entries depend on several others.
+        """
+        transform = biject_to(self.support)
+        try:
+            sign: Tensor | int = transform.sign
+        except NotImplementedError:
+            return None
+        return sign
+
     def unconstrain(self, value: Tensor) -> Tensor:
         """The unconstrained value for the site's."""
         transform = self.transform()

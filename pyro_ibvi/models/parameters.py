@@ -52,7 +52,8 @@ def is_drawn(name: str, module: PyroModule) -> bool:
         if isinstance(handler, BlockMessenger):
             return False
         if isinstance(handler, TraceMessenger) and name in handler.trace.nodes:
-            return any(v is module for v in handler.trace.nodes[name]["infer"].values())
+            noted = handler.trace.nodes[name]["infer"] or {}
+            return any(value is module for value in noted.values())
     return False
 
 
