@@ -1,8 +1,8 @@
-"""Latents whose elements have one datum each, though no plate says so.
+"""Latents that have one datum each, though no plate says so.
 
 A latent of as many elements as there are data, declared with ``to_event`` or in a plate of its
-own, fits its own data as one in the plate of the observations does. No name tells it, but the
-gradients of single terms of the likelihood do.
+own, fits its own data as one in the plate of the observations does, and so do the states of a loop
+over single data. No name tells it, but the gradients of single terms of the likelihood do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
+
+#: Fewer latents with a datum of their own may be a model of a few data.
+_MIN_STATES = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class _Data:
 
 
 def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
-    """The latents each of whose elements moves the log-likelihood of its own datum alone.
+    """The latents that move, or each of whose elements moves, the terms of one datum alone.
 
     Args:
         traces: Weighted traces, whose graph is kept.
@@ -53,20 +56,54 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
         if kind == "observed" and name in traces.model.nodes
     ]
     data = [each for site in observed if values for each in _data_of(site, traces)]
-    return [name for name, value in values.items() if any(_is_of_single(d, value) for d in data)]
+    found = [name for name, value in values.items() if any(_is_of_single(d, value) for d in data)]
+    return found + _states({n: v for n, v in values.items() if n not in found}, observed)
+
+
+def _states(values: dict[str, Tensor], observed: list[Site]) -> list[str]:
+    """The latents that have an observed site of their own, with no more numbers than theirs.
+
+    Fewer than three of them are no loop: a model of a single datum, say, or of two groups.
+
+    Returns:
+        Their names.
+    """
+    terms = [(_over_particles(s), torch.as_tensor(s["value"]).numel()) for s in observed]
+    terms = [each for each in terms if each[0].numel() == 1 and each[0].requires_grad]
+    if len(terms) < _MIN_STATES:
+        return []
+    total = torch.stack([term.sum() for term, _ in terms]).sum()
+    for i in (0, len(terms) // 2, len(terms) - 1):  # most models are told by these to be no loop
+        term = terms[i][0].sum()
+        if not _reaching(term, values) - _reaching(total - term, values):
+            return []
+    seen_by: dict[str, list[int]] = {name: [] for name in values}
+    for term, size in terms:
+        for name in _reaching(term.sum(), values):
+            seen_by[name].append(size)
+    private = {name: sizes[0] for name, sizes in seen_by.items() if len(sizes) == 1}
+    return [name for name, size in private.items() if values[name].numel() >= size]
+
+
+def _reaching(term: Tensor, values: dict[str, Tensor]) -> set[str]:
+    """The latents that a term has a gradient with respect to."""
+    if not values:
+        return set()
+    gradients = torch.autograd.grad(
+        term, list(values.values()), retain_graph=True, allow_unused=True
+    )
+    pairs = zip(values, gradients, strict=True)
+    return {name for name, gradient in pairs if gradient is not None and gradient.any()}
 
 
 def _data_of(site: Site, traces: Traces) -> Iterator[_Data]:
     """The terms of the batch, or of the independent parts of an event where there is no batch."""
-    fn, terms = site["fn"], cast(Tensor, site["log_prob"])
+    fn, terms = site["fn"], _over_particles(site)
     while isinstance(fn, Independent):
         fn = fn.base_dist
     is_event = terms.dim() == 0 and fn is not site["fn"]
     if is_event:
         terms = fn.log_prob(site["value"])
-    for frame in site["cond_indep_stack"]:  # each particle has all data, and draws of its own
-        if frame.name == PARTICLES and -frame.dim <= terms.dim():
-            terms = terms.sum(frame.dim, keepdim=True)
     if not terms.requires_grad:
         return
     rows = [(size, torch.arange(size)) for size in terms.shape]
@@ -79,6 +116,15 @@ def _data_of(site: Site, traces: Traces) -> Iterator[_Data]:
         # The rows of a matrix may be data or groups: a latent that is a matrix as well speaks for
         # data, as of a factor model, and a vector for the effects of groups.
         yield _Data(terms.flatten(1).sum(1), (rows[0],), min_dim=2)
+
+
+def _over_particles(site: Site) -> Tensor:
+    """The terms of a site, summed over particles, each of which has all data and its own draws."""
+    terms = cast(Tensor, site["log_prob"])
+    for frame in site["cond_indep_stack"]:
+        if frame.name == PARTICLES and -frame.dim <= terms.dim():
+            terms = terms.sum(frame.dim, keepdim=True)
+    return terms
 
 
 def _is_of_single(data: _Data, value: Tensor) -> bool:

@@ -126,6 +126,54 @@ SHARED = {
 }
 
 
+def states(num_steps, law):
+    """A series whose states are sites of their own."""
+
+    def model():
+        shift, state = pyro.sample("shift", dist.Normal(0.0, 1.0)), torch.tensor(0.0)
+        for t in pyro.markov(range(num_steps)):
+            state = law(f"z_{t}", state)
+            pyro.sample(f"y_{t}", dist.Normal(shift + state, 0.1), obs=torch.tensor(t / 9))
+
+    return model
+
+
+def centered(name, state):
+    return pyro.sample(name, dist.Normal(state, 1.0))
+
+
+def steps(name, state):
+    return state + pyro.sample(name, dist.Normal(0.0, 1.0))
+
+
+def test_states_of_a_loop_are_told():
+    (said,) = messages(states(3, centered))
+    assert said.startswith("Each of the latent sites ['z_0', 'z_1', 'z_2'] has one value")
+    (said,) = messages(states(N, centered))
+    assert "keep_kl=['z_*']" in said
+    assert messages(states(N, centered), keep_kl=["z_*"]) == []
+    assert messages(states(N, centered), allow_local=True) == []
+
+
+def tasks():
+    """Three regressions, each with coefficients of its own."""
+    for k in range(3):
+        w = pyro.sample(f"w_{k}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        law = dist.Normal(torch.randn(N, 2) @ w, 0.1).to_event(1)
+        pyro.sample(f"y_{k}", law, obs=torch.randn(N))
+
+
+def line():
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    for t in range(N):
+        pyro.sample(f"y_{t}", dist.Normal(slope * t, 0.1), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("model", [states(N, steps), states(2, centered), tasks, line])
+def test_latents_of_several_sites_or_of_many_numbers_are_not(model):
+    assert messages(model) == []
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_latent_of_each_datum_is_told(name, reduction):
