@@ -55,20 +55,37 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
         for name, kind in traces.model_kinds.items()
         if kind == "observed" and name in traces.model.nodes
     ]
-    data = [each for site in observed if values for each in _data_of(site, traces)]
+    enumerates = any(s["infer"].get("_enumerate_dim") is not None for s in _sites(traces))
+    data = [
+        each
+        for site in observed
+        if values
+        for each in _data_of(site, traces, enumerates=enumerates)
+    ]
     found = [name for name, value in values.items() if any(_is_of_single(d, value) for d in data)]
-    return found + _states({n: v for n, v in values.items() if n not in found}, observed)
+    terms = [
+        (_over_draws(site, enumerates=enumerates), torch.as_tensor(site["value"]).numel())
+        for site in observed
+    ]
+    return found + _states(terms, {n: v for n, v in values.items() if n not in found})
 
 
-def _states(values: dict[str, Tensor], observed: list[Site]) -> list[str]:
+def _sites(traces: Traces) -> Iterator[Site]:
+    return itertools.chain(traces.model_sites.values(), traces.guide_sites.values())
+
+
+def _states(terms: list[tuple[Tensor, int]], values: dict[str, Tensor]) -> list[str]:
     """The latents that have an observed site of their own, with no more numbers than theirs.
 
     Fewer than three of them are no loop: a model of a single datum, say, or of two groups.
 
+    Args:
+        terms: The terms of each observed site, with the number of numbers that it observes.
+        values: The latents' values.
+
     Returns:
         Their names.
     """
-    terms = [(_over_particles(s), torch.as_tensor(s["value"]).numel()) for s in observed]
     terms = [each for each in terms if each[0].numel() == 1 and each[0].requires_grad]
     if len(terms) < _MIN_STATES:
         return []
@@ -96,9 +113,9 @@ def _reaching(term: Tensor, values: dict[str, Tensor]) -> set[str]:
     return {name for name, gradient in pairs if gradient is not None and gradient.any()}
 
 
-def _data_of(site: Site, traces: Traces) -> Iterator[_Data]:
+def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]:
     """The terms of the batch, or of the independent parts of an event where there is no batch."""
-    fn, terms = site["fn"], _over_particles(site)
+    fn, terms = site["fn"], _over_draws(site, enumerates=enumerates)
     while isinstance(fn, Independent):
         fn = fn.base_dist
     is_event = terms.dim() == 0 and fn is not site["fn"]
@@ -118,12 +135,14 @@ def _data_of(site: Site, traces: Traces) -> Iterator[_Data]:
         yield _Data(terms.flatten(1).sum(1), (rows[0],), min_dim=2)
 
 
-def _over_particles(site: Site) -> Tensor:
-    """The terms of a site, summed over particles, each of which has all data and its own draws."""
-    terms = cast(Tensor, site["log_prob"])
-    for frame in site["cond_indep_stack"]:
-        if frame.name == PARTICLES and -frame.dim <= terms.dim():
-            terms = terms.sum(frame.dim, keepdim=True)
+def _over_draws(site: Site, *, enumerates: bool) -> Tensor:
+    """The terms of a site, summed over particles and enumerated values: these share their data."""
+    terms, frames = cast(Tensor, site["log_prob"]), site["cond_indep_stack"]
+    plates = {frame.dim for frame in frames if frame.vectorized and frame.name != PARTICLES}
+    particles = {frame.dim for frame in frames if frame.name == PARTICLES}
+    for dim in range(-terms.dim(), 0):
+        if dim not in plates and (enumerates or dim in particles):
+            terms = terms.sum(dim, keepdim=True)
     return terms
 
 

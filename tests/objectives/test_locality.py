@@ -169,6 +169,35 @@ def line():
         pyro.sample(f"y_{t}", dist.Normal(slope * t, 0.1), obs=torch.tensor(1.0))
 
 
+def switching(*, local):
+    """A hidden Markov model of two means; with a latent of its own for each time, or without."""
+
+    def model():
+        probs = pyro.sample("probs", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        k = 0
+        for t in pyro.markov(range(4)):
+            k = pyro.sample(f"k_{t}", dist.Categorical(probs[k]), infer={"enumerate": "parallel"})
+            noise = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0)) if local else 0.0
+            pyro.sample(f"y_{t}", dist.Normal(mean[k] + noise, 0.1), obs=torch.tensor(t / 9))
+
+    return model
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_enumerated_values_are_no_data(local):
+    model = switching(local=local)
+    hidden = pyro.poutine.block(model, hide_fn=lambda site: site["name"].startswith("k_"))
+    loss = ibvi.TraceEnumExpectedLogLikelihood(max_plate_nesting=0)
+    svi = SVI(model, AutoNormal(hidden), pyro.optim.SGD({"lr": 1e-3}), loss)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        svi.step()
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == local
+    assert all("latent sites ['z_0', 'z_1', 'z_2', 'z_3']" in each for each in said)
+
+
 @pytest.mark.parametrize("model", [states(N, steps), states(2, centered), tasks, line])
 def test_latents_of_several_sites_or_of_many_numbers_are_not(model):
     assert messages(model) == []
