@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,6 +182,7 @@ def group_layers(
         _check_used(sites, choice, weights)
     layers: dict[Any, Layer] = {}
     kinds: list[Covariance] = []
+    turns: Counter[int] = Counter()  # a network drawn in several scopes has as many sets of sites
     for site in sites.values():
         covariance = _covariance_of(site, choice, keys.get(site.name))
         if covariance is not None and covariance.shares_noise and site.frames:
@@ -193,7 +195,8 @@ def group_layers(
         if site.weight is not None and covariance is not None and covariance.shares_noise:
             if covariance not in kinds:
                 kinds.append(covariance)
-            key = (site.weight.weight.layer, kinds.index(covariance))
+            key = (site.weight.weight.layer, kinds.index(covariance), turns[id(site.weight)])
+            turns[id(site.weight)] += 1
         layers.setdefault(key, Layer(covariance)).sites.append(site)
     return list(layers.values())
 

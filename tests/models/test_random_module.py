@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
@@ -246,6 +247,29 @@ def test_two_networks_in_one_model_without_names_collide_in_pyros_words():
     first, second = (RandomModule(mlp(), stochastic="all") for _ in range(2))
     with pytest.raises(RuntimeError, match=r"Multiple sample sites named '0\.weight'"):
         trace_of(lambda x: first(x) + second(x), torch.zeros(3, 2))
+
+
+def test_draws_of_one_network_in_two_scopes_are_independent():
+    net = RandomModule(nn.Linear(2, 1), stochastic="all")
+
+    def model(x, y=None):
+        with scope(prefix="a"):
+            first = net(x)
+        with scope(prefix="b"):
+            second = net(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(first * second, 0.1).to_event(1), obs=y)
+
+    guide = AutoMuPNormal(model, covariance=LowRank(1))
+    guide.initialize(torch.randn(5, 2), torch.randn(5, 1))
+    draws = guide.draw(400)
+    values = torch.stack(
+        [draws[f"{s}/{n}"].flatten(1)[:, 0] for s in "ab" for n in net.stochastic]
+    )
+    correlation = torch.corrcoef(values).abs()
+    assert (correlation[:2, 2:] < 4 / 20).all()
+    assert correlation[0, 1] > 0.99  # a weight and its bias share their noise
+    assert correlation[2, 3] > 0.99
 
 
 class Compared(PyroModule):
