@@ -186,7 +186,16 @@ class LayeredGuide(AutoGuide, MuPGuide):
 
         Returns:
             The quantiles by site name, a new dimension in front.
+
+        Raises:
+            ValueError: If a probability is not between 0 and 1.
         """
+        given = torch.as_tensor(quantiles, dtype=torch.double)
+        if not ((given >= 0) & (given <= 1)).all():
+            raise ValueError(
+                f"quantiles takes probabilities between 0 and 1, got {given.tolist()}: for "
+                f"percentages write [0.05, 0.5, 0.95]."
+            )
         self.initialize(*args, **kwargs)
         result, mixed = {}, []
         for site in self._sites():
