@@ -6,6 +6,7 @@ It needs the extra ``botorch``, and nothing else of the package knows it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from botorch.models.ensemble import EnsembleModel
@@ -17,6 +18,7 @@ from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
+from pyro_ibvi.prediction.chunking import draws_to_run
 from pyro_ibvi.prediction.predictive import draw_parameters
 from pyro_ibvi.prediction.seeds import Seed, seeded_numbers
 
@@ -79,11 +81,12 @@ class FunctionDraws(EnsembleModel):
         check_positive_int("num_outputs", num_outputs)
         with torch.no_grad(), seeded_numbers(generator, guide):
             values = draw_parameters(model, guide, None, num_samples)
-        self._num_outputs = num_outputs
+        self._num_outputs, self.num_samples = num_outputs, num_samples
         # As buffers, so that the draws move between devices with the rest.
         self._names = list(values)
-        for i, value in enumerate(values.values()):
-            self.register_buffer(f"value_{i}", value.detach().double().clone())
+        for i, name in enumerate(self._names):  # each is let go once it is copied, they are large
+            copied = values.pop(name).detach().to(torch.double, copy=True)
+            self.register_buffer(f"value_{i}", copied)
         # A line search that stands at a maximum fails on the noise of single precision.
         self._model = copy.deepcopy(model).requires_grad_(False).double()
 
@@ -108,7 +111,7 @@ class FunctionDraws(EnsembleModel):
         first = next(iter(values.values()))
         rows = X.reshape(-1, X.shape[-1]).to(first)
         with network_mode(training=False):
-            outputs = self._model.run(values, rows)
+            outputs = torch.cat([self._model.run(v, rows) for v in self._parts(values, rows)])
         means, _ = self._model.likelihood.moments(outputs, 2)
         if means.dim() > 3:
             raise ValueError(
@@ -123,3 +126,12 @@ class FunctionDraws(EnsembleModel):
             )
         functions: Tensor = means.unflatten(1, X.shape[:-1]).movedim(0, -3).to(X)
         return functions
+
+    def _parts(self, values: dict[str, Tensor], rows: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The draws in parts, which keep to the memory of a prediction where there is no graph."""
+        net, num_draws = self._model.net, self.num_samples
+        if not torch.is_grad_enabled() and len(rows):
+            num_draws = draws_to_run(net, self._model.arguments_of(rows[:1]), len(rows))
+        for start in range(0, self.num_samples, num_draws):
+            part = {name: values[name][start : start + num_draws] for name in net.stochastic}
+            yield values | part

@@ -62,6 +62,31 @@ def test_batches_of_points_are_their_rows():
     assert draws.num_outputs == 3
 
 
+@pytest.mark.parametrize("stochastic", ["all", "last"])
+def test_many_points_run_with_few_draws_at_once(stochastic, monkeypatch):
+    bnn = network(ibvi.Normal(0.1), stochastic=stochastic)
+    draws = FunctionDraws(bnn.model, bnn.guide, num_samples=5, generator=3)
+    monkeypatch.setattr(ibvi.prediction.chunking, "_MAX_OUTPUTS", {"cpu": 250, "other": 250})
+    monkeypatch.setattr(ibvi.prediction.chunking, "_MAX_OUTPUTS_SHARED", 250)
+    sizes = []
+    run = draws._model.run
+
+    def note(values, x):
+        sizes.append(len(values[bnn.net.stochastic[0]]))
+        return run(values, x)
+
+    monkeypatch.setattr(draws._model, "run", note)
+    with torch.no_grad():
+        values = draws.posterior(X).values
+    torch.testing.assert_close(
+        values, by_hand(bnn, X.float(), 5, 3).double(), rtol=1e-5, atol=1e-6
+    )
+    assert sum(sizes) == 5
+    assert (max(sizes) < 5) == (
+        stochastic == "all"
+    )  # the outputs of the last layer are the result
+
+
 def test_members_are_in_the_units_of_the_target():
     def members(likelihood, num_outputs=1):
         bnn = network(likelihood, num_outputs=num_outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -174,6 +175,10 @@ class LayeredGuide(AutoGuide, MuPGuide):
     ) -> dict[str, Tensor]:
         """Marginal quantiles of every site.
 
+        Entries that depend on one another, as those of a simplex or of ordered numbers do, have
+        none in closed form, and a warning says so: theirs are the quantiles in unconstrained
+        space, mapped to the site's.
+
         Args:
             quantiles: Probabilities between 0 and 1.
             *args: Arguments of the model, which serve to initialize the guide.
@@ -181,16 +186,38 @@ class LayeredGuide(AutoGuide, MuPGuide):
 
         Returns:
             The quantiles by site name, a new dimension in front.
+
+        Raises:
+            ValueError: If a probability is not between 0 and 1.
         """
+        given = torch.as_tensor(quantiles, dtype=torch.double)
+        if not ((given >= 0) & (given <= 1)).all():
+            raise ValueError(
+                f"quantiles takes probabilities between 0 and 1, got {given.tolist()}: for "
+                f"percentages write [0.05, 0.5, 0.95]."
+            )
         self.initialize(*args, **kwargs)
-        result = {}
+        result, mixed = {}, []
         for site in self._sites():
             loc, scale = self.loc(site.name), self.scale(site.name)
+            direction = site.direction()
+            if direction is None and bool((scale > 0).any()):
+                mixed.append(site.name)
             probabilities = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device)
             normal = torch.special.ndtri(probabilities).reshape(-1, *(1,) * loc.dim())
             # The median of a point estimate is itself, at infinite quantiles of the noise too.
             spread = torch.where(scale > 0, scale * normal, torch.zeros_like(scale))
+            spread = spread if direction is None else direction * spread
             result[site.name] = site.constrain(loc + spread)
+        if mixed:
+            warnings.warn(
+                f"The entries of the sites {mixed} depend on one another, as their supports want: "
+                f"what quantiles gives for them are quantiles in unconstrained space, mapped, and "
+                f"not those of the entries. Take those of draws, "
+                f"torch.quantile(guide.draw(1000)[{mixed[0]!r}], q, 0).",
+                UserWarning,
+                stacklevel=3,
+            )
         return result
 
     def _made_layers(self) -> list[Layer]:

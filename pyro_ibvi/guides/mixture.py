@@ -206,7 +206,11 @@ class AutoMuPMixture(PyroModule, MuPGuide):
 
         Returns:
             The draws by site name, the draws' dimension in front.
+
+        Raises:
+            ValueError: If the number is no positive whole one.
         """
+        check_positive_int("num_samples", num_samples)
         return self._draw_from(self._any(), num_samples)
 
     def draw_parts(self, num_samples: int, size: int) -> Iterator[dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor, nn
 
 from pyro_ibvi._util.arguments import named_arguments
-from pyro_ibvi._util.checks import is_number
+from pyro_ibvi._util.checks import check_positive_int, is_number
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.direct import DirectRoute, find_route
@@ -174,7 +174,11 @@ class AutoMuPNormal(LayeredGuide):
 
         Returns:
             The draws by site name, the draws' dimension in front.
+
+        Raises:
+            ValueError: If the number is no positive whole one.
         """
+        check_positive_int("num_samples", num_samples)
         self._pool.clear()  # training is over, or pauses
         draws = draw_sites(self, self._made_layers(), self._pool, torch.Size((num_samples,)))
         points = {s.name for layer in self.layers if layer.covariance is None for s in layer.sites}

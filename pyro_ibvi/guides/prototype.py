@@ -92,10 +92,13 @@ def run_prototype(
     Raises:
         ValueError: If a site has no initial value or one of another shape, or the model observes
             nothing without targets.
+        RuntimeError: If the model needs arguments and there are none.
     """
     prior = data_free_prior(model)
     if prior is not None:
         args, kwargs = (), {}
+    elif not (args or kwargs):
+        _check_arguments(model)
     start = functools.partial(_start_of, init_loc_fn)
     with poutine.block():
         trace = poutine.trace(InitMessenger(start)(prior or model)).get_trace(*args, **kwargs)
@@ -105,6 +108,23 @@ def run_prototype(
         if node["type"] != "param" and prototype_hide_fn(node):
             trace.remove_node(name)
     return trace
+
+
+def _check_arguments(model: Callable[..., Any]) -> None:
+    """Refuses a model that needs arguments, which median() of a guide that is new has not."""
+    forward = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind()
+    except TypeError:
+        raise RuntimeError(
+            f"The guide has not seen its model's arguments {signature} yet, by which it finds the "
+            f"latent sites: call guide.initialize(*args) with them, targets included, before "
+            f"anything else. What load_state_dict was given is taken over then."
+        ) from None
 
 
 def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,19 @@ class Site:
         """The site's value for an unconstrained one."""
         transform = self.transform()
         return value if transform is None else transform(value)
+
+    def direction(self) -> Tensor | int | None:
+        """Whether entries of the value grow with the unconstrained ones, as below a bound not.
+
+        Returns:
+            1 or -1, for each entry or for all; None if entries depend on several others.
+        """
+        transform = biject_to(self.support)
+        try:
+            sign: Tensor | int = transform.sign
+        except NotImplementedError:
+            return None
+        return sign
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """The unconstrained value for the site's."""
@@ -168,6 +182,7 @@ def group_layers(
         _check_used(sites, choice, weights)
     layers: dict[Any, Layer] = {}
     kinds: list[Covariance] = []
+    turns: Counter[int] = Counter()  # a network drawn in several scopes has as many sets of sites
     for site in sites.values():
         covariance = _covariance_of(site, choice, keys.get(site.name))
         if covariance is not None and covariance.shares_noise and site.frames:
@@ -180,7 +195,8 @@ def group_layers(
         if site.weight is not None and covariance is not None and covariance.shares_noise:
             if covariance not in kinds:
                 kinds.append(covariance)
-            key = (site.weight.weight.layer, kinds.index(covariance))
+            key = (site.weight.weight.layer, kinds.index(covariance), turns[id(site.weight)])
+            turns[id(site.weight)] += 1
         layers.setdefault(key, Layer(covariance)).sites.append(site)
     return list(layers.values())
 

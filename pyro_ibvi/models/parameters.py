@@ -38,6 +38,25 @@ def full_name(module: PyroModule, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
+def is_drawn(name: str, module: PyroModule) -> bool:
+    """Whether a module has drawn one of its sites in the run of a model that is being traced.
+
+    Args:
+        name: Full name of the site.
+        module: The module.
+
+    Returns:
+        Whether the innermost trace has the site, and it is this module's.
+    """
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, BlockMessenger):
+            return False
+        if isinstance(handler, TraceMessenger) and name in handler.trace.nodes:
+            noted = handler.trace.nodes[name]["infer"] or {}
+            return any(value is module for value in noted.values())
+    return False
+
+
 def read_parameter(
     name: str,
     parameter: nn.Parameter,

@@ -16,7 +16,7 @@ from pyro_ibvi.models.admission import admit_network, admit_parametrization
 from pyro_ibvi.models.choices import Prior, Priors, Stochastic, choose, match_priors
 from pyro_ibvi.models.initialization import NETWORK_VALUE_KEY
 from pyro_ibvi.models.padding import KEEP_KEY, KeepRow, find_padding
-from pyro_ibvi.models.parameters import full_name, read_parameter
+from pyro_ibvi.models.parameters import full_name, is_drawn, read_parameter
 from pyro_ibvi.models.plates import check_plates
 from pyro_ibvi.models.running import Runner
 from pyro_ibvi.mup.flow import find_flow
@@ -41,9 +41,10 @@ class RandomModule(PyroModule):
 
     Each call draws the stochastic parameters, at sites named as the parameters are, from
     :math:`\mathcal N(0, \sigma^2)` with the scale that the parametrization gives, and runs the
-    network with them, see :class:`~pyro_ibvi.models.running.Runner`. The other parameters are
-    point-estimated. Norm layers' gains and biases are never stochastic unless named, nor is what
-    requires no gradient, and an embedding's padding row keeps its value.
+    network with them, see :class:`~pyro_ibvi.models.running.Runner`. Calls within one call of a
+    ``PyroModule`` that holds this one share a draw. The other parameters are point-estimated. Norm
+    layers' gains and biases are never stochastic unless named, nor is what requires no gradient,
+    and an embedding's padding row keeps its value.
 
     The network is copied with its values; the one that is passed stays as it is. Its point
     estimates start at those values, and parameters that require no gradient keep them. Stochastic
@@ -144,8 +145,13 @@ class RandomModule(PyroModule):
     def sample_parameters(self) -> dict[str, Tensor]:
         """Samples the stochastic parameters and reads the others, without running the network.
 
+        Within one call of a ``PyroModule`` that holds this one they are drawn once.
+
         Returns:
             A tensor for each parameter of the network that is random or trained.
+
+        Raises:
+            ValueError: If a model that is no ``PyroModule`` draws them a second time.
         """
         self._pyro_context.used = True
         values: dict[str, Tensor] = {}
@@ -157,12 +163,25 @@ class RandomModule(PyroModule):
                 row = self._padding.get(name)
                 if row is not None:
                     infer[KEEP_KEY] = KeepRow(row, parameter.detach()[row].clone())
-                values[name] = pyro.sample(
-                    site_name, self._priors.of(name, parameter), infer=infer
-                )
+                values[name] = self._draw(site_name, self._priors.of(name, parameter), infer)
             elif parameter.requires_grad:
                 values[name] = read_parameter(site_name, parameter, infer=infer)
         return values
+
+    def _draw(self, site_name: str, prior: TorchDistributionMixin, infer: Any) -> Tensor:
+        value: Tensor | None = self._pyro_context.get(site_name)
+        if value is None:  # Pyro's samples too are drawn once in the call of a PyroModule
+            if is_drawn(site_name, self):
+                raise ValueError(
+                    f"The network draws {site_name!r} a second time in one run of the model, "
+                    f"which would give it other weights there. Draw once and run it as often as "
+                    f"you like, weights = net.sample_parameters(), then net.run(weights, x); or "
+                    f"write the model as a PyroModule that holds the network, self.net = net, "
+                    f"whose calls share one draw."
+                )
+            value = pyro.sample(site_name, prior, infer=infer)
+            self._pyro_context.set(site_name, value)
+        return value
 
     def named_point_estimates(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that are trained and not random.

@@ -8,6 +8,7 @@ one value per datum fits that datum exactly. The functions here find these cases
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -121,12 +122,21 @@ class Verdict:
 
     def _of_local(self) -> Iterator[str]:
         if self.local:
+            local = _as_patterns(self.local)
             yield (
-                f"Each of the latent sites {list(self.local)} has one value per observation: "
+                f"Each of the latent sites {local} has one value per observation: "
                 "without its KL it fits its own datum, and the rest of the model learns little. "
-                f"Keep it with keep_kl={list(self.local)!r}, or say that you mean it with "
+                f"Keep it with keep_kl={local!r}, or say that you mean it with "
                 "allow_local=True."
             )
+
+
+def _as_patterns(names: Collection[str]) -> list[str]:
+    """Names, and patterns in place of those that differ in numbers alone, as in a long loop."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return [n for like, own in alike.items() for n in (own if len(own) < 5 else [like])]
 
 
 def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local: bool) -> Verdict:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,6 +41,30 @@ def check_pair(model: Any, guide: Any) -> None:
     check_owner(model, guide)
 
 
+def check_order(model: Any, guide: Any) -> None:
+    """Checks that a guide does not stand in the model's place, and the model in its.
+
+    A guide of Pyro's may be the model of another one, which learns to be like it.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Raises:
+        TypeError: If they are swapped.
+    """
+    if _is_guide(model) and not _is_guide(guide):
+        raise TypeError(
+            f"The model comes first, and the guide second: got the guide {type(model).__name__} "
+            f"in the model's place. Write (model, guide, ...)."
+        )
+
+
+def _is_guide(thing: Any) -> bool:
+    """Whether something is a guide of Pyro's or of this package, and no function."""
+    return isinstance(thing, AutoGuide) or hasattr(thing, "named_site_parameters")
+
+
 def check_owner(model: Any, guide: Any) -> None:
     """Checks that a guide was made for a model, as :func:`check_pair` does, and nothing else.
 
@@ -49,7 +74,9 @@ def check_owner(model: Any, guide: Any) -> None:
 
     Raises:
         ValueError: If the guide was made for another model.
+        TypeError: If they are swapped.
     """
+    check_order(model, guide)
     mine, own = owner_module(model), owner_module(model_of(guide))
     if mine is None or own is None or own is mine:
         return
@@ -84,6 +111,11 @@ def check_shown_pair(model: Any, guide: Any) -> None:
                 f"Draws that are there already, as those of MCMC, need no guide: "
                 f"arviz.from_pyro(mcmc) in ArviZ 0.x, arviz.from_dict in any."
             )
+    check_order(model, guide)
+    if guide is model:
+        raise TypeError(
+            "The model itself was passed as its guide: pass the guide that was fitted."
+        )
     owner = owner_module(model)
     if owner is not None and any(True for _ in owner.parameters()):
         check_owner(model, guide)

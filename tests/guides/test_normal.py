@@ -7,6 +7,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_ibvi import (
+    AutoMuPMixture,
     AutoMuPNormal,
     Categorical,
     Diagonal,
@@ -241,3 +242,18 @@ def test_median_and_quantiles_of_gaussian_sites():
     assert quantiles["net.0.weight"][2].isinf().all()
     median["net.0.weight"].fill_(7.0)
     assert not guide.loc("net.0.weight").eq(7.0).any()  # a copy
+
+
+@pytest.mark.parametrize("probabilities", [[5, 50, 95], [0.5, float("nan")], -0.1])
+def test_quantiles_of_no_probabilities_are_refused(probabilities):
+    _, guide = make(mlp(), LowRank(3))
+    with pytest.raises(ValueError, match=r"probabilities between 0 and 1, got"):
+        guide.quantiles(probabilities)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, (2, 3)])
+def test_no_number_of_draws_is_refused(number):
+    _, guide = make(mlp(), LowRank(3))
+    for drawn in (guide, AutoMuPMixture(guide.model, num_components=2)):
+        with pytest.raises(ValueError, match=r"num_samples must be a positive whole"):
+            drawn.draw(number)

@@ -65,6 +65,7 @@ def one_site(name):
     return model
 
 
+@pytest.mark.filterwarnings("ignore:The entries of the sites")
 @pytest.mark.parametrize("name", SUPPORTS)
 @pytest.mark.parametrize("covariance", [Diagonal(), None], ids=["diagonal", "point"])
 def test_draws_are_in_the_support(name, covariance):
@@ -347,3 +348,50 @@ def test_what_pyros_guides_have_by_another_name_is_said(stock):
             getattr(guide, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = guide.nothing
+
+
+def bounded():
+    """A latent below a bound, one between two, one above, and a simplex."""
+    below = dist.ImproperUniform(dist.constraints.less_than(3.0), (), (2,))
+    pyro.sample("below", below, infer={})
+    pyro.sample("between", dist.Uniform(-1.0, 2.0))
+    pyro.sample("above", dist.Gamma(2.0, 1.0))
+    probs = pyro.sample("probs", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("data", 4):
+        pyro.sample("obs", dist.Categorical(probs), obs=torch.tensor([0, 1, 2, 2]))
+
+
+def test_quantiles_are_those_of_draws_on_every_support():
+    def start(site):
+        starts = {"below": torch.tensor([1.0, -2.0])}
+        return starts[site["name"]] if site["name"] in starts else init_to_median(site)
+
+    probabilities = torch.tensor([0.1, 0.5, 0.9])
+    with pytest.warns(UserWarning, match="prior of 'below' cannot be sampled"):
+        guide = AutoMuPNormal(bounded, init_loc_fn=start)
+    with pytest.warns(UserWarning, match=r"sites \['probs'\] depend on one another.*guide\.draw"):
+        quantiles = guide.quantiles(probabilities)
+    draws = guide.draw(20000)
+    for name in ("below", "between", "above"):
+        # The share of draws below a quantile is its probability, within four standard errors.
+        share = (draws[name] < quantiles[name][:, None]).double().mean(1)
+        expected = probabilities.double().reshape(-1, *(1,) * (share.dim() - 1))
+        assert ((share - expected).abs() < 4 * (0.25 / 20000) ** 0.5).all(), name
+
+
+def regression(x, y=None):
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", dist.Normal(x @ weight, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("ask", [AutoMuPNormal.median, lambda guide: guide.quantiles([0.5])])
+def test_a_loaded_guide_says_that_it_needs_the_models_arguments(ask):
+    x, y = torch.randn(5, 2), torch.randn(5)
+    guide, fresh = AutoMuPNormal(regression), AutoMuPNormal(regression)
+    guide.initialize(x, y)
+    fresh.load_state_dict(guide.state_dict())
+    with pytest.raises(RuntimeError, match=r"not seen its model's arguments \(x, y=None\) yet"):
+        ask(fresh)
+    fresh.initialize(x, y)
+    torch.testing.assert_close(fresh.median(), guide.median())

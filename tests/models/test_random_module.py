@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
@@ -246,6 +247,72 @@ def test_two_networks_in_one_model_without_names_collide_in_pyros_words():
     first, second = (RandomModule(mlp(), stochastic="all") for _ in range(2))
     with pytest.raises(RuntimeError, match=r"Multiple sample sites named '0\.weight'"):
         trace_of(lambda x: first(x) + second(x), torch.zeros(3, 2))
+
+
+def test_draws_of_one_network_in_two_scopes_are_independent():
+    net = RandomModule(nn.Linear(2, 1), stochastic="all")
+
+    def model(x, y=None):
+        with scope(prefix="a"):
+            first = net(x)
+        with scope(prefix="b"):
+            second = net(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(first * second, 0.1).to_event(1), obs=y)
+
+    guide = AutoMuPNormal(model, covariance=LowRank(1))
+    guide.initialize(torch.randn(5, 2), torch.randn(5, 1))
+    draws = guide.draw(400)
+    values = torch.stack(
+        [draws[f"{s}/{n}"].flatten(1)[:, 0] for s in "ab" for n in net.stochastic]
+    )
+    correlation = torch.corrcoef(values).abs()
+    assert (correlation[:2, 2:] < 4 / 20).all()
+    assert correlation[0, 1] > 0.99  # a weight and its bias share their noise
+    assert correlation[2, 3] > 0.99
+
+
+class Compared(PyroModule):
+    """A user's model that runs one network on two inputs, the second time inside of a plate."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = RandomModule(mlp(), stochastic="all")
+
+    def forward(self, one, other, y=None):
+        first = self.net(one)
+        with pyro.plate("data", len(one)):
+            law = dist.Normal(first - self.net(other), 0.1).to_event(1)
+            return pyro.sample("obs", law, obs=y)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_calls_in_one_run_of_a_pyro_module_share_a_draw(local):
+    pyro.settings.set(module_local_params=local)
+    model, (one, other), y = Compared(), torch.randn(2, 5, 2), torch.randn(5, 1)
+    for run in (trace_of(model, one, other, y), trace_of(model, one, other, y)):
+        weights = {n.removeprefix("net."): run.nodes[n]["value"] for n in sites(run) if "net" in n}
+        net = model.net.network
+        first, second = (torch.func.functional_call(net, weights, (x,)) for x in (one, other))
+        torch.testing.assert_close(run.nodes["obs"]["fn"].mean, first - second)
+    # Nothing is kept for the next run.
+    runs = [trace_of(model, one, other, y).nodes["net.0.weight"]["value"] for _ in range(2)]
+    assert not torch.equal(*runs)
+    guide = AutoMuPNormal(model, covariance=LowRank(1))
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-4}), TraceExpectedLogLikelihood())
+    assert isinstance(svi.step(one, other, y), float)
+
+
+def test_a_second_draw_in_a_function_says_how_to_share_one():
+    net, x = RandomModule(mlp(), stochastic="all"), torch.randn(5, 2)
+    with pytest.raises(ValueError, match=r"draws '0\.weight' a second time .* net\.run\(weights"):
+        trace_of(lambda x: net(x) - net(-x), x)
+
+    def shared(x):
+        weights = net.sample_parameters()
+        return net.run(weights, x) - net.run(weights, x)
+
+    assert (trace_of(shared, x).nodes["_RETURN"]["value"] == 0).all()
 
 
 @pytest.mark.parametrize("vectorized", [False, True])

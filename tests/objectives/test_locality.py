@@ -53,11 +53,45 @@ def other_plate():
         return pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def matrix():
+    """Scores and loadings of a factor model, whose data are rows."""
+    loadings = pyro.sample("loadings", dist.Normal(torch.zeros(2, 5), 1.0).to_event(2))
+    scores = pyro.sample("z", dist.Normal(torch.zeros(N, 2), 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(scores @ loadings, 0.1).to_event(2), obs=torch.randn(N, 5))
+
+
+def every_number():
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Normal(torch.zeros(N, 5), 1.0).to_event(2))
+    with pyro.plate("rows", N, dim=-2), pyro.plate("columns", 5, dim=-1):
+        pyro.sample("y", dist.Normal(shift + z, 0.1), obs=torch.randn(N, 5))
+
+
+def some_rows(latent, subsample=None):
+    def model():
+        shift, z = pyro.sample("shift", dist.Normal(0.0, 1.0)), latent()
+        with pyro.plate("data", N, subsample_size=4, subsample=subsample) as rows:
+            law = dist.Normal(shift + z[rows], 0.1)
+            pyro.sample("y", law.to_event(z.dim() - 1), obs=torch.randn(4, *z.shape[1:]))
+
+    return model
+
+
+def vectors():
+    return pyro.sample("z", dist.Normal(torch.zeros(N, 3), 1.0).to_event(2))
+
+
 LOCAL = {
     "an event": shifted(event),
     "several numbers each": shifted(several),
     "a plate of its own": shifted(other_plate),
     "data without a plate": shifted(event, to_event=1),
+    "rows of a matrix": matrix,
+    "every number of a matrix": every_number,
+    "some rows of an event": some_rows(event),
+    "some rows of a matrix": some_rows(vectors),
+    "some rows of a plate": some_rows(other_plate),
+    "rows that the model chose": some_rows(vectors, [7, 2, 3, 9]),
 }
 
 
@@ -65,11 +99,108 @@ def weighed():
     return torch.randn(N, N) @ event()
 
 
+def effects(*, design):
+    """Effects of rows and of columns, or a network whose data are rows."""
+
+    def model():
+        if design:
+            inner = pyro.sample("inner", dist.Normal(torch.zeros(3, N), 1.0).to_event(2))
+            outer = pyro.sample("outer", dist.Normal(torch.zeros(N, 5), 1.0).to_event(2))
+            mean = torch.randn(N, 3) @ inner @ outer
+        else:
+            rows = pyro.sample("rows", dist.Normal(torch.zeros(N), 1.0).to_event(1))
+            columns = pyro.sample("columns", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+            mean = rows[:, None] + columns
+        pyro.sample("y", dist.Normal(mean, 0.1).to_event(2), obs=torch.randn(N, 5))
+
+    return model
+
+
 SHARED = {
     "as many weights as data": shifted(weighed),
     "a walk": shifted(lambda: event().cumsum(-1)),
     "weights, data without a plate": shifted(weighed, to_event=1),
+    "effects of groups": effects(design=False),
+    "a network as wide as data are many": effects(design=True),
+    "weights, some rows": some_rows(weighed),
 }
+
+
+def states(num_steps, law):
+    """A series whose states are sites of their own."""
+
+    def model():
+        shift, state = pyro.sample("shift", dist.Normal(0.0, 1.0)), torch.tensor(0.0)
+        for t in pyro.markov(range(num_steps)):
+            state = law(f"z_{t}", state)
+            pyro.sample(f"y_{t}", dist.Normal(shift + state, 0.1), obs=torch.tensor(t / 9))
+
+    return model
+
+
+def centered(name, state):
+    return pyro.sample(name, dist.Normal(state, 1.0))
+
+
+def steps(name, state):
+    return state + pyro.sample(name, dist.Normal(0.0, 1.0))
+
+
+def test_states_of_a_loop_are_told():
+    (said,) = messages(states(3, centered))
+    assert said.startswith("Each of the latent sites ['z_0', 'z_1', 'z_2'] has one value")
+    (said,) = messages(states(N, centered))
+    assert "keep_kl=['z_*']" in said
+    assert messages(states(N, centered), keep_kl=["z_*"]) == []
+    assert messages(states(N, centered), allow_local=True) == []
+
+
+def tasks():
+    """Three regressions, each with coefficients of its own."""
+    for k in range(3):
+        w = pyro.sample(f"w_{k}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        law = dist.Normal(torch.randn(N, 2) @ w, 0.1).to_event(1)
+        pyro.sample(f"y_{k}", law, obs=torch.randn(N))
+
+
+def line():
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    for t in range(N):
+        pyro.sample(f"y_{t}", dist.Normal(slope * t, 0.1), obs=torch.tensor(1.0))
+
+
+def switching(*, local):
+    """A hidden Markov model of two means; with a latent of its own for each time, or without."""
+
+    def model():
+        probs = pyro.sample("probs", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        k = 0
+        for t in pyro.markov(range(4)):
+            k = pyro.sample(f"k_{t}", dist.Categorical(probs[k]), infer={"enumerate": "parallel"})
+            noise = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0)) if local else 0.0
+            pyro.sample(f"y_{t}", dist.Normal(mean[k] + noise, 0.1), obs=torch.tensor(t / 9))
+
+    return model
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_enumerated_values_are_no_data(local):
+    model = switching(local=local)
+    hidden = pyro.poutine.block(model, hide_fn=lambda site: site["name"].startswith("k_"))
+    loss = ibvi.TraceEnumExpectedLogLikelihood(max_plate_nesting=0)
+    svi = SVI(model, AutoNormal(hidden), pyro.optim.SGD({"lr": 1e-3}), loss)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        svi.step()
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == local
+    assert all("latent sites ['z_0', 'z_1', 'z_2', 'z_3']" in each for each in said)
+
+
+@pytest.mark.parametrize("model", [states(N, steps), states(2, centered), tasks, line])
+def test_latents_of_several_sites_or_of_many_numbers_are_not(model):
+    assert messages(model) == []
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
