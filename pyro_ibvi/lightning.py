@@ -260,7 +260,9 @@ class IBVIModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Tells a schedule that ends with the trainer's epochs where it is."""
-        begin_epoch(self.lr_schedulers(), self.current_epoch, self.trainer.max_epochs)
+        trainer, scheduler = self.trainer, self.lr_schedulers()
+        lengths = trainer.max_epochs, trainer.num_training_batches
+        begin_epoch(scheduler, self.current_epoch, *lengths, trainer.accumulate_grad_batches)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation data."""

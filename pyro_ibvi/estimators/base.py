@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ _NUM_VALID_SAMPLES = 16
 #: Steps and epochs of training at least, where no number of epochs is given. An epoch of a small
 #: table is a few steps, by the number of which, and not of epochs, a network learns.
 _MIN_STEPS, _MIN_EPOCHS = 2000, 100
-#: Steps of training from which on a rate may fall: with fewer a network has not learned yet.
-_MIN_STEPS_OF_SCHEDULE = 1000
 #: Share of the epochs, and their number at least, after which training that gains nothing ends.
 #: Where few are asked for it is of those of one's own: an epoch of a small table is few steps.
 _PATIENCE, _MIN_PATIENCE = 0.1, 10
@@ -45,8 +43,6 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
 
     #: Number of components where all is the estimator's choice; None for the front door's.
     _own_components: ClassVar[int | None] = None
-    #: Schedule of the rate.
-    _own_scheduler: ClassVar[Literal["cosine"] | None] = None
 
     def _fit(self, X: Any, y: Tensor, weight: Any, likelihood: Likelihood, size: int) -> None:
         """Trains a new network.
@@ -82,7 +78,6 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
                 init_scale=self._init_scale(len(parts[0][0])),
                 optimizer=self.optimizer,
                 lr=self.learning_rate,
-                scheduler=self._scheduler(len(parts[0][0])),
             )
             if self.device is not None:
                 self.network_.to(self.device)
@@ -135,11 +130,6 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         """Scale of the weights' noise at the start, None for the front door's."""
         return None
 
-    def _scheduler(self, num_data: int) -> Literal["cosine"] | None:
-        """The schedule, where training is long enough for the rate to fall."""
-        num_steps = self._num_epochs(num_data) * self._num_steps(num_data)
-        return self._own_scheduler if num_steps >= _MIN_STEPS_OF_SCHEDULE else None
-
     def _num_epochs(self, num_data: int) -> int:
         """Number of epochs at most."""
         if self.max_epochs is not None:
@@ -147,11 +137,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         return self._own_num_epochs(num_data)
 
     def _own_num_epochs(self, num_data: int) -> int:
-        return max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / self._num_steps(num_data)))
-
-    def _num_steps(self, num_data: int) -> int:
-        """Number of steps in an epoch."""
-        return math.ceil(num_data / operator.index(self.batch_size))
+        num_steps = math.ceil(num_data / operator.index(self.batch_size))
+        return max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / num_steps))
 
     def _split(self, data: tuple[Tensor, Tensor], random: Any) -> tuple[Any, Any]:
         """Data to train on and data to stop by."""

@@ -103,9 +103,6 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     #: Of a small network they cost seconds, and predict as one or better (page *Results*).
     _own_components = 4
-    #: At a constant rate Adam's steps do not shrink with the gradients, and what they leave is
-    #: taken for noise of the targets.
-    _own_scheduler = "cosine"
 
     def _own_scale(self, num_data: int) -> float:
         return noise_at_start(num_data)

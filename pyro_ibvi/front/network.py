@@ -21,7 +21,7 @@ from pyro_ibvi.front.copying import state_to_copy, take_copied
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
-from pyro_ibvi.front.recipe import as_random, default_optimizer
+from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
 from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -30,6 +30,7 @@ from pyro_ibvi.mup.roles import RoleOverrides
 from pyro_ibvi.prediction import Prediction, Temperature, evaluate, mean_network, predict
 from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws
 from pyro_ibvi.training import History, MuPOptim, fit
+from pyro_ibvi.training.scheduler_maker import MakeScheduler
 
 #: Draws of the weights by which the validation data are predicted after each epoch.
 _NUM_VALID_SAMPLES = 16
@@ -75,8 +76,8 @@ class VariationalNetwork:
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default.
         optim_args: Further arguments of the optimizer.
-        scheduler: Makes a torch scheduler from the optimizer, or ``"cosine"``, to 0 by the last
-            epoch of :meth:`fit`, see :class:`~pyro_ibvi.MuPOptim`.
+        scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`;
+            or ``"constant"``. By default ``"cosine"`` for numbers, from 1,000 steps of fit on.
         clip_norm: Largest Euclidean norm of the gradient.
         draws: Draws in a step, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`; by default 2
             for numbers by a ``Sequential`` of linear layers and activations, else as above.
@@ -128,7 +129,7 @@ class VariationalNetwork:
         optimizer: type[Optimizer] | None = None,
         lr: float | None = None,
         optim_args: Mapping[str, Any] | None = None,
-        scheduler: Callable[[Optimizer], Any] | Literal["cosine"] | None = None,
+        scheduler: MakeScheduler | Literal["constant"] | None = None,
         clip_norm: float | None = None,
         draws: int | Literal["batch", "datum"] | None = None,
         loss: Any = None,
@@ -151,9 +152,8 @@ class VariationalNetwork:
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args)
-        self.optim = MuPOptim(
-            optimizer, args, self.guide, scheduler=scheduler, clip_norm=clip_norm
-        )
+        made = scheduler_for(likelihood, scheduler)
+        self.optim = MuPOptim(optimizer, args, self.guide, scheduler=made, clip_norm=clip_norm)
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.mup.parametrization import MaximalUpdate
 from pyro_ibvi.objectives.routes import NumDraws
 from pyro_ibvi.prediction.mixture import kind_of
+from pyro_ibvi.training.cosine import CosineOverFit
+from pyro_ibvi.training.scheduler_maker import MakeScheduler
 
 _CONV = nn.modules.conv._ConvNd
 
@@ -55,6 +58,8 @@ _OF_EACH_DATUM = {nn.Sequential, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identit
 _OF_EACH_DATUM |= {nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish}
 _OF_EACH_DATUM |= {nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish}
 
+#: Steps of training from which on the rate falls: with fewer a network has not learned yet.
+_MIN_STEPS_OF_SCHEDULE = 1000
 #: Number of random weights of a component up to which several of them are the default.
 _MAX_OF_COMPONENT = 10**6
 
@@ -282,6 +287,28 @@ def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:
         SGD for class labels, Adam for the rest.
     """
     return torch.optim.SGD if is_of_labels(likelihood) else torch.optim.Adam
+
+
+def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:
+    """The schedule of the rate.
+
+    Adam's steps do not shrink with the gradients. What they leave at a constant rate a learned
+    noise scale takes for noise of the targets, and in a long training that is most of it (page
+    *Results*).
+
+    Args:
+        likelihood: The likelihood.
+        scheduler: What the user gave, None for the default.
+
+    Returns:
+        What makes it, None for a constant rate, as labels have it by default.
+    """
+    if scheduler == "constant":
+        return None
+    if scheduler is not None or is_of_labels(likelihood):
+        made: MakeScheduler | None = scheduler
+        return made
+    return partial(CosineOverFit, min_steps=_MIN_STEPS_OF_SCHEDULE)
 
 
 def is_of_labels(likelihood: Any) -> bool:

@@ -16,20 +16,23 @@ class CosineOverFit(LRScheduler):
 
     Args:
         optimizer: The optimizer.
+        min_steps: Number of steps of a training from which on its rates fall.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._start, self._length = 0, 0
+    def __init__(self, optimizer: Optimizer, min_steps: int = 0) -> None:
+        self._start, self._length, self._min_steps = 0, 0, min_steps
         super().__init__(optimizer)
 
-    def begin(self, num_epochs: int, num_done: int = 0) -> None:
+    def begin(self, num_epochs: int, num_done: int = 0, steps_per_epoch: float = math.inf) -> None:
         """Says how long training is.
 
         Args:
             num_epochs: Number of epochs, those included that are done.
             num_done: Number of epochs that were done before an interruption.
+            steps_per_epoch: Number of steps in each, infinite where it is not known.
         """
-        self._start, self._length = self.last_epoch - num_done, num_epochs
+        is_long = num_epochs * steps_per_epoch >= self._min_steps
+        self._start, self._length = self.last_epoch - num_done, num_epochs if is_long else 0
         self._apply()
 
     def end(self) -> None:

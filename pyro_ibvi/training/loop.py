@@ -12,6 +12,7 @@ from pyro.infer import SVI
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
+from pyro_ibvi._util.inputs import num_batches
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi.training.checks import (
     check_call,
@@ -182,7 +183,8 @@ def fit(
     epochs = range(first, first if course.is_stopped else num_epochs)
     bar = Progress(train_loader, num_epochs, first, accumulate, hidden=not progress)
     for epoch in epochs:
-        begin_epoch(scheduler_of(svi.optim), epoch, num_epochs)
+        size = num_batches(train_loader)
+        begin_epoch(scheduler_of(svi.optim), epoch, num_epochs, size, accumulate)
         _train_epoch(course, train_loader, bar, schedule_every)
         if valid_loader is not None:
             validate(stepper, valid_loader, metrics, history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal
 
@@ -58,16 +59,21 @@ def step_scheduler(optim: Any, history: History) -> None:
             step()
 
 
-def begin_epoch(scheduler: Any, epoch: int, num_epochs: int | None) -> None:
+def begin_epoch(
+    scheduler: Any, epoch: int, num_epochs: int | None, num_batches: float | None, accumulate: int
+) -> None:
     """Tells a schedule that ends with training where it is.
 
     Args:
         scheduler: The schedule; others are passed over.
         epoch: Number of epochs that are done.
         num_epochs: Number of all; None, or one that is not positive, for no end.
+        num_batches: Number of batches in an epoch, if it is known.
+        accumulate: Number of batches in a step.
     """
     if isinstance(scheduler, CosineOverFit) and num_epochs is not None and num_epochs > 0:
-        scheduler.begin(num_epochs, epoch)
+        num_steps = math.inf if num_batches is None else num_batches / accumulate
+        scheduler.begin(num_epochs, epoch, num_steps)
 
 
 def end_training(scheduler: Any) -> None:

@@ -1,5 +1,6 @@
 """The schedule that ends with the epochs of fit, beside torch's own."""
 
+import contextlib
 import itertools
 import pickle
 
@@ -32,8 +33,9 @@ def batches():
     return [(x[:16], x[:16, :1]), (x[16:], x[16:, :1])]
 
 
-def rates_of(svi, batches, num_epochs, **options):
-    """The first group's rate in each step of a training."""
+@contextlib.contextmanager
+def watched_rates():
+    """The first group's rate in each step."""
     rates = []
 
     def see(optimizer, *_):
@@ -41,9 +43,14 @@ def rates_of(svi, batches, num_epochs, **options):
 
     handle = register_optimizer_step_pre_hook(see)
     try:
-        ibvi.fit(svi, batches, num_epochs, progress=False, **options)
+        yield rates
     finally:
         handle.remove()
+
+
+def rates_of(svi, batches, num_epochs, **options):
+    with watched_rates() as rates:
+        ibvi.fit(svi, batches, num_epochs, progress=False, **options)
     return rates
 
 
@@ -121,3 +128,40 @@ def test_the_front_door_takes_it_and_keeps_it_in_copies():
         each.fit(x, x[:, :1], num_epochs=3, batch_size=8, progress=False)
     for ours, theirs in zip(bnn.guide.parameters(), copy.guide.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "num_epochs", "options", "falls"),
+    [
+        (ibvi.Normal(0.1), 250, {}, True),  # a thousand steps
+        (ibvi.Normal(0.1), 249, {}, False),
+        (ibvi.Normal(0.1), 499, {"accumulate": 2}, False),
+        (ibvi.Normal(0.1), 250, {"scheduler": "constant"}, False),
+        (ibvi.Bernoulli(), 250, {}, False),
+    ],
+)
+def test_by_default_the_rate_of_numbers_falls_in_a_long_training(
+    likelihood, num_epochs, options, falls
+):
+    x = torch.linspace(0, 1, 16).reshape(8, 2)
+    chosen = {name: options.pop(name) for name in ("scheduler",) if name in options}
+    bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), likelihood, **chosen)
+    options = {"num_epochs": num_epochs, "batch_size": 2, "progress": False, **options}
+    with watched_rates() as rates:
+        bnn.fit(x, (x[:, :1] > 0.5).float(), **options)
+    assert (rates[-1] < 0.01 * rates[0]) if falls else len(set(rates)) == 1
+
+
+def test_what_adam_leaves_is_not_taken_for_noise():
+    """Targets without noise: the scale that is learned is what training leaves of the error."""
+    torch.manual_seed(0)
+    x = torch.rand(64, 2)
+    scales = {}
+    for scheduler in ("constant", None):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 1))
+        law = ibvi.Normal(0.3, learn_scale=True)
+        bnn = ibvi.VariationalNetwork(net, law, scheduler=scheduler)
+        bnn.fit(x, x.prod(1, keepdim=True), num_epochs=250, batch_size=16, progress=False)
+        scales[scheduler] = bnn.likelihood.scale.item()
+    assert scales[None] < 0.7 * scales["constant"]
