@@ -123,11 +123,11 @@ def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]
         terms = fn.log_prob(site["value"])
     if not terms.requires_grad:
         return
-    rows = [(size, torch.arange(size)) for size in terms.shape]
+    rows = [(size, torch.arange(size, device="cpu")) for size in terms.shape]
     for frame in () if is_event else site["cond_indep_stack"]:
         subsample = traces.recorded[0].nodes.get(frame.name)
         if subsample is not None and frame.vectorized and -frame.dim <= terms.dim():
-            rows[frame.dim] = frame.full_size, torch.as_tensor(subsample["value"]).cpu()
+            rows[frame.dim] = frame.full_size, torch.as_tensor(subsample["value"], device="cpu")
     yield _Data(terms, tuple(rows))
     if is_event and terms.dim() > 1:
         # The rows of a matrix may be data or groups: a latent that is a matrix as well speaks for

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, cast
 
 import torch
 from pyro.infer import ELBO, SVI
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
@@ -284,9 +284,11 @@ def warn_of_rows(model: Any, loader: Any, batch: tuple[Any, ...], named: Any) ->
         batch: A batch of it, the positional parts.
         named: The parts by name.
     """
-    size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", ())
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return
+    size, dataset = loader.batch_size, cast(Sized, loader.dataset)
     count, num_data = getattr(model, "num_data_in", None), getattr(model, "num_data", None)
-    if not isinstance(size, int) or not hasattr(dataset, "__len__") or not callable(count):
+    if size is None or not callable(count):
         return
     num_rows = count(*batch, **named)
     if num_rows > size and isinstance(num_data, int) and num_data <= len(dataset):

@@ -35,7 +35,7 @@ def test_a_class_that_needs_nothing_more_is_taken():
 
 def test_a_scheduler_of_pyros():
     arguments = {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}, "gamma": 0.9}
-    with pytest.raises(TypeError, match=r"scheduler must be a function .* got PyroLRScheduler"):
+    with pytest.raises(TypeError, match=r"or a function .* got PyroLRScheduler"):
         make(pyro.optim.ExponentialLR(arguments))
 
 
