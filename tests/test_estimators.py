@@ -203,12 +203,11 @@ def test_a_small_table_is_trained_for_steps_and_not_for_epochs():
 @pytest.mark.parametrize(
     ("num_rows", "options", "num_epochs", "patience"),
     [
-        (100, {}, 2000, 200),  # one step in an epoch
-        (600, {}, 400, 40),  # five
-        (20_000, {}, 100, 10),
-        (600, {"batch_size": 60}, 200, 20),
-        (600, {"max_epochs": 7}, 7, 40),
-        (20_000, {"max_epochs": 7}, 7, 10),
+        (100, {}, 2000, 500),  # one step in an epoch
+        (600, {}, 400, 100),  # five
+        (20_000, {}, 100, 25),
+        (600, {"batch_size": 60}, 200, 50),
+        (600, {"max_epochs": 7}, 7, 100),
         (600, {"max_epochs": 7, "patience": 3}, 7, 3),
         (600, {"patience": 3}, 400, 3),
     ],

@@ -214,7 +214,7 @@ def make_bayesian(net, stochastic, init_scale, roles=None):
 
 
 def train_bayesian(model, guide, optimizer, optim_args, num_epochs):
-    optim = ibvi.MuPOptim(optimizer, optim_args, guide, scheduler=cosine(num_epochs))
+    optim = ibvi.MuPOptim(optimizer, optim_args, guide, scheduler="cosine")
     svi = SVI(model, guide, optim, loss=ibvi.TraceExpectedLogLikelihood(reduction="mean"))
     return ibvi.fit(svi, make_loader(), num_epochs)
 

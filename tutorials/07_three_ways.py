@@ -153,7 +153,7 @@ optim = ibvi.MuPOptim(
     torch.optim.SGD,
     {"lr": 0.1, "momentum": 0.9},
     guide,
-    scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs),
+    scheduler="cosine",  # to 0 by the last epoch
 )
 svi = SVI(model, guide, optim, loss=ibvi.TraceExpectedLogLikelihood(reduction="mean"))
 history = ibvi.fit(svi, make_loader(), num_epochs)

@@ -32,9 +32,8 @@ _NUM_VALID_SAMPLES = 16
 #: Steps and epochs of training at least, where no number of epochs is given. An epoch of a small
 #: table is a few steps, by the number of which, and not of epochs, a network learns.
 _MIN_STEPS, _MIN_EPOCHS = 2000, 100
-#: Share of the epochs, and their number at least, after which training that gains nothing ends.
-#: Where few are asked for it is of those of one's own: an epoch of a small table is few steps.
-_PATIENCE, _MIN_PATIENCE = 0.1, 10
+#: Number of epochs at least after which training that gains nothing ends.
+_MIN_PATIENCE = 10
 _FLOATS = (np.float64, np.float32)
 
 
@@ -43,6 +42,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
 
     #: Number of components where all is the estimator's choice; None for the front door's.
     _own_components: ClassVar[int | None] = None
+    #: Share of the epochs after which training that gains nothing ends. Where few are asked for it
+    #: is of those of one's own choice: an epoch of a small table is few steps.
+    _own_patience: ClassVar[float] = 0.1
 
     def _fit(self, X: Any, y: Tensor, weight: Any, likelihood: Likelihood, size: int) -> None:
         """Trains a new network.
@@ -96,7 +98,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
             patience = self.patience
             if patience is None:
                 num_own = self._own_num_epochs(len(train[0]))
-                patience = max(_MIN_PATIENCE, math.ceil(_PATIENCE * max(num_epochs, num_own)))
+                patience = max(
+                    _MIN_PATIENCE, math.ceil(self._own_patience * max(num_epochs, num_own))
+                )
             options = {
                 "valid_loader": [valid],
                 "metrics": _score,

@@ -44,7 +44,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         max_epochs: As there.
         early_stopping: As there.
         validation_fraction: As there.
-        patience: As there.
+        patience: As there, but a tenth in place of a quarter.
         num_samples: As there.
         device: As there.
         random_state: As there.

@@ -74,8 +74,8 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         early_stopping: Whether to hold data back, to stop when the log predictive density of
             these has not improved for ``patience`` epochs, and to put the best state back.
         validation_fraction: Share of the rows that is held back.
-        patience: Number of epochs; None for a tenth of those at most, and for 10 at least; where
-            ``max_epochs`` is below its default, for a tenth of the latter.
+        patience: Number of epochs; None for a quarter of ``max_epochs``, of its default where
+            that is more, and for 10 at least.
         num_samples: Draws of the weights in a prediction.
         device: Where to train and predict, such as ``"cuda"``.
         random_state: Seed, or a generator of NumPy's; global random states stay as they are.
@@ -103,6 +103,8 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     #: Of a small network they cost seconds, and predict as one or better (page *Results*).
     _own_components = 4
+    #: As long as the rate is large, the validation data see its noise more than what is learned.
+    _own_patience = 0.25
 
     def _own_scale(self, num_data: int) -> float:
         return noise_at_start(num_data)
