@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
@@ -219,6 +219,21 @@ class LayeredGuide(AutoGuide, MuPGuide):
                 stacklevel=3,
             )
         return result
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: there is no vector of all latents, as some of Pyro's guides have.
+
+        Args:
+            *args: Arguments of the model.
+            **kwargs: Keyword arguments of the model.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no vector of all latents to sample: draw(num_samples) "
+            f"gives draws by site name."
+        )
 
     def _made_layers(self) -> list[Layer]:
         if self._layers is None:

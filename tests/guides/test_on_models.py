@@ -348,6 +348,8 @@ def test_what_pyros_guides_have_by_another_name_is_said(stock):
             getattr(guide, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = guide.nothing
+    with pytest.raises(NotImplementedError, match=r"draw\(num_samples\) gives draws by site name"):
+        guide.sample_latent()
 
 
 def bounded():
