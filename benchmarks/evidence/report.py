@@ -240,6 +240,27 @@ def estimators_table() -> str:
     return table(["", "one Gaussian", "four", "four less one", "CPU time"], rows)
 
 
+def falling_rate_table() -> str:
+    """Log-likelihood of numbers at a constant and at a falling rate, by the number of steps."""
+    groups: dict[str, dict[tuple[int, str], dict[int, float]]] = {}
+    for record in read(RESULTS / "falling_rate.jsonl"):
+        of_kind = groups.setdefault(record["data"], {})
+        of_split = of_kind.setdefault((record["num_steps"], record["scheduler"]), {})
+        of_split[record["split"]] = record["log_likelihood"]
+    lengths = sorted({length for of_kind in groups.values() for length, _ in of_kind})
+    rows = []
+    for data, of_kind in groups.items():
+        cells = []
+        for length in lengths:
+            constant, falling = (of_kind.get((length, k), {}) for k in ("constant", "cosine"))
+            splits = sorted(constant.keys() & falling.keys())
+            gaps = [falling[split] - constant[split] for split in splits]
+            cells += [shown(values, 3) for values in (list(falling.values()), gaps)]
+        rows.append([data, *cells])
+    header = [f"{length:,} steps{more}" for length in lengths for more in ("", ", less constant")]
+    return table(["", *header], rows)
+
+
 def first_layer_table() -> str:
     """What noise on the features does to the loss on data held out for that choice."""
     values: dict[str, dict[str, list[float]]] = {}
