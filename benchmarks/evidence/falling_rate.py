@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pyro
 import torch
@@ -56,10 +57,8 @@ def main() -> None:
         table = list(table_splits(name, split + 1))[split]
         for scheduler, num_steps in itertools.product(SCHEDULERS, NUM_STEPS):
             key = {"data": name, "scheduler": scheduler, "num_steps": num_steps, "split": split}
-            if records.find(key) is None:
-                found = run(table, scheduler, num_steps, split)
-                records.add({**key, **found})
-                print(key, round(found["log_likelihood"], 3), flush=True)
+            found = records.get(key, partial(run, table, scheduler, num_steps, split))
+            print(key, round(found["log_likelihood"], 3), flush=True)
 
 
 if __name__ == "__main__":

@@ -182,8 +182,8 @@ def fit(
     first = course.resume(num_epochs) if course.is_begun else 0
     epochs = range(first, first if course.is_stopped else num_epochs)
     bar = Progress(train_loader, num_epochs, first, accumulate, hidden=not progress)
+    size = num_batches(train_loader)
     for epoch in epochs:
-        size = num_batches(train_loader)
         begin_epoch(scheduler_of(svi.optim), epoch, num_epochs, size, accumulate)
         _train_epoch(course, train_loader, bar, schedule_every)
         if valid_loader is not None:
@@ -210,8 +210,9 @@ def _train_epoch(
     with module_mode(svi.model, svi.guide, training=True):
         for batches in course.batches(loader):
             if course.num_steps == 0:
-                check_call(svi.model, *course.stepper.call(batches[0]))
-                warn_of_rows(svi.model, loader, *course.stepper.call(batches[0]))
+                call = course.stepper.call(batches[0])
+                check_call(svi.model, *call)
+                warn_of_rows(svi.model, loader, *call)
             where = f"step {course.num_steps} of epoch {history.num_epochs}"
             loss = course.stepper.step(batches, where)
             if schedule_every == "step":
