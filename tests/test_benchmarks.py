@@ -70,9 +70,9 @@ def test_a_step_draws_and_trains_what_it_should(network, contender):
     assert did["num_parameters"] == parameters
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("rank", [None, 3])
 def test_weights_by_hand_have_the_covariance_that_they_claim(rank):
-    torch.set_default_dtype(torch.float64)
     net = ByHand(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)), rank)
     num_draws = 4_000
     with torch.no_grad():

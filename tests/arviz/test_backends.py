@@ -17,8 +17,6 @@ from pyro_ibvi.arviz.export import to_arviz, write_arviz
 
 @pytest.fixture
 def arguments():
-    pyro.clear_param_store()
-
     def model(y):
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y)):

@@ -24,12 +24,6 @@ from pyro_ibvi.arviz.criticism import (
 N = 12
 
 
-@pytest.fixture(autouse=True)
-def _clean():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 def model(y):
     """A normal mean with a standard normal prior: everything is known in closed form."""
     loc = pyro.sample("loc", dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0))

@@ -7,9 +7,8 @@ import torch
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.objectives.variants import TraceEnumExpectedLogLikelihood
-from tests.objectives.zoo import fresh_pyro
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 Y = torch.tensor([-1.0, 0.3, 1.0])
 W = torch.tensor([-0.2, 0.1, 0.4])  # where the guide puts the latent whose prior k chooses

@@ -9,9 +9,8 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 from tests.objectives.test_verdicts import messages
-from tests.objectives.zoo import fresh_pyro
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Cut(nn.Module):

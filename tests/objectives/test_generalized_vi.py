@@ -18,9 +18,9 @@ from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelih
 from pyro_ibvi.objectives.generalized_vi import TraceGeneralizedVI
 from pyro_ibvi.objectives.penalty import DivergencePenalty
 from pyro_ibvi.theory.divergences import wasserstein2_squared
-from tests.objectives.zoo import Case, assert_same, fresh_pyro, loss_and_grads, make_case
+from tests.objectives.zoo import Case, assert_same, loss_and_grads, make_case
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 Y = torch.linspace(-1.0, 2.0, 3, dtype=torch.float64)
 
 

@@ -15,11 +15,10 @@ from tests.objectives.zoo import (
     MaskLatents,
     assert_same,
     data,
-    fresh_pyro,
     loss_and_grads,
 )
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def correlated(y):

@@ -12,9 +12,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList
 
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
-from tests.objectives.zoo import Case, X, assert_same, built, fresh_pyro, loss_and_grads
+from tests.objectives.zoo import Case, X, assert_same, built, loss_and_grads
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def two_latents(x, y):

@@ -18,9 +18,9 @@ from pyro_ibvi import AutoMuPNormal, Normal, RandomModule, SupervisedModel
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.known import Pairs
 from pyro_ibvi.objectives.variants import TraceEnumExpectedLogLikelihood
-from tests.objectives.zoo import PAIRS, Case, X, built, fresh_pyro, line, loss_and_grads
+from tests.objectives.zoo import PAIRS, Case, X, built, line, loss_and_grads
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def hierarchy(name):

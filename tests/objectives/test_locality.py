@@ -10,9 +10,8 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_ibvi as ibvi
-from tests.objectives.zoo import fresh_pyro
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 N = 12
 

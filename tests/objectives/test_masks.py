@@ -17,13 +17,12 @@ from tests.objectives.zoo import (
     X,
     assert_same,
     built,
-    fresh_pyro,
     line,
     loss_and_grads,
     no_value_checks,
 )
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def masked_by_poutine(x, y, keep):

@@ -19,9 +19,9 @@ from pyro_ibvi import (
     explain,
 )
 from pyro_ibvi.theory.divergences import covariance_factor, wasserstein2_squared
-from tests.objectives.zoo import Case, fresh_pyro, loss_and_grads
+from tests.objectives.zoo import Case, loss_and_grads
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 LAYERS = [["net.0.weight", "net.0.bias"], ["net.2.weight", "net.2.bias"]]
 KRONECKERS = [Kronecker(2, 3), Kronecker(None, None)]
 PARTICLES = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}]

@@ -21,14 +21,13 @@ from tests.objectives.zoo import (
     Case,
     X,
     built,
-    fresh_pyro,
     line,
     loss_and_grads,
     make_case,
     no_value_checks,
 )
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_signatures_show_the_options():

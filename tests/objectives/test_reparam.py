@@ -15,10 +15,10 @@ from pyro_ibvi import AutoMuPNormal
 from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from tests.objectives.test_sites import LATENTS, PERMUTE, STABLE, Y, _latent
-from tests.objectives.zoo import Case, assert_same, fresh_pyro, loss_and_grads
+from tests.objectives.zoo import Case, assert_same, loss_and_grads
 
 pytestmark = [
-    pytest.mark.usefixtures(fresh_pyro.__name__),
+    pytest.mark.usefixtures("double"),
     pytest.mark.filterwarnings("ignore:At pyro.sample.*does not commute"),
     pytest.mark.filterwarnings("ignore:Found auxiliary vars in the model"),
 ]

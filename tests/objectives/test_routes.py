@@ -22,14 +22,13 @@ from tests.objectives.zoo import (
     Case,
     MaskLatents,
     assert_same,
-    fresh_pyro,
     loss_and_grads,
     make_case,
     supports,
 )
 
 pytestmark = [
-    pytest.mark.usefixtures(fresh_pyro.__name__),
+    pytest.mark.usefixtures("double"),
     # What the models leave unmoved is the subject of another file.
     pytest.mark.filterwarnings("ignore:The expected log-likelihood cannot move"),
     pytest.mark.filterwarnings("ignore:Found vars in model but not guide"),

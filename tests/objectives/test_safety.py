@@ -20,13 +20,12 @@ from tests.objectives.zoo import (
     X,
     assert_same,
     built,
-    fresh_pyro,
     line,
     loss_and_grads,
     make_case,
 )
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def test_a_guide_built_without_targets():

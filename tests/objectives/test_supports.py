@@ -11,9 +11,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
-from tests.objectives.zoo import PAIRS, Case, X, fresh_pyro, loss_and_grads, no_value_checks
+from tests.objectives.zoo import PAIRS, Case, X, loss_and_grads, no_value_checks
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 LAWS = {
     "plain": lambda t1: dist.Uniform(t1, 1.0),

@@ -16,10 +16,10 @@ from pyro_ibvi.objectives.variants import (
     TraceEnumExpectedLogLikelihood,
     TraceGraphExpectedLogLikelihood,
 )
-from tests.objectives.zoo import Case, fresh_pyro, loss_and_grads
+from tests.objectives.zoo import Case, loss_and_grads
 
 pytestmark = [
-    pytest.mark.usefixtures(fresh_pyro.__name__),
+    pytest.mark.usefixtures("double"),
     # Most models here have one value per observation, so that their truth is known.
     pytest.mark.filterwarnings("ignore:Each of the latent sites .* has one value"),
 ]

@@ -18,9 +18,9 @@ from torch import nn
 import pyro_ibvi as ibvi
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import TraceEnumExpectedLogLikelihood
-from tests.objectives.zoo import PAIRS, Case, X, fresh_pyro, loss_and_grads
+from tests.objectives.zoo import PAIRS, Case, X, loss_and_grads
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def messages(function):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
-import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -32,19 +31,6 @@ PAIRS = {
     ),
     "mean_field": (TraceMeanFieldExpectedLogLikelihood, TraceMeanField_ELBO, {}),
 }
-
-
-@pytest.fixture
-def fresh_pyro():
-    """An empty parameter store, float64, Pyro's validation on, and a seed."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    with pyro.validation_enabled(True):
-        yield
-    torch.set_default_dtype(dtype)
-    pyro.clear_param_store()
 
 
 class MaskLatents(poutine.messenger.Messenger):

@@ -96,7 +96,6 @@ def test_masks_of_a_model_written_by_hand_count(reduction):
     def guide(y, seen):
         pyro.sample("loc", dist.Delta(pyro.param("start", torch.tensor(0.5))))
 
-    pyro.clear_param_store()
     loss = ibvi.TraceExpectedLogLikelihood(reduction=reduction)
     svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-12}), loss)
     batches = list(zip(y.split([3, 5, 2]), seen.split([3, 5, 2]), strict=True))

@@ -8,9 +8,8 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_ibvi as ibvi
-from tests.objectives.zoo import fresh_pyro
 
-pytestmark = pytest.mark.usefixtures(fresh_pyro.__name__)
+pytestmark = pytest.mark.usefixtures("double")
 
 X, Y = torch.randn(6, 2, dtype=torch.double), torch.randn(6, dtype=torch.double)
 

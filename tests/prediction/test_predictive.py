@@ -26,10 +26,9 @@ def make_model(net=None, likelihood=None, stochastic="all"):
     )
 
 
+@pytest.mark.usefixtures("double")
 def test_moments_of_a_linear_model_agree_with_its_closed_form():
     """f = x w + b is Gaussian under q, so the predictive moments are known."""
-    pyro.set_rng_seed(0)
-    torch.set_default_dtype(torch.float64)
     model = make_model(nn.Linear(3, 1), ibvi.Normal(0.5))
     guide = ibvi.AutoMuPNormal(model, covariance=ibvi.LowRank(2))
     x = torch.randn(4, 3)
