@@ -87,10 +87,8 @@ def main() -> None:
             enumerate(runs(name)), NUM_COMPONENTS
         ):
             key = {"data": name, "num_components": num_components, "split": split}
-            if records.find(key) is None:
-                found = run(num_components)
-                records.add({**key, **found})
-                print(key, {k: round(v, 3) for k, v in found.items()}, flush=True)
+            found = records.get(key, partial(run, num_components))
+            print(key, f"{found['log_likelihood']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ of ``results/relative_noise.jsonl``; what is there already is not run again.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pyro
@@ -94,9 +95,8 @@ def main() -> None:
     for variant in VARIANTS:
         choices = {**RECIPE, **variant}
         key = {"choices": choices, "seed": GRID_SEED}
-        if records.find(key) is None:
-            record = records.add({**key, **run(task, choices)})
-            print(variant, f"{record['valid_nll'][-1]:.3f}", flush=True)
+        record = records.get(key, partial(run, task, choices))
+        print(variant, f"{record['valid_nll'][-1]:.3f}", flush=True)
 
 
 if __name__ == "__main__":
