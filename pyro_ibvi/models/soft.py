@@ -13,7 +13,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Independent
 from torch.nn.functional import logsigmoid, one_hot
@@ -22,7 +22,7 @@ from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.labels import Labels
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.tasks import Joint
-from pyro_ibvi.models.wrapped import Partial
+from pyro_ibvi.models.wrapped import LawAround, Partial
 
 
 def is_soft(law: Any, value: Any) -> bool:
@@ -47,19 +47,15 @@ def is_soft(law: Any, value: Any) -> bool:
     return False
 
 
-class Shares(TorchDistribution):
+class Shares(LawAround):
     """Shares of the classes, observed in the place of labels.
 
     Args:
         law: The distribution of the labels.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-
     def __init__(self, law: Labels) -> None:
-        self.law = law
-        shape = torch.Size((*law.event_shape, law.logits.shape[-1]))
-        super().__init__(law.batch_shape, shape, validate_args=False)
+        super().__init__(law, torch.Size((*law.event_shape, law.logits.shape[-1])))
 
     @property
     def support(self) -> Any:

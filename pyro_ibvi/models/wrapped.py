@@ -178,32 +178,42 @@ class Standardized(_Around):
         self.likelihood.check_target(target, output)
 
 
-class Partial(TorchDistribution):
-    """Targets of which those that are NaN count nothing.
+class LawAround(TorchDistribution):
+    """A distribution around another, whose batches and draws it has, with a density of its own.
 
     Args:
-        law: The distribution of the targets.
+        law: The distribution inside.
+        event_shape: Shape of an event, None for that of the law.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 
-    def __init__(self, law: Any) -> None:
+    def __init__(self, law: Any, event_shape: torch.Size | None = None) -> None:
         self.law = law
-        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
+        shape = law.event_shape if event_shape is None else event_shape
+        super().__init__(law.batch_shape, shape, validate_args=False)
 
     @property
     def support(self) -> Any:
         """The support of the law."""
         return self.law.support
 
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws from the law."""
+        drawn: Tensor = self.law.sample(torch.Size(sample_shape))
+        return drawn
+
+
+class Partial(LawAround):
+    """Targets of which those that are NaN count nothing.
+
+    Args:
+        law: The distribution of the targets.
+    """
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Partial:
         """The same targets in a larger batch."""
         return Partial(self.law.expand(torch.Size(batch_shape)))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws targets, none of them missing."""
-        drawn: Tensor = self.law.sample(torch.Size(sample_shape))
-        return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log-density of what is observed, of the batch shape."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import Independent
 
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import Normal, Poisson
 from pyro_ibvi.models.soft import Shares
+from pyro_ibvi.models.wrapped import LawAround
 from pyro_ibvi.theory.expectations import (
     CategoricalBound,
     Spread,
@@ -23,25 +23,19 @@ from pyro_ibvi.theory.expectations import (
 )
 
 
-class ExpectedLaw(TorchDistribution):
-    """A distribution of targets whose log-density is an expectation over the last layer."""
+class ExpectedLaw(LawAround):
+    """A distribution of targets whose log-density is an expectation over the last layer.
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    Its draws are those at the layer's mean.
+
+    Args:
+        law: The distribution at the last layer's mean.
+        log_prob: The expected log-densities of targets.
+    """
 
     def __init__(self, law: Any, log_prob: Callable[[Tensor], Tensor]) -> None:
-        self.law = law
+        super().__init__(law)
         self._expected = log_prob
-        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> Any:
-        """The support of the law."""
-        return self.law.support
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws targets at the last layer's mean."""
-        drawn: Tensor = self.law.sample(torch.Size(sample_shape))
-        return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The expected log-density, of the batch shape."""
