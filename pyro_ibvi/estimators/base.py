@@ -1,11 +1,12 @@
 """What both estimators do: standardize, weigh, hold back, train, predict."""
 
-from __future__ import annotations
+# Annotations are no strings here: subclasses take the fields over into modules with other names.
 
 import itertools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
@@ -37,8 +39,32 @@ _MIN_PATIENCE = 10
 _FLOATS = (np.float64, np.float32)
 
 
+@dataclass(eq=False, repr=False)
 class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """What both estimators do: standardize, weigh, hold back, train, predict."""
+    """What both estimators do: standardize, weigh, hold back, train, predict.
+
+    The fields are the arguments that both have; :class:`IBVIRegressor` documents them.
+    """
+
+    hidden_layer_sizes: tuple[int, ...] = (128, 128)
+    _: KW_ONLY
+    activation: type[nn.Module] = nn.SiLU
+    network: Callable[[int, int], nn.Module] | None = None
+    stochastic: Any = None
+    covariance: Any = None
+    num_components: int | None = None
+    init_scale: float | None = None
+    optimizer: type[Optimizer] | None = None
+    learning_rate: float | None = None
+    batch_size: int = 128
+    max_epochs: int | None = None
+    early_stopping: bool = True
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    num_samples: int = 100
+    device: torch.device | str | None = None
+    random_state: Any = None
+    verbose: bool = False
 
     #: Number of components where all is the estimator's choice; None for the front door's.
     _own_components: ClassVar[int | None] = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -11,13 +12,12 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
-from torch.optim import Optimizer
 
 from pyro_ibvi.estimators.base import Estimator, as_array
 from pyro_ibvi.models import Categorical
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     r"""Classification with probabilities averaged over a network's random weights.
 
@@ -63,48 +63,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         True
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: tuple[int, ...] = (128, 128),
-        *,
-        activation: type[nn.Module] = nn.SiLU,
-        network: Callable[[int, int], nn.Module] | None = None,
-        class_weight: Mapping[Any, float] | str | None = None,
-        stochastic: Any = None,
-        covariance: Any = None,
-        num_components: int | None = None,
-        init_scale: float | None = None,
-        optimizer: type[Optimizer] | None = None,
-        learning_rate: float | None = None,
-        batch_size: int = 128,
-        max_epochs: int | None = None,
-        early_stopping: bool = True,
-        validation_fraction: float = 0.1,
-        patience: int | None = None,
-        num_samples: int = 100,
-        device: torch.device | str | None = None,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.network = network
-        self.class_weight = class_weight
-        self.stochastic = stochastic
-        self.covariance = covariance
-        self.num_components = num_components
-        self.init_scale = init_scale
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.num_samples = num_samples
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+    class_weight: Mapping[Any, float] | str | None = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Trains anew.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from pyro_ibvi.estimators.base import Estimator, as_array, moments
 from pyro_ibvi.models import HeteroscedasticNormal, Normal, Standardized
@@ -38,6 +37,7 @@ def noise_at_start(num_data: int) -> float:
     return min(1.0, math.sqrt(_FEW_DATA / num_data))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     r"""Regression with a standard deviation, by a network with random weights.
 
@@ -101,6 +101,9 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         True
     """
 
+    noise_scale: float | None = None
+    heteroscedastic: bool = False
+
     #: Of a small network they cost seconds, and predict as one or better (page *Results*).
     _own_components = 4
     #: As long as the rate is large, the validation data see its noise more than what is learned.
@@ -108,51 +111,6 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     def _own_scale(self, num_data: int) -> float:
         return noise_at_start(num_data)
-
-    def __init__(
-        self,
-        hidden_layer_sizes: tuple[int, ...] = (128, 128),
-        *,
-        activation: type[nn.Module] = nn.SiLU,
-        network: Callable[[int, int], nn.Module] | None = None,
-        noise_scale: float | None = None,
-        heteroscedastic: bool = False,
-        stochastic: Any = None,
-        covariance: Any = None,
-        num_components: int | None = None,
-        init_scale: float | None = None,
-        optimizer: type[Optimizer] | None = None,
-        learning_rate: float | None = None,
-        batch_size: int = 128,
-        max_epochs: int | None = None,
-        early_stopping: bool = True,
-        validation_fraction: float = 0.1,
-        patience: int | None = None,
-        num_samples: int = 100,
-        device: torch.device | str | None = None,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.network = network
-        self.noise_scale = noise_scale
-        self.heteroscedastic = heteroscedastic
-        self.stochastic = stochastic
-        self.covariance = covariance
-        self.num_components = num_components
-        self.init_scale = init_scale
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.num_samples = num_samples
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Trains anew.
