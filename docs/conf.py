@@ -6,6 +6,7 @@ page for each room of the package. A new tutorial or room needs no edit here.
 """
 
 import ast
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +25,11 @@ PACKAGE = ROOT / "pyro_ibvi"
 sys.path[:0] = [str(HERE), str(ROOT)]
 # Modules that need an extra are documented without it.
 OPTIONAL_DEPENDENCIES = ("lightning", "pytorch_lightning", "botorch")
+#: The package's folders and modules of their own, by name.
+ROOMS = {
+    f"pyro_ibvi.{init.parent.name if init.stem == '__init__' else init.stem}": init
+    for init in (*sorted(PACKAGE.glob("[a-z]*/__init__.py")), *sorted(PACKAGE.glob("[a-z]*.py")))
+}
 #: What the reference has a place for.
 DOCUMENTED: list[object] = []
 
@@ -90,20 +96,35 @@ def summary(source: Path) -> str:
     return re.sub(r":[\w:]+:`~?([^`]*)`", r"`\1`", line)
 
 
+def known_base(base: type) -> type:
+    """A class, or what readers know of it: the first of its ancestors that is not internal."""
+    return next(
+        ancestor
+        for ancestor in getattr(base, "__mro__", (base,))
+        if ancestor in DOCUMENTED or not ancestor.__module__.startswith("pyro_ibvi")
+    )
+
+
+def inherited(thing: type) -> str:
+    """Option that shows the members of ancestors that have no place of their own."""
+    known = [base.__name__ for base in thing.__mro__[1:] if known_base(base) is base]
+    return f"\n   :inherited-members: {', '.join(known)}"
+
+
 def documented(module: str, names: list[str]) -> str:
     """Directives that document names of a module."""
     parts = []
     for name in names:
         thing = getattr(importlib.import_module(module), name)
-        DOCUMENTED.append(thing)
         kind = "autoclass" if isinstance(thing, type) else "autofunction"
         kind = kind if callable(thing) else "autodata"
-        options = "\n   :members:" if kind == "autoclass" else ""
+        options = f"\n   :members:{inherited(thing)}" if kind == "autoclass" else ""
         if getattr(thing, "__bases__", (object,)) not in ((object,), (tuple,)):
             options += "\n   :show-inheritance:"
         if hasattr(thing, "get_metadata_routing"):  # scikit-learn adds methods to its estimators
             added = [method for method in dir(thing) if method.endswith("_request")]
-            options += f"\n   :exclude-members: {', '.join(added)}"
+            arguments = [field.name for field in dataclasses.fields(thing)]
+            options += f"\n   :exclude-members: {', '.join(added + arguments)}"
         parts.append(f".. {kind}:: {module}.{name}{options}")
     return "```{eval-rst}\n" + "\n\n".join(parts) + "\n```\n"
 
@@ -113,6 +134,12 @@ def write_api() -> None:
     folder = fresh_folder("api")
     top = exported(PACKAGE / "__init__.py")
     known = {name for names in top.values() for name in names}
+    DOCUMENTED.extend(
+        getattr(importlib.import_module(module), name)
+        for module, init in {"pyro_ibvi": PACKAGE / "__init__.py", **ROOMS}.items()
+        for names in exported(init).values()
+        for name in names
+    )
     pages, rows = [], ["| page | names |", "| --- | --- |"]
     for group, names in top.items():
         title = group[0].upper() + group[1:]
@@ -122,12 +149,11 @@ def write_api() -> None:
         listed = ", ".join(f"{{py:obj}}`~pyro_ibvi.{name}`" for name in names)
         rows.append(f"| [{title}]({stem}.md) | {listed} |")
     rooms, more = [], ["| folder | holds |", "| --- | --- |"]
-    for init in [*sorted(PACKAGE.glob("[a-z]*/__init__.py")), *sorted(PACKAGE.glob("[a-z]*.py"))]:
-        name = init.parent.name if init.stem == "__init__" else init.stem
+    for module, init in ROOMS.items():
+        name = module.rpartition(".")[2]
         names = [n for group in exported(init).values() for n in group if n not in known]
         if not names:
             continue
-        module = f"pyro_ibvi.{name}"
         text = f"# `{module}`\n\n{summary(init)}\n\n" + documented(module, names)
         (folder / f"room-{name}.md").write_text(text)
         rooms.append(f"room-{name}")
@@ -218,15 +244,6 @@ nb_output_stderr = "warn"
 # Not warnings of ours: ArviZ announces its next version once a day, tqdm misses a widget.
 os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning:arviz,ignore:IProgress not found"
 os.environ["TQDM_DISABLE"] = "1"
-
-
-def known_base(base: type) -> type:
-    """A class, or what readers know of it: the first of its ancestors that is not internal."""
-    return next(
-        ancestor
-        for ancestor in getattr(base, "__mro__", (base,))
-        if ancestor in DOCUMENTED or not ancestor.__module__.startswith("pyro_ibvi")
-    )
 
 
 def show_known_bases(app, name, thing, options, bases):
