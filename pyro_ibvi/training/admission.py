@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.pairing.belonging import check_part
+from pyro_ibvi.pairing.loss_scale import LossScale
 from pyro_ibvi.training.families import check_arguments
 from pyro_ibvi.training.muon import MuonWithAdamW, check_muon
 from pyro_ibvi.training.param_groups import HasRates
@@ -101,66 +102,42 @@ def check_takes_part(guide: Any, params: list[Tensor]) -> None:
         )
 
 
-def warn_of_rate_for_sum(
-    optim_args: dict[str, Any], family: Family, objective: str, num_terms: float
-) -> bool:
-    """Warns where a rate that would suit a loss per datum meets a sum over data.
+def warn_of_rate(optim_args: dict[str, Any], family: Family, scale: LossScale) -> bool:
+    """Warns where a rate that would suit a mean meets a sum, over data or over labels of a datum.
 
-    A sum is a mean at a rate that is larger by the number of data. Steps of Adam and Muon do not
+    A sum is a mean at a rate that is larger by the number of terms. Steps of Adam and Muon do not
     grow with the gradient, so that a sum does them no harm; nor does it where the user has divided
     the rate.
 
     Args:
         optim_args: Arguments of the optimizer.
         family: How it scales its updates.
-        objective: Name of the loss.
-        num_terms: Number of observations that it adds up.
+        scale: What the loss is a sum of.
 
     Returns:
         Whether it warned.
     """
-    if not _is_too_large(optim_args, family, num_terms):
-        return False
-    warnings.warn(
-        f"The learning rates of MuPOptim are meant for a loss per datum, and this {objective} is "
-        f"a sum, {num_terms:.0f} times as large, which SGD does not bear at "
-        f"lr={float(optim_args['lr']):g}: write "
-        f"TraceExpectedLogLikelihood(reduction='mean'), or divide the rate by the number of data.",
-        UserWarning,
-        stacklevel=5,
-    )
-    return True
-
-
-def warn_of_rate_for_labels(
-    optim_args: dict[str, Any], family: Family, objective: str, num_terms: float
-) -> bool:
-    """Warns where a rate that would suit one label meets the sum over those of a whole image.
-
-    Args:
-        optim_args: Arguments of the optimizer.
-        family: How it scales its updates.
-        objective: Name of the loss.
-        num_terms: Number of labels of a datum.
-
-    Returns:
-        Whether it warned.
-    """
-    if not _is_too_large(optim_args, family, num_terms):
-        return False
-    lr = float(optim_args["lr"])
-    warnings.warn(
-        f"The loss of a datum is a sum over its {num_terms:.0f} binary labels, of pixels or times "
-        f"that share their weights, which SGD does not bear at lr={lr:g}: pass "
-        f"lr={lr / num_terms:.1g}, or optimizer=torch.optim.Adam; or give the network two outputs "
-        f"for each label, of which Categorical(class_dim=1) takes the mean.",
-        UserWarning,
-        stacklevel=5,
-    )
-    return True
-
-
-def _is_too_large(optim_args: dict[str, Any], family: Family, num_terms: float) -> bool:
     lr, momentum = float(optim_args["lr"]), float(optim_args.get("momentum", 0.0))
+    num_terms = scale.num_terms
     is_sum = family == "sgd" and num_terms > 1
-    return is_sum and num_terms * lr > _TOO_LARGE * (1 - momentum)
+    if not is_sum or num_terms * lr <= _TOO_LARGE * (1 - momentum):
+        return False
+    if scale.is_of_labels:
+        warnings.warn(
+            f"The loss of a datum is a sum over its {num_terms:.0f} binary labels, of pixels or "
+            f"times that share their weights, which SGD does not bear at lr={lr:g}: pass "
+            f"lr={lr / num_terms:.1g}, or optimizer=torch.optim.Adam; or give the network two "
+            f"outputs for each label, of which Categorical(class_dim=1) takes the mean.",
+            UserWarning,
+            stacklevel=5,
+        )
+    else:
+        warnings.warn(
+            f"The learning rates of MuPOptim are meant for a loss per datum, and this "
+            f"{scale.objective} is a sum, {num_terms:.0f} times as large, which SGD does not bear "
+            f"at lr={lr:g}: write TraceExpectedLogLikelihood(reduction='mean'), or divide the "
+            f"rate by the number of data.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return True

@@ -18,6 +18,7 @@ from pyro_ibvi._util.inputs import is_array
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.torch_losses import likelihood_for
 from pyro_ibvi.pairing.belonging import check_optimizer_of, check_pair, holds_svi
+from pyro_ibvi.pairing.loss_scale import LossScale
 from pyro_ibvi.training.history import History
 from pyro_ibvi.training.optim import MuPOptim
 from pyro_ibvi.training.processes import check_whole
@@ -95,7 +96,7 @@ def warn_of_sum(svi: SVI) -> None:
     num_data = getattr(svi.model, "num_data", None)
     is_sum = isinstance(loss, ELBO) and getattr(loss, "reduction", "sum") == "sum"
     if isinstance(svi.optim, MuPOptim) and is_sum and isinstance(num_data, int):
-        svi.optim.warn_of_scale(type(loss).__name__, num_data)
+        svi.optim.warn_of_scale(LossScale(type(loss).__name__, num_data))
 
 
 def check_no_data(name: str, loader: Any) -> None:

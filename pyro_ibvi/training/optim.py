@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_ibvi.mup.parametrization import Family, Rate
-from pyro_ibvi.pairing.loss_scale import noted_scale
+from pyro_ibvi.pairing.loss_scale import LossScale, noted_scale
 from pyro_ibvi.training.admission import (
     check_clip_norm,
     check_guide,
     check_optim_args,
     check_takes_part,
-    warn_of_rate_for_labels,
-    warn_of_rate_for_sum,
+    warn_of_rate,
 )
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.kernels import can_fuse, choose_kernels, has_choice
@@ -250,19 +249,18 @@ class MuPOptim(PyroOptim):
         """
         self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
 
-    def warn_of_scale(self, name: str, num_terms: float, *, of_labels: bool = False) -> None:
-        """Warns once if the rates are too large for what the loss of that name is a sum of."""
+    def warn_of_scale(self, scale: LossScale) -> None:
+        """Warns once if the rates are too large for what the loss is a sum of."""
         args: dict[str, Any] = self.pt_optim_args  # type: ignore[assignment]
         if not self._told_of_sum:
-            warn = warn_of_rate_for_labels if of_labels else warn_of_rate_for_sum
-            self._told_of_sum = warn(args, self.family, name, num_terms)
+            self._told_of_sum = warn_of_rate(args, self.family, scale)
 
     def _begin(self, params: list[Tensor]) -> None:
         """Checks, at the first step, that it is one of this guide and of a loss for its rates."""
         check_takes_part(self.guide, params)
         scale = noted_scale(self.guide)
         if scale is not None:
-            self.warn_of_scale(scale.objective, scale.num_terms, of_labels=scale.is_of_labels)
+            self.warn_of_scale(scale)
         self._has_stepped = True
 
     def _build(self, params: list[Tensor]) -> None:
