@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyro.distributions import Delta
+from torch.distributions import Independent
 
 
 def unwrapped(fn: Any) -> Iterator[Any]:
@@ -21,6 +22,20 @@ def unwrapped(fn: Any) -> Iterator[Any]:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
         yield fn
+
+
+def per_element(fn: Any) -> Any:
+    """The distribution of single numbers below the wrappers that join them to events.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        The distribution, the same where nothing is joined.
+    """
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
 
 
 def is_delta(fn: Any) -> bool:

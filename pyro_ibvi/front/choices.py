@@ -11,6 +11,7 @@ import pyro.distributions as dist
 from torch import nn
 
 from pyro_ibvi import guides, models, mup
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -82,9 +83,7 @@ def describe_choices(model: SupervisedModel, guide: MuPGuide) -> dict[str, Any]:
 
 def _plain_prior(net: RandomModule, name: str) -> float | _Other:
     """The standard deviation of a prior that is one Normal for all entries, or what it is."""
-    prior = net.prior(name)
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
+    prior = per_element(net.prior(name))
     if isinstance(prior, dist.Normal):
         mean = 1.0 if net.roles[name].role == "gain" else 0.0
         if (prior.loc == mean).all() and (prior.scale == prior.scale.flatten()[0]).all():

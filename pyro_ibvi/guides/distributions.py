@@ -11,13 +11,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import (
     Distribution,
-    Independent,
     Normal,
     constraints,
     kl_divergence,
     register_kl,
 )
 
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi._util.random_state import thread_generator
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.guides.covariance import Covariance
@@ -270,9 +270,7 @@ def _raise_degenerate(rank: int, size: int) -> NoReturn:
 @register_kl(FactorNormal, Distribution)
 def _kl_factor_normal(p: FactorNormal, q: Distribution) -> Tensor:
     """Closed form against independent Gaussians; other pairs are left to Monte Carlo."""
-    base = q
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = per_element(q)
     scale = p.covariance.independent_scale(p.loc, p.factor)
     if scale is None or not isinstance(base, Normal):
         raise NotImplementedError

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor, nn
-from torch.distributions import Independent, Normal, TransformedDistribution, biject_to
+from torch.distributions import Normal, TransformedDistribution, biject_to
 from torch.distributions.transforms import Transform
 
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides import parameters
 from pyro_ibvi.guides.covariance import LowRank
@@ -102,9 +103,7 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
     """Standard deviation of the prior in unconstrained space, of a shape that expands to it."""
-    base = fn
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = per_element(fn)
     if is_real(site.support):
         try:
             stddev: Tensor = base.stddev

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
 
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import Normal, Poisson
 from pyro_ibvi.models.soft import Shares
@@ -48,9 +48,6 @@ def expected_law(
     law: Any, likelihood: Any, output: Tensor, spread: Spread, bound: CategoricalBound | None
 ) -> ExpectedLaw:
     """The law of the targets with the expectation over the last layer in its log-density."""
-    base = law
-    while isinstance(base, Independent):
-        base = base.base_dist
 
     def log_prob(y: Tensor) -> Tensor:
         if isinstance(likelihood, Categorical):
@@ -62,7 +59,7 @@ def expected_law(
             return of_first + (y * output).sum(-1) - output[..., 0]
         variance = spread.variance()
         if isinstance(likelihood, Normal):
-            return expected_normal_log_prob(y, base.scale, output, variance)
+            return expected_normal_log_prob(y, per_element(law).scale, output, variance)
         if isinstance(likelihood, Poisson):
             return expected_poisson_log_prob(y, output, variance)
         return expected_bernoulli_log_prob(y, output, variance)

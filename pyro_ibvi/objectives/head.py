@@ -14,12 +14,13 @@ from typing import Any, get_args
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent
+from pyro.distributions import Delta
 from pyro.distributions import Normal as NormalDistribution
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.batch_dimension import is_a_look
 from pyro_ibvi.models.binary import Bernoulli
@@ -202,9 +203,7 @@ class _HeadAtMean(Messenger):
         part = self.sites.get(msg["name"])
         if part is None or msg["done"] or msg["is_observed"]:
             return
-        law = msg["fn"]
-        while isinstance(law, Independent):
-            law = law.base_dist
+        law = per_element(msg["fn"])
         if isinstance(law, FactoredGaussian | NormalDistribution):
             self.found[part] = law
             msg["value"] = law.loc.view_as(law.loc)

@@ -14,8 +14,8 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
 
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
 
 #: Fewer latents with a datum of their own may be a model of a few data.
@@ -115,9 +115,7 @@ def _reaching(term: Tensor, values: dict[str, Tensor]) -> set[str]:
 
 def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]:
     """The terms of the batch, or of the independent parts of an event where there is no batch."""
-    fn, terms = site["fn"], _over_draws(site, enumerates=enumerates)
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
+    fn, terms = per_element(site["fn"]), _over_draws(site, enumerates=enumerates)
     is_event = terms.dim() == 0 and fn is not site["fn"]
     if is_event:
         terms = fn.log_prob(site["value"])

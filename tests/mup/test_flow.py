@@ -46,12 +46,6 @@ class WritesRows(Backwards):
         return self.head(out)
 
 
-class ThroughNumPy(Backwards):
-    def forward(self, x):
-        h = self.body(x) if hasattr(self, "body") else self.hidden(self.stem(x))
-        return self.head(torch.from_numpy(np.tanh(h.numpy())))
-
-
 class Square(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h):
