@@ -1,6 +1,6 @@
 """Leave-one-out by importance sampling against held-out data, for two objectives.
 
-Run: ``python benchmarks/arviz/loo.py [--smoke]``; writes ``loo.json`` beside this file.
+Run: ``python -m benchmarks.arviz.loo [--smoke]``; writes ``loo.json`` beside this file.
 
 A small regression network is fitted with the ELBO and with the expected log-likelihood alone, by
 the same guide. ``loo`` is ArviZ's estimate from the training draws, ``truth`` the log predictive
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import warnings
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 from pyro.infer import SVI
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 from pyro_ibvi.arviz import to_arviz
 from pyro_ibvi.arviz.criticism import log_predictive_density, pareto_k
 
@@ -95,8 +95,7 @@ def main() -> None:
         "seeds": seeds,
         "steps": steps,
         "draws": draws,
-        "versions": {m.__name__: m.__version__ for m in (torch, pyro, arviz, ibvi)},
-        "hardware": f"{platform.machine()}, 1 thread",
+        **provenance(arviz),
     }
     print(json.dumps(result["mean_over_seeds"], indent=2))
     if not smoke:

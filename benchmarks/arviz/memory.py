@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pyro
 import torch
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 from benchmarks.resident_memory import resident, restart_peak
 from pyro_ibvi.arviz import to_arviz
 
@@ -78,8 +78,7 @@ def main() -> None:
     result = {
         "rows": rows,
         "seed": 0,
-        "versions": {m.__name__: m.__version__ for m in (torch, pyro, arviz)},
-        "hardware": f"{platform.machine()}, 1 thread",
+        **provenance(arviz),
     }
     print(json.dumps(result, indent=2))
     if not smoke:

@@ -1,6 +1,6 @@
 """Random, nearly fixed and point-estimated biases: a small convolutional network on digits.
 
-    python benchmarks/biases/run.py --seeds 3
+    python -m benchmarks.biases.run --seeds 3
 
 Scikit-learn's 8x8 digits, enlarged to 16x16, a LeNet-like network, a few epochs: what is measured
 is how fast training gets anywhere. Writes ``results.json`` beside this file.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 NUM_EPOCHS = 15
@@ -89,11 +89,7 @@ def main() -> None:
             runs[key] = [run(options, rate, seed) for seed in range(args.seeds)]
             print(key, [r.get("scores", "diverged") for r in runs[key]], flush=True)
     results = {
-        "versions": {
-            "python": platform.python_version(),
-            **{m.__name__: m.__version__ for m in (torch, pyro, ibvi)},
-        },
-        "hardware": f"{platform.machine()}, 1 thread",
+        **provenance(),
         "settings": {"epochs": NUM_EPOCHS, "batch_size": 100, "num_train": 1200},
         "runs": runs,
     }

@@ -1,6 +1,6 @@
 """Deterministic training, stock Pyro and IBVI on scikit-learn's digits, over seeds.
 
-    python benchmarks/digits/run.py --seeds 5
+    python -m benchmarks.digits.run --seeds 5
 
 Writes ``results.json`` beside this file, and the table in README.md between its markers.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "README.md"
@@ -218,11 +218,8 @@ def main() -> None:
         for name in args.only:
             runs[name] = [run(METHODS[name], data, seed) for seed in range(args.seeds)]
             print(name, {t: round(mean(runs[name], t, "nll"), 4) for t in data.tests})
-        versions = {m.__name__: m.__version__ for m in (torch, pyro, np, sklearn, ibvi)}
-        machine = f"{platform.machine()}, 1 thread"
         results = {
-            "versions": {**versions, "python": platform.python_version()},
-            "hardware": machine,
+            **provenance(sklearn),
             "settings": {"epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE, "num_samples": 100},
             "runs": runs,
         }

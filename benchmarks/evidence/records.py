@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyro
-import torch
-
-import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 #: What was committed.
@@ -28,12 +23,8 @@ def read(path: Path) -> list[Record]:
 
 def versions() -> dict[str, str]:
     """Versions and hardware, without names of machines."""
-    packages = {m.__name__: m.__version__ for m in (torch, pyro, np, ibvi)}
-    return {
-        **packages,
-        "python": platform.python_version(),
-        "hardware": f"{platform.machine()}, 1 thread",
-    }
+    found = provenance()
+    return {**found["versions"], "hardware": found["hardware"]}
 
 
 class Records:

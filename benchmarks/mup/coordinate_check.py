@@ -1,6 +1,6 @@
 """Coordinate check of three networks over widths, optimizers, covariances and parametrizations.
 
-    python benchmarks/mup/coordinate_check.py [--networks MLP conv] [--optimizers SGD]
+    python -m benchmarks.mup.coordinate_check [--networks MLP conv] [--optimizers SGD]
 
 Networks of width ``h`` on scikit-learn's digits (8x8), with all layers random:
 
@@ -26,19 +26,18 @@ there already with the same settings are left as they are.
 import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-import pyro
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 FILE = Path(__file__).with_suffix(".json")
 OPTIMIZERS = {
@@ -252,20 +251,15 @@ def records(check: ibvi.diagnostics.CoordinateCheck) -> list[dict]:
     ]
 
 
-def write(results: list[dict]) -> None:
+def write(results: list[dict], file: Path = FILE) -> None:
     """One line a record, so that the file can be read and its changes seen."""
-    versions = {m.__name__: m.__version__ for m in (torch, pyro, ibvi)}
-    head = {
-        "versions": {**versions, "python": platform.python_version()},
-        "hardware": f"{platform.machine()}, 1 thread",
-    }
     lines = []
     for result in results:
         rows = ",\n".join(f"  {json.dumps(record)}" for record in result["records"])
         rest = {name: value for name, value in result.items() if name != "records"}
         lines.append(f'{json.dumps(rest)[:-1]}, "records": [\n{rows}]}}')
-    text = f'{json.dumps(head)[:-1]},\n"results": [\n' + ",\n".join(lines) + "]}\n"
-    FILE.write_text(text)
+    head = json.dumps(provenance())[:-1]
+    file.write_text(f'{head},\n"results": [\n' + ",\n".join(lines) + "]}\n")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """How fast may a diagonal factor learn? Transfer and stability of both rules for ``Diagonal``.
 
-    python benchmarks/mup/diagonal_rate.py [--optimizers SGD Adam]
+    python -m benchmarks.mup.diagonal_rate [--optimizers SGD Adam]
 
 Part 1, a linear unit with ``n`` inputs and single-draw SGD, in expectation: the largest stable
 rate of ``S`` by the recursion of its second moment, against the closed form 2 / (n + 2), and
@@ -17,16 +17,15 @@ The result goes to ``diagonal_rate.json`` beside this file.
 import argparse
 import json
 import math
-import platform
 import time
 from pathlib import Path
 
-import pyro
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 RULES = {
@@ -128,11 +127,9 @@ def main() -> None:
     for name in args.optimizers:
         for rule in RULES:
             results["transfer"][f"{name}, {rule}"] = run(rule, *OPTIMIZERS[name], args)
-    versions = {m.__name__: m.__version__ for m in (torch, pyro, ibvi)}
     results |= {
         "settings": {"epochs": args.epochs, "seeds": args.seeds, "batch_size": 100},
-        "versions": {**versions, "python": platform.python_version()},
-        "hardware": f"{platform.machine()}, 1 thread",
+        **provenance(),
     }
     path.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -16,7 +16,6 @@ so not for comparison with published numbers).
 import io
 import json
 import os
-import platform
 import tarfile
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
 from benchmarks.evidence.data import raw_images
+from benchmarks.provenance import provenance
 
 FILE = Path(__file__).with_suffix(".json")
 NUM_ROWS, WIDTH, NUM_STEPS, NUM_SEEDS = 256, 128, 40, 3
@@ -110,7 +110,7 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     rows.sort(key=lambda row: row["features"])
-    content = {"rows": rows, "hardware": f"{platform.machine()}, 1 thread"}
+    content = {"rows": rows, **provenance()}
     FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """How fast may the factors of a Kronecker product learn? Both rules for ``Kronecker`` measured.
 
-    python benchmarks/mup/kronecker_rate.py [--seeds 4] [--optimizers SGD Adam]
+    python -m benchmarks.mup.kronecker_rate [--seeds 4] [--optimizers SGD Adam]
 
 Part 1, the coordinate check: MLP 64-h-h-10 (ReLU), all layers random with ``Kronecker(10, 10)``,
 on the first 128 of scikit-learn's digits, all of them in each step, no momentum; what each
@@ -19,15 +19,14 @@ The result goes to ``kronecker_rate.json`` beside this file, a table of slopes t
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
-import pyro
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 HERE = Path(__file__).parent
 RULES = {
@@ -158,7 +157,6 @@ def main() -> None:
     if "noise" in args.parts:
         torch.manual_seed(0)
         results["noise"] = {rule: noise_norms(rule) for rule in RULES if "reference" not in rule}
-    versions = {m.__name__: m.__version__ for m in (torch, pyro, ibvi)}
     results |= {
         "settings": {
             "coordinates": {
@@ -168,8 +166,7 @@ def main() -> None:
             },
             "transfer": {"widths": TRANSFER_WIDTHS, "epochs": EPOCHS, "seeds": 1, "batch": 100},
         },
-        "versions": {**versions, "python": platform.python_version()},
-        "hardware": f"{platform.machine()}, 1 thread",
+        **provenance(),
     }
     path.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -9,7 +9,6 @@ over the largest of a network is about the global rate up to which SGD without m
 """
 
 import json
-import platform
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
 from benchmarks.mup.real_data import PARAMETRIZATIONS, TASKS, load_data
+from benchmarks.provenance import provenance
 
 FILE = Path(__file__).with_suffix(".json")
 NUM_ROWS, NUM_SEEDS = 128, 3
@@ -89,7 +89,7 @@ def main() -> None:
                 means = torch.tensor(of_seeds).mean(0).tolist()
                 rows.append({"data": task, "rule": rule, "width": width, "curvature": means})
                 print(rows[-1], flush=True)
-    content = {"rows": rows, "hardware": f"{platform.machine()}, 1 thread"}
+    content = {"rows": rows, **provenance()}
     FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 

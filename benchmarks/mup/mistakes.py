@@ -18,7 +18,6 @@ already with the same settings are left as they are, others are dropped.
 """
 
 import json
-import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from benchmarks.mup.coordinate_check import (
     mlp,
     slope_and_error,
     transformer,
+    write,
 )
 
 FILE = Path(__file__).with_suffix(".json")
@@ -206,14 +206,7 @@ def main() -> None:
         rows = records(measure(case))
         seconds = round(time.perf_counter() - start)
         results.append({"settings": case.settings, "seconds": seconds, "records": rows})
-        hardware = f"{platform.machine()}, 1 thread"
-        head = {"hardware": hardware, "versions": {"torch": torch.__version__}}
-        lines = []
-        for result in results:
-            text = ",\n".join(f"  {json.dumps(record)}" for record in result["records"])
-            rest = {name: value for name, value in result.items() if name != "records"}
-            lines.append(f'{json.dumps(rest)[:-1]}, "records": [\n{text}]}}')
-        FILE.write_text(f'{json.dumps(head)[:-1]},\n"results": [\n' + ",\n".join(lines) + "]}\n")
+        write(results, FILE)
         print(case.settings, seconds, flush=True)
 
 

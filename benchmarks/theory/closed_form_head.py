@@ -1,6 +1,6 @@
 """How much less noise a gradient has with a closed-form last layer, and what a step costs.
 
-    python benchmarks/theory/closed_form_head.py
+    python -m benchmarks.theory.closed_form_head
 
 An MLP 64-100-100-C on the handwritten digits of scikit-learn (1797 images of 8 x 8), batches of
 128, at the start and after 300 steps of training. The variance of a gradient is the sum over a
@@ -13,7 +13,6 @@ not needed. The result goes to ``closed_form_head.json`` beside this file.
 """
 
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 SEED, BATCH, WIDTH, EVALUATIONS, STEPS = 0, 128, 100, 400, 300
 
@@ -174,8 +174,7 @@ def main() -> None:
     report["loss of the last layer alone, nats per datum"] = rank_rule()
     report |= {
         "seed": SEED,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": 1},
+        **provenance(),
     }
     text = json.dumps(report, indent=2)
     Path(__file__).with_suffix(".json").write_text(text + "\n")

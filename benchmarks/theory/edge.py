@@ -17,7 +17,6 @@ loss (``NUM_DRAWS`` draws of each datum's noise) by the means at the end, times 
 
 import json
 import math
-import platform
 from pathlib import Path
 
 import pyro
@@ -27,6 +26,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import pyro_ibvi as ibvi
+from benchmarks.provenance import provenance
 
 FILE = Path(__file__).with_suffix(".json")
 NUM_ROWS, NUM_STEPS, NUM_SEEDS, NUM_DRAWS = 300, 400, 5, 16
@@ -147,10 +147,7 @@ def main() -> None:
             for draws in DRAWS:
                 network.append(trained_sharpness(scale, rate, draws))
                 print(network[-1], flush=True)
-    content = {
-        "linear": linear, "network": network, "hardware": f"{platform.machine()}, 1 thread",
-        "versions": {m.__name__: m.__version__ for m in (torch, pyro, ibvi)},
-    }  # fmt: skip
+    content = {"linear": linear, "network": network, **provenance()}
     FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 

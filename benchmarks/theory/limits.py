@@ -1,13 +1,12 @@
 """The numbers that docs/theory.md quotes: who reaches the limit of Theorem 1, and who does not.
 
-    python benchmarks/theory/limits.py
+    python -m benchmarks.theory.limits
 
 Twenty random regressions, 5 data and 9 features, a factor of rank 3, in float64, trained side by
 side by loops written out here. The result goes to ``limits.json`` beside this file.
 """
 
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from scipy.integrate import quad
 
+from benchmarks.provenance import provenance
 from pyro_ibvi.theory import (
     classification_limit,
     expected_logistic_loss,
@@ -199,12 +199,7 @@ def main() -> None:
         "logistic quadrature": quadrature(),
         "stable rates": rank_rule(),
         "seed": SEED,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": 1},
+        **provenance(),
     }
     text = json.dumps(report, indent=2)
     Path(__file__).with_suffix(".json").write_text(text + "\n")
