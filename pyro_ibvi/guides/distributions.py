@@ -273,7 +273,10 @@ def _kl_factor_normal(p: FactorNormal, q: Distribution) -> Tensor:
     base = per_element(q)
     scale = p.covariance.independent_scale(p.loc, p.factor)
     if scale is None or not isinstance(base, Normal):
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"The KL divergence of a law with {p.covariance} from {type(base).__name__} is known "
+            f"in no closed form: take the mean of p.log_prob(w) - q.log_prob(w) over draws of p."
+        )
     divergence = kl_divergence(Normal(p.loc, scale, validate_args=False), base)
     if p.event_dim:
         divergence = divergence.sum(dim=tuple(range(-p.event_dim, 0)))

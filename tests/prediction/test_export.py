@@ -182,8 +182,9 @@ def test_what_is_not_random_is_there_once():
     size = sum(parameter.numel() for parameter in served.parameters())
     own = sum(parameter.numel() for parameter in net[3].parameters())
     assert size == sum(parameter.numel() for parameter in net.parameters()) + 9 * own
-    assert torch.equal(served.networks[0][3].weight, served.networks[0][3].weight)
-    assert not torch.equal(served.networks[0][3].weight, served.networks[1][3].weight)
+    first, second = served.networks[:2]
+    assert first[2].weight is second[2].weight
+    assert not torch.equal(first[3].weight, second[3].weight)
 
 
 def test_bad_input():

@@ -64,7 +64,7 @@ def test_a_parameter_in_pyros_store_keeps_no_bad_gradient():
     )
     ibvi.fit(svi, [X[:, 0]], 1, progress=False)
     pyro.enable_validation(False)
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="step 0 of epoch 0"):
         ibvi.fit(svi, [X[:, 0] * math.nan], 1, progress=False)
     pyro.enable_validation(True)
     gradient = pyro.get_param_store().get_param("scale").grad
