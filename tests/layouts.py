@@ -35,3 +35,14 @@ class Bags(nn.Module):
 
     def forward(self, words, offsets):
         return self.o(self.a(words, offsets))
+
+
+class Packed(nn.Module):
+    """A recurrent network of packed sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o = nn.GRU(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.o(self.a(x)[1][-1])

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
-from tests.layouts import Bags, Graphs, TimeFirst
+from tests.layouts import Bags, Graphs, Packed, TimeFirst
 
 #: Roles are not the subject here.
 pytestmark = [
@@ -191,14 +191,6 @@ def test_fit_takes_the_loaders_that_people_have():
 
 
 def test_packed_sequences():
-    class Packed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.r, self.o = nn.GRU(3, 8), nn.Linear(8, 1)
-
-        def forward(self, x):
-            return self.o(self.r(x)[1][-1])
-
     x = pack_sequence([torch.randn(n, 3) for n in (6, 4, 2)])
     y = torch.randn(3, 1)
     model, guide = make(Packed())

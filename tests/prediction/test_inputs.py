@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.prediction import predict_batches
-from tests.layouts import Bags, Graphs, TimeFirst
+from tests.layouts import Bags, Graphs, Packed, TimeFirst
 
 #: Roles are not the subject here.
 pytestmark = pytest.mark.filterwarnings("ignore:The forward pass of")
@@ -51,14 +51,6 @@ def test_batches_that_lie_elsewhere_are_not_cut(kind, x, size, batch_size):
 
 
 def test_packed_sequences():
-    class Packed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.r, self.o = nn.GRU(3, 8), nn.Linear(8, 1)
-
-        def forward(self, x):
-            return self.o(self.r(x)[1][-1])
-
     model, guide = make(Packed())
     x = pack_sequence([torch.randn(n, 3) for n in (6, 4, 2)])
     assert ibvi.predict(model, guide, x, num_samples=3).mean.shape == (3, 1)
