@@ -19,7 +19,7 @@ from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
 from pyro_ibvi.prediction.chunking import draws_to_run
-from pyro_ibvi.prediction.predictive import draw_parameters
+from pyro_ibvi.prediction.draws import draw_parameters
 from pyro_ibvi.prediction.seeds import Seed, seeded_numbers
 
 __all__ = ["FunctionDraws"]

@@ -16,7 +16,7 @@ from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.diagnostics.repeats import block_of, common_name
 from pyro_ibvi.guides.normal import AutoMuPNormal
 from pyro_ibvi.models.supervised import SupervisedModel
-from pyro_ibvi.prediction.predictive import draw_parameters
+from pyro_ibvi.prediction.draws import draw_parameters
 
 Key: TypeAlias = tuple[str, int, str]
 
