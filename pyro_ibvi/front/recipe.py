@@ -41,13 +41,13 @@ from pyro_ibvi.models.choices import (
     LINEAR_AND_INNER_WEIGHTS,
     NothingChosenError,
 )
+from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.mup.flow import check_not_lazy
 from pyro_ibvi.mup.layers import owner_of
 from pyro_ibvi.mup.parametrization import MaximalUpdate
 from pyro_ibvi.objectives.routes import NumDraws
-from pyro_ibvi.prediction.mixture import kind_of
 from pyro_ibvi.training.cosine import CosineOverFit
 from pyro_ibvi.training.scheduler_maker import MakeScheduler
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.prediction.chunking import draws_to_make, output_sizes, shares_layers
-from pyro_ibvi.prediction.mixture import MAX_NUMBERS
+from pyro_ibvi.prediction.moments import MAX_NUMBERS
 
 #: What a budget is given as.
 Memory = int | str

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ibvi.prediction.mixture import Prediction, check_prediction, kind_of
+from pyro_ibvi.models.kinds import kind_of
+from pyro_ibvi.prediction.mixture import Prediction, check_prediction
 from pyro_ibvi.prediction.scored import score_labels
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.prediction import metrics
-from pyro_ibvi.prediction.mixture import Prediction, kind_of
+from pyro_ibvi.prediction.mixture import Prediction
 from pyro_ibvi.prediction.predictive import predict_batches
 from pyro_ibvi.prediction.scored import Scored
 from pyro_ibvi.prediction.scores import score_batches

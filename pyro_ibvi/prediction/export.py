@@ -20,7 +20,7 @@ from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
 from pyro_ibvi.prediction.chunking import draws_to_make
 from pyro_ibvi.prediction.draws import draw_parts
-from pyro_ibvi.prediction.mixture import whole_moments
+from pyro_ibvi.prediction.moments import whole_moments
 from pyro_ibvi.prediction.seeds import seeded_numbers
 
 

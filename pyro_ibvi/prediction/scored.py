@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical, Labels
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.soft import mixed_law
 from pyro_ibvi.prediction import marginals, metrics
-from pyro_ibvi.prediction.mixture import Prediction, kind_of
+from pyro_ibvi.prediction.mixture import Prediction
 
 #: Probability of the interval whose share of the targets is measured.
 _COVERAGE = 0.95

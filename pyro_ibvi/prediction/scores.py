@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.prediction import metrics
-from pyro_ibvi.prediction.mixture import Prediction, check_prediction, kind_of
+from pyro_ibvi.prediction.mixture import Prediction, check_prediction
 from pyro_ibvi.prediction.scored import Scored, score_labels, score_numbers
 
 

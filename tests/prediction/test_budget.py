@@ -113,7 +113,7 @@ def test_parts_are_put_where_they_belong():
 def test_moments_of_parts_are_those_of_the_whole(likelihood, monkeypatch):
     outputs = torch.randn(6, 50, 4)
     whole = ibvi.Prediction(outputs, likelihood)
-    monkeypatch.setattr("pyro_ibvi.prediction.mixture.MAX_NUMBERS", 6 * 4 * 7)
+    monkeypatch.setattr("pyro_ibvi.prediction.moments.MAX_NUMBERS", 6 * 4 * 7)
     parts = ibvi.Prediction(outputs, likelihood)
     torch.testing.assert_close(parts.mean, whole.mean)
     torch.testing.assert_close(parts.variance, whole.variance)

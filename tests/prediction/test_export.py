@@ -10,7 +10,7 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Likelihood
-from pyro_ibvi.prediction import frozen_draws, mean_network, mixture
+from pyro_ibvi.prediction import frozen_draws, mean_network, moments
 
 
 def seeded(seed=0):
@@ -140,7 +140,7 @@ def test_the_exported_program_and_the_trace_give_the_same(kind):
 
 @pytest.mark.parametrize("kind", ["convolutional", "learned noise", "counts", "binary"])
 def test_an_export_serves_any_number_of_rows(kind, monkeypatch):
-    monkeypatch.setattr(mixture, "MAX_NUMBERS", 20)  # predictions cut their rows into parts
+    monkeypatch.setattr(moments, "MAX_NUMBERS", 20)  # predictions cut their rows into parts
     model, guide, x = make(kind)
     served = frozen_draws(model, guide, num_samples=3, generator=seeded())
     many = torch.randn(40, *x.shape[1:])
