@@ -53,18 +53,37 @@ class Covariance(Protocol):
     def init_factors(
         self, scales: Sequence[Tensor], roles: Sequence[WeightRole | None] = ()
     ) -> list[Tensor]:
-        """Factors whose marginal standard deviations are ``scales``, one tensor per site.
+        """Factors at the start of a layer's sites, by which their marginals are the prior's.
 
-        The sites' roles in a network are there for structures that look at more than shapes.
+        Args:
+            scales: Standard deviations of the prior, one tensor per site, of its shape.
+            roles: The sites' roles in a network, for structures that look at more than shapes.
+
+        Returns:
+            The factors, one per site.
         """
         ...
 
     def init_layer_factor(self, scales: Sequence[Tensor]) -> Tensor | None:
-        """The factor that the sites of a layer have in common, if the structure has one."""
+        """The factor that the sites of a layer have in common, if the structure has one.
+
+        Args:
+            scales: As for :meth:`init_factors`.
+
+        Returns:
+            The factor, or None.
+        """
         ...
 
     def noise_rank(self, factor: Tensor) -> int | None:
-        """Number of noise variables that a layer shares, or None if each weight has its own."""
+        """Number of noise variables that a layer shares, by which its rates are chosen.
+
+        Args:
+            factor: The factor of a site.
+
+        Returns:
+            The number, or None if each weight has noise of its own.
+        """
         ...
 
     def noise_shape(self, factor: Tensor) -> Size:
@@ -72,33 +91,72 @@ class Covariance(Protocol):
 
         Where there is a layer factor, the noise has one such row for each of its columns, and the
         layer factor is applied to them once for all sites.
+
+        Args:
+            factor: The factor of a site.
+
+        Returns:
+            The shape.
         """
         ...
 
     def draw(
         self, loc: Tensor, factor: Tensor, noise: Tensor, pool: BufferPool | None = None
     ) -> Tensor:
-        """The weights ``loc + S z``; leading dimensions of ``noise`` are independent draws.
+        """The weights ``loc + S z``.
 
-        Where there is a layer factor, ``noise`` is what it makes of the layer's noise. Memory for
-        large tensors may come from ``pool``.
+        Args:
+            loc: Mean of a site, of its shape.
+            factor: Its factor.
+            noise: Standard normal, of the shape ``(*draws, *noise_shape)``; where there is a layer
+                factor, what that makes of the layer's noise.
+            pool: Where memory for large tensors may come from.
+
+        Returns:
+            The weights, of the shape ``(*draws, *loc.shape)``.
         """
         ...
 
     def scale(
         self, factor: Tensor, layer_factor: Tensor | None = None, loc: Tensor | None = None
     ) -> Tensor:
-        """Marginal standard deviation of each weight of a site with the mean ``loc``."""
+        """Marginal standard deviation of each weight of a site.
+
+        Args:
+            factor: The site's factor.
+            layer_factor: That of its layer, for structures that have one.
+            loc: The site's mean, for structures whose ``S`` depends on it.
+
+        Returns:
+            The standard deviations, of the site's shape.
+        """
         ...
 
     def independent_scale(self, loc: Tensor, factor: Tensor) -> Tensor | None:
-        """The same where all weights of a site are independent, or else None."""
+        """The same where all weights of a site are independent.
+
+        Args:
+            loc: The site's mean.
+            factor: The site's factor.
+
+        Returns:
+            The standard deviations, of the site's shape, or None where weights are dependent.
+        """
         ...
 
     def rows(
         self, factor: Tensor, layer_factor: Tensor | None = None, loc: Tensor | None = None
     ) -> Tensor:
-        """The rows of ``S`` of a flattened site, ``(P, R)``, or ``(P,)`` for a diagonal."""
+        """The rows of ``S`` of a flattened site of ``P`` weights.
+
+        Args:
+            factor: As for :meth:`scale`.
+            layer_factor: Likewise.
+            loc: Likewise.
+
+        Returns:
+            Shape ``(P, R)`` for ``R`` noise variables, or ``(P,)`` for a diagonal.
+        """
         ...
 
     def dense(
@@ -107,7 +165,16 @@ class Covariance(Protocol):
         layer_factor: Tensor | None = None,
         locs: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Covariance matrix of the flattened, concatenated sites of a layer."""
+        """Covariance matrix of the flattened, concatenated sites of a layer.
+
+        Args:
+            factors: The factors of the sites.
+            layer_factor: That of the layer, for structures that have one.
+            locs: The sites' means, for structures whose ``S`` depends on them.
+
+        Returns:
+            Shape ``(P, P)`` for ``P`` weights in all.
+        """
         ...
 
 
