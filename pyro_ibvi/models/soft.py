@@ -94,6 +94,10 @@ def as_observed(law: Any, value: Any) -> Any:
     Returns:
         The law.
     """
+    if value is not None and isinstance(law, Joint) and law.likelihood.holds_shares(value):
+        targets = law.likelihood.split_target(value)
+        laws = {name: as_observed(part, targets[name]) for name, part in law.laws.items()}
+        return Joint(law.likelihood, laws, law.dtype)
     is_shares = value is not None and isinstance(law, Labels) and law.is_soft(value)
     return Shares(law) if is_shares else law
 
