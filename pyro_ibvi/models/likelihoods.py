@@ -108,8 +108,15 @@ class Likelihood(PyroModule):
 
         Returns:
             The mean and the variance, of the same shape.
+
+        Raises:
+            NotImplementedError: If the distribution has none.
         """
-        distribution = self.density(output, num_batch_dims)
+        law = distribution = self.density(output, num_batch_dims)
+        while isinstance(law, torch.distributions.Independent):
+            law = law.base_dist
+        if isinstance(law, torch.distributions.Categorical):  # which torch says are NaN
+            raise NotImplementedError
         return distribution.mean, distribution.variance
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -208,6 +208,21 @@ class MultiTask(Likelihood):
             for name, likelihood in self.likelihoods.items()
         }
         return Joint(self, laws, torch.promote_types(output.dtype, torch.float32))
+
+    def at_temperature(self, temperature: float) -> NoReturn:
+        """Refused: each task has a temperature of its own.
+
+        Args:
+            temperature: A temperature.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "Several tasks have no temperature in common: find each one's by "
+            "pyro_ibvi.prediction.fit_temperature(prediction['name'], y['name']).value, and ask "
+            "prediction['name'].at_temperature(value)."
+        )
 
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """The batch and a column for each target."""

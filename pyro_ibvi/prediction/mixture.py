@@ -161,7 +161,7 @@ class Prediction:
             return torch.where(y >= 1, 1.0, below)
         try:
             law = elementwise(self.likelihood.density(self.outputs, 2))
-            cdf: Tensor = law.cdf(y.to(self.outputs.dtype)).mean(0)
+            cdf = marginals.cdf_of(law, y.to(self.outputs.dtype)).mean(0)
         except NotImplementedError as error:
             raise TypeError(
                 f"The distribution function of the {type(self.likelihood).__name__} likelihood is "

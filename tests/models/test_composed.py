@@ -15,6 +15,7 @@ import pyro_ibvi as ibvi
 from pyro_ibvi.front.choices import describe, restore
 from pyro_ibvi.models import Masked, MultiTask, Standardized
 from pyro_ibvi.models.weighted import Weighted
+from pyro_ibvi.prediction import Prediction, fit_temperature
 
 NAN = math.nan
 
@@ -290,3 +291,15 @@ def test_bad_parts():
     model, _ = make(nn.Linear(3, 1), ibvi.Normal())
     with pytest.raises(ValueError, match=r"left out by Masked"):
         model(torch.zeros(2, 3), torch.tensor([[0.0], [NAN]]))
+
+
+def test_tasks_have_a_temperature_each():
+    prediction = Prediction(torch.randn(4, 10, 6), tasks())
+    y = {"kind": torch.randint(5, (10,)), "age": torch.randn(10, 1)}
+    with pytest.raises(TypeError, match=r"fit_temperature\(prediction\['name'\], y\['name'\]\)"):
+        prediction.at_temperature(2.0)
+    with pytest.raises(TypeError, match="Several tasks"):
+        fit_temperature(prediction, y)
+    found = fit_temperature(prediction["kind"], y["kind"])
+    own = prediction["kind"].at_temperature(found.value)
+    assert ibvi.score(own, y["kind"])["nll"] == pytest.approx(found.nll, rel=1e-5)
