@@ -270,9 +270,9 @@ class IBVIModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Tells a schedule that ends with the trainer's epochs where it is."""
-        trainer, scheduler = self.trainer, self.lr_schedulers()
-        lengths = trainer.max_epochs, trainer.num_training_batches
-        begin_epoch(scheduler, self.current_epoch, *lengths, trainer.accumulate_grad_batches)
+        trainer, size = self.trainer, self.trainer.num_training_batches
+        ends = trainer.max_epochs, size, trainer.accumulate_grad_batches, trainer.max_steps
+        begin_epoch(self.lr_schedulers(), self.current_epoch, *ends)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Warns, before the first step, where the loader makes several rows of a datum.
