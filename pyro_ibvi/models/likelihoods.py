@@ -288,6 +288,13 @@ class Normal(Likelihood):
         return as_event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
 
+#: What to write of outputs and targets in the layout of convolutional networks.
+_IN_CHANNELS = (
+    " If dimension 1 holds means and scales, give SupervisedModel output=lambda out: "
+    "out.movedim(1, -1), and pass y.movedim(1, -1)."
+)
+
+
 class HeteroscedasticNormal(Likelihood):
     r"""Gaussian noise whose standard deviation the network predicts.
 
@@ -329,8 +336,16 @@ class HeteroscedasticNormal(Likelihood):
             raise DataError(
                 f"HeteroscedasticNormal needs an output whose last dimension holds a mean and a "
                 f"scale for each target, so an even number; got shape {tuple(output_shape)}."
+                + _IN_CHANNELS
+                * (len(output_shape) > 2 and not output_shape[1] % 2)
             )
         return torch.Size((*output_shape[:-1], output_shape[-1] // 2))
+
+    def _shape_hint(self, target: Tensor, output: Tensor) -> str:
+        batch_size, num_channels, *places = output.shape if output.dim() > 2 else (0, 0)
+        if target.shape == (batch_size, num_channels // 2, *places):
+            return _IN_CHANNELS
+        return super()._shape_hint(target, output)
 
 
 class Poisson(Likelihood):
