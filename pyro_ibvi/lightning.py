@@ -262,7 +262,7 @@ class IBVIModule(lightning.LightningModule):
                     f"pass IBVIModule(..., num_data=...), the number in all processes."
                 )
         if num_data is not None and self.bnn is not None:
-            self.bnn.set_num_data(num_data)
+            self.bnn.set_num_data(num_data, self.trainer.train_dataloader)
         elif num_data is not None:
             self.model.num_data = num_data
         if self.global_rank > 0:

@@ -205,24 +205,26 @@ class VariationalNetwork:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             draws = self._draws(_NUM_VALID_SAMPLES, None)
             options.setdefault("metrics", partial(validation_scores, **draws))
-        self.set_num_data(settled_num_data(num_data, batches, self.model.num_data_in))
+        num_data = settled_num_data(num_data, batches, self.model.num_data_in)
+        self.set_num_data(num_data, batches)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
         return self.history
 
-    def set_num_data(self, num_data: int) -> None:
+    def set_num_data(self, num_data: int, batches: Any = None) -> None:
         """Says how many data there are, for steps of one's own; :meth:`fit` counts them.
 
         Args:
             num_data: Number of training data, with which the default's noise on tables goes.
+            batches: A loader of them, where a datum has several rows of features, as of points.
 
         Raises:
             ValueError: If it is no positive whole number.
         """
         check_positive_int("num_data", num_data)
         self.model.num_data = int(num_data)
-        self._recipe.settle(self.guide, self.net, num_data)
+        self._recipe.settle(self.guide, self.model, num_data, batches)
 
     @named_arguments()
     def predict(
@@ -277,13 +279,9 @@ class VariationalNetwork:
             The scores by name, see :func:`~pyro_ibvi.evaluate`.
         """
         check_parts(self)
-        return evaluate(
-            self.model,
-            self.guide,
-            self._batches(data, y, 1000, shuffle=False),
-            foreign=foreign,
-            **self._draws(num_samples, seed),
-        )
+        batches = self._batches(data, y, 1000, shuffle=False)
+        draws = self._draws(num_samples, seed)
+        return evaluate(self.model, self.guide, batches, foreign=foreign, **draws)
 
     @named_arguments()
     def calibrate(
