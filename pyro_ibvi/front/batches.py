@@ -122,7 +122,7 @@ def as_batches(
     # Targets are compared with outputs, which are of single precision at least.
     wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
-        rows = as_tensors(data, dtype), as_tensors(y, wide)
+        rows = as_tensors(data, dtype), as_tensors(model.likelihood.by_task(y), wide)
         check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
         if not model.likelihood.discrete:  # labels that lack hear of ignore_index
             check_finite("target", rows[1], allows_missing=model.likelihood.allows_missing)

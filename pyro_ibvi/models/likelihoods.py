@@ -77,6 +77,17 @@ class Likelihood(PyroModule):
         """
         return output
 
+    def by_task(self, target: Any) -> Any:
+        """Targets by the names of tasks, where the columns of a data frame have them.
+
+        Args:
+            target: Observed targets, as the user has them.
+
+        Returns:
+            A mapping, or the targets as they are.
+        """
+        return target
+
     def as_target(self, target: Any) -> Any:
         """Targets as one tensor, where the likelihood can tell.
 

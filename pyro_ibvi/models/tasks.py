@@ -121,6 +121,12 @@ class MultiTask(Likelihood):
         """The outputs of the tasks side by side."""
         return self._joined("output", output, self.widths)
 
+    def by_task(self, target: Any) -> Any:
+        """Columns of a data frame by the tasks' names, in whatever order they are."""
+        if self.widths.keys() <= set(getattr(target, "columns", ())):
+            return {name: target[name] for name in self.widths}
+        return target
+
     def as_target(self, target: Any) -> Any:
         """The targets of the tasks side by side, as floating point numbers."""
         if isinstance(target, (tuple, list)) and len(target) == len(self.widths):

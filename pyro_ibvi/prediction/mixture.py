@@ -99,7 +99,7 @@ class Prediction:
         Raises:
             TypeError: If they have the wrong type.
         """
-        y = as_tensors(y, self.outputs.dtype)
+        y = as_tensors(self.likelihood.by_task(y), self.outputs.dtype)
         if isinstance(y, Prediction):
             raise TypeError("The target is a Prediction: pass the prediction first, then y.")
         y = map_tensors(lambda part: part.to(self.outputs.device), y)

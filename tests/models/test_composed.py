@@ -12,6 +12,7 @@ from pyro.infer import SVI, Predictive
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.front.choices import describe, restore
 from pyro_ibvi.models import Masked, MultiTask, Standardized
 from pyro_ibvi.models.weighted import Weighted
@@ -157,6 +158,30 @@ def test_tasks_come_from_batches_that_are_mappings():
         svi.step(**{**batch, "age": torch.zeros(3)})
     assert svi.step(**{**batch, "age": torch.zeros(4, 1)}) > 0
     assert svi.step(**batch) > 0
+
+
+def test_columns_of_a_frame_are_tasks_by_their_names():
+    x = torch.randn(6, 3)
+    likelihood = MultiTask({"kind": (ibvi.Categorical(), 3), "mark": (ibvi.Categorical(), 3)})
+    y = {"kind": torch.arange(6) % 3, "mark": torch.arange(6) % 2}
+    frame = pd.DataFrame({name: part.numpy() for name, part in y.items()})
+    assert torch.equal(frame_target(likelihood, frame), likelihood.as_target(y))
+    found = []
+    for targets in (y, frame, frame[["mark", "kind"]].assign(other=1.5)):
+        torch.manual_seed(0)
+        bnn = ibvi.VariationalNetwork(nn.Linear(3, 6), likelihood)
+        history = bnn.fit(x, targets, num_epochs=1, valid_loader=(x, targets), progress=False)
+        torch.manual_seed(1)
+        step = bnn.svi.step(x, targets)
+        score = ibvi.score(bnn.predict(x, seed=0), targets)
+        found.append((history.train_loss, history.valid_loss, step, score))
+    assert found[0] == found[1] == found[2]
+    unnamed = frame.set_axis([0, 1], axis=1)
+    assert torch.equal(frame_target(likelihood, unnamed), likelihood.as_target(y))
+
+
+def frame_target(likelihood, frame):
+    return likelihood.as_target(as_tensors(likelihood.by_task(frame), torch.float32)).float()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
