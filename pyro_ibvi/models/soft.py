@@ -102,6 +102,20 @@ def as_observed(law: Any, value: Any) -> Any:
     return Shares(law) if is_shares else law
 
 
+def observes_shares(law: Any) -> bool:
+    """Whether a law is one of shares of classes, or of tasks with such.
+
+    Args:
+        law: A law of what is observed.
+
+    Returns:
+        Whether it is.
+    """
+    if isinstance(law, Joint):
+        return any(map(observes_shares, law.laws.values()))
+    return isinstance(law, Shares)
+
+
 def mixed_law(likelihood: Likelihood, outputs: Tensor, value: Tensor) -> Any:
     """The laws whose densities make up a predictive one.
 

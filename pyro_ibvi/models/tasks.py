@@ -176,9 +176,13 @@ class MultiTask(Likelihood):
             size = len(parts[0]) if parts else part.shape[:1].numel()
             expected = (size, width) if width else (size,)
             if part.shape != expected and (width > 1 or part.shape not in ((size,), (size, 1))):
+                is_one_hot = what == "target" and part.shape == (size, self.widths[name])
+                hint = " If the labels are one-hot, pass y.argmax(-1)." * (
+                    is_one_hot and not width
+                )
                 raise DataError(
                     f"The {what} of the task {name!r} has shape {tuple(part.shape)}, expected "
-                    f"{expected}."
+                    f"{expected}.{hint}"
                 )
             parts.append(part.reshape(size, max(1, width)))
         kinds = [part.dtype for part in parts if part.is_floating_point()]

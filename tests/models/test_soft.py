@@ -275,6 +275,9 @@ def test_shares_of_a_task_are_scored_as_they_are_alone():
         assert {k: found[f"{name}/{k}"] for k in alone} == pytest.approx(alone, rel=1e-5)
     with pytest.raises(ValueError, match=r"take the tasks one by one, prediction\['name'\]"):
         prediction.log_prob(y)
+    for export in (ibvi.to_arviz, ibvi.log_predictive_density):
+        with pytest.raises(ValueError, match="shares of classes"):
+            export(bnn.model, bnn.guide, x, y, num_samples=3)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +288,7 @@ def test_shares_of_a_task_are_scored_as_they_are_alone():
         ({"kind": torch.full((5, 3), 1 / 3), "mark": 2 * torch.ones(5).long()}, "from 0 to 1"),
         ({"kind": torch.full((5,), torch.nan), "mark": torch.zeros(5).long()}, "ignore_index=-1"),
         (torch.zeros(5, 3), "target has shape"),
+        ({"kind": torch.eye(3).long()[[0] * 5], "mark": torch.zeros(5)}, r"y\.argmax\(-1\)"),
     ],
 )
 def test_targets_of_tasks_that_are_no_shares_are_refused(y, match):
