@@ -8,7 +8,6 @@ of the package knows it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -29,9 +28,20 @@ from pyro_ibvi.pairing.counting import counting
 from pyro_ibvi.prediction import Prediction, predict, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
-from pyro_ibvi.prediction.scores import join_parts, score_batches, summarize
+from pyro_ibvi.prediction.scores import (
+    join_parts,
+    of_all_processes,
+    score_batches,
+    summarize,
+)
 from pyro_ibvi.training import MuPOptim, seed_process
-from pyro_ibvi.training.checks import check_no_data, check_schedule, check_svi, warn_of_sum
+from pyro_ibvi.training.checks import (
+    check_no_data,
+    check_schedule,
+    check_svi,
+    warn_of_rows,
+    warn_of_sum,
+)
 from pyro_ibvi.training.schedules import Interval, begin_epoch
 from pyro_ibvi.training.step import size_of
 
@@ -252,7 +262,7 @@ class IBVIModule(lightning.LightningModule):
                     f"pass IBVIModule(..., num_data=...), the number in all processes."
                 )
         if num_data is not None and self.bnn is not None:
-            self.bnn.set_num_data(num_data)
+            self.bnn.set_num_data(num_data, self.trainer.train_dataloader)
         elif num_data is not None:
             self.model.num_data = num_data
         if self.global_rank > 0:
@@ -260,9 +270,19 @@ class IBVIModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Tells a schedule that ends with the trainer's epochs where it is."""
-        trainer, scheduler = self.trainer, self.lr_schedulers()
-        lengths = trainer.max_epochs, trainer.num_training_batches
-        begin_epoch(scheduler, self.current_epoch, *lengths, trainer.accumulate_grad_batches)
+        trainer, size = self.trainer, self.trainer.num_training_batches
+        ends = trainer.max_epochs, size, trainer.accumulate_grad_batches, trainer.max_steps
+        begin_epoch(self.lr_schedulers(), self.current_epoch, *ends)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Warns, before the first step, where the loader makes several rows of a datum.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its number in the epoch.
+        """
+        if self.global_step == batch_idx == 0:
+            warn_of_rows(self.model, self.trainer.train_dataloader, *as_call(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation data."""
@@ -350,7 +370,7 @@ class IBVIModule(lightning.LightningModule):
             self._scored.setdefault((loader, task), []).append(scored)
 
     def _log_scores(self, prefix: str) -> None:
-        parts, self._scored = _of_all_processes(self._scored), {}
+        parts, self._scored = of_all_processes(self._scored), {}
         for loader in sorted({loader for loader, _ in parts}):
             own = {task: found for (number, task), found in parts.items() if number == loader}
             suffix = f"_{loader}" * (loader > 0)
@@ -378,22 +398,3 @@ def _as_network(
             f"make it."
         )
     return net if isinstance(net, VariationalNetwork) else None
-
-
-def _of_all_processes(
-    parts: dict[tuple[int, str], list[Scored]],
-) -> dict[tuple[int, str], list[Scored]]:
-    """What all processes keep for their scores, on the CPU where there are several."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
-        return parts
-    mine = {task: [_on_cpu(scored) for scored in found] for task, found in parts.items()}
-    everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, mine)
-    tasks = {task for found in everyone for task in found}
-    return {task: [s for found in everyone for s in found.get(task, [])] for task in sorted(tasks)}
-
-
-def _on_cpu(scored: Scored) -> Scored:
-    values = {field.name: getattr(scored, field.name) for field in dataclasses.fields(scored)}
-    return Scored(**{n: v.cpu() if isinstance(v, Tensor) else v for n, v in values.items()})

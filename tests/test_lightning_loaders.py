@@ -32,3 +32,18 @@ def test_each_loader_has_scores_of_its_own():
     assert {"test_nll", "test_nll_1"} <= keys
     predicted = trainer.predict(module, loaders)
     assert [sum(len(p.mean) for p in of_one) for of_one in predicted] == [10, 20]
+
+
+def test_several_rows_of_a_datum_are_told():
+    def crops(batch):
+        return tuple(
+            torch.cat([part.expand(3, -1) for part in parts]) for parts in zip(*batch, strict=True)
+        )
+
+    def module(**options):
+        return IBVIModule(nn.Linear(3, 1), ibvi.Normal(0.5), **options)
+
+    loader = DataLoader(TensorDataset(X, Y), batch_size=8, collate_fn=crops)
+    with pytest.warns(UserWarning, match="batches of 8 data hold 24 rows.*num_data=48"):
+        make_trainer(1).fit(module(), loader)
+    make_trainer(1).fit(module(num_data=144), loader)  # in silence

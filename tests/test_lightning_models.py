@@ -1,5 +1,7 @@
 """The module for Lightning over models that are not this package's, against a loop by hand."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,9 +14,9 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 
-pytest.importorskip("lightning")
-from pyro_ibvi.lightning import IBVIModule
-from tests.test_lightning import NUMBERS, X, make_loader, make_trainer, train
+lightning = pytest.importorskip("lightning")
+from pyro_ibvi.lightning import IBVIModule  # noqa: E402
+from tests.test_lightning import NUMBERS, X, make_loader, make_trainer, train  # noqa: E402
 
 
 class Slope(PyroModule):
@@ -77,3 +79,31 @@ def test_a_module_that_is_compiled_as_a_whole_hears_what_to_compile():
     data = torch.utils.data.TensorDataset(torch.randn(4, 3), torch.randn(4, 1))
     with pytest.raises(TypeError, match=r"IBVIModule\(VariationalNetwork\(torch\.compile\(net\)"):
         make_trainer().fit(module, torch.utils.data.DataLoader(data))
+
+
+@pytest.mark.parametrize(
+    ("ends", "num_epochs"),
+    [
+        ({"max_epochs": 4}, 4),
+        ({"max_epochs": -1, "max_steps": 16}, 4),  # of 4 steps each
+        ({"max_epochs": 4, "max_steps": 10}, 3),
+        ({"max_epochs": -1, "max_steps": 7, "accumulate_grad_batches": 2}, 4),
+        ({"max_epochs": 2, "max_steps": 100}, 2),
+    ],
+)
+def test_the_falling_rate_ends_with_the_trainer(ends, num_epochs):
+    class Rates(lightning.Callback):
+        def __init__(self):
+            self.of_epochs = []
+
+        def on_train_batch_end(self, trainer, *_):
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            if len(self.of_epochs) <= trainer.current_epoch:
+                self.of_epochs.append(rate)
+
+    rates = Rates()
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    module = IBVIModule(net, ibvi.Normal(0.5), scheduler="cosine")
+    make_trainer(callbacks=[rates], **ends).fit(module, make_loader(NUMBERS))
+    cosine = [(1 + math.cos(math.pi * i / num_epochs)) / 2 for i in range(num_epochs)]
+    assert rates.of_epochs == pytest.approx([rates.of_epochs[0] * c for c in cosine])

@@ -22,7 +22,7 @@ from torch.distributions import Independent
 
 from pyro_ibvi._util.distributions import is_delta, unwrapped
 from pyro_ibvi._util.names import chosen_by_any
-from pyro_ibvi.models.soft import Shares, as_density
+from pyro_ibvi.models.soft import as_density, observes_shares
 from pyro_ibvi.mup.roles import WEIGHT_KEY
 from pyro_ibvi.objectives import sites
 from pyro_ibvi.objectives.masks import without_masked_values
@@ -258,7 +258,7 @@ def log_prob_of(site: Site) -> torch.Tensor:
     whole = {**site, "value": full_value(site)}
     value = without_masked_values(whole) if site["is_observed"] else whole["value"]
     law = as_density(site["fn"])
-    if isinstance(law, Shares):
+    if observes_shares(law):
         raise ValueError(
             f"Site {site['name']!r} observes shares of classes of shape {tuple(value.shape)}, "
             f"which have a cross-entropy and no density: export labels, such as y.argmax(-1)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyro_ibvi._util.inputs import (
     map_tensors,
     tensors_of,
 )
+from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.samplers import num_drawn
 from pyro_ibvi.front.rows import as_row, check_alike, check_holds_data, holds_rows
 from pyro_ibvi.models.data_checks import check_finite
@@ -120,7 +122,7 @@ def as_batches(
     # Targets are compared with outputs, which are of single precision at least.
     wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
-        rows = as_tensors(data, dtype), as_tensors(y, wide)
+        rows = as_tensors(data, dtype), as_tensors(model.likelihood.by_task(y), wide)
         check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
         if not model.likelihood.discrete:  # labels that lack hear of ignore_index
             check_finite("target", rows[1], allows_missing=model.likelihood.allows_missing)
@@ -165,6 +167,30 @@ def count_rows(batches: Iterable[Any], count: Count | None = None) -> int | None
         return num_drawn(batches)
     if isinstance(batches, (list, tuple)):
         return sum(_num_rows(batch, count) for batch in batches) or None
+    return None
+
+
+def batch_at_hand(batches: Any) -> Any:
+    """Some data in the form of a batch, where they are to be had without an iteration.
+
+    Args:
+        batches: Batches, or a data loader.
+
+    Returns:
+        The batch, None where there is none.
+    """
+    if isinstance(batches, TensorBatches):
+        return map_tensors(lambda tensor: tensor[:2], batches.data)
+    if isinstance(batches, (list, tuple)):
+        return next(iter(batches), None)
+    # A file that is opened here would be open in all worker processes.
+    if not isinstance(batches, DataLoader) or batches.num_workers > 0:
+        return None
+    if batches.batch_sampler is None:
+        return None
+    with own_random_numbers(), suppress(Exception):  # streams, and items by words
+        dataset: Any = batches.dataset
+        return batches.collate_fn([dataset[0], dataset[1]])
     return None
 
 

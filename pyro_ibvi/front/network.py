@@ -25,7 +25,7 @@ from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
 from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
-from pyro_ibvi.mup.parametrization import Parametrization
+from pyro_ibvi.mup.parametrization import Family, Parametrization
 from pyro_ibvi.mup.roles import RoleOverrides
 from pyro_ibvi.prediction import Prediction, Temperature, evaluate, mean_network, predict
 from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws
@@ -76,6 +76,8 @@ class VariationalNetwork:
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default.
         optim_args: Further arguments of the optimizer.
+        family: How the steps of an optimizer that is not torch's go with the gradient, see
+            :func:`~pyro_ibvi.mup_param_groups`.
         scheduler: Makes a torch scheduler from the optimizer, see :class:`~pyro_ibvi.MuPOptim`;
             or ``"constant"``. By default ``"cosine"`` for numbers, from 1,000 steps of fit on.
         clip_norm: Largest Euclidean norm of the gradient.
@@ -129,6 +131,7 @@ class VariationalNetwork:
         optimizer: type[Optimizer] | None = None,
         lr: float | None = None,
         optim_args: Mapping[str, Any] | None = None,
+        family: Family | None = None,
         scheduler: MakeScheduler | Literal["constant"] | None = None,
         clip_norm: float | None = None,
         draws: int | Literal["batch", "datum"] | None = None,
@@ -152,8 +155,11 @@ class VariationalNetwork:
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args)
-        made = scheduler_for(likelihood, scheduler)
-        self.optim = MuPOptim(optimizer, args, self.guide, scheduler=made, clip_norm=clip_norm)
+        made: dict[str, Any] = {
+            "scheduler": scheduler_for(likelihood, scheduler),
+            "clip_norm": clip_norm,
+        }
+        self.optim = MuPOptim(optimizer, args, self.guide, family=family, **made)
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
@@ -199,24 +205,26 @@ class VariationalNetwork:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             draws = self._draws(_NUM_VALID_SAMPLES, None)
             options.setdefault("metrics", partial(validation_scores, **draws))
-        self.set_num_data(settled_num_data(num_data, batches, self.model.num_data_in))
+        num_data = settled_num_data(num_data, batches, self.model.num_data_in)
+        self.set_num_data(num_data, batches)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
         return self.history
 
-    def set_num_data(self, num_data: int) -> None:
+    def set_num_data(self, num_data: int, batches: Any = None) -> None:
         """Says how many data there are, for steps of one's own; :meth:`fit` counts them.
 
         Args:
             num_data: Number of training data, with which the default's noise on tables goes.
+            batches: A loader of them, where a datum has several rows of features, as of points.
 
         Raises:
             ValueError: If it is no positive whole number.
         """
         check_positive_int("num_data", num_data)
         self.model.num_data = int(num_data)
-        self._recipe.settle(self.guide, self.net, num_data)
+        self._recipe.settle(self.guide, self.model, num_data, batches)
 
     @named_arguments()
     def predict(
@@ -244,15 +252,9 @@ class VariationalNetwork:
             The prediction, see :class:`~pyro_ibvi.Prediction`.
         """
         check_parts(self)
-        return predict(
-            self.model,
-            self.guide,
-            x,
-            chunk_size=chunk_size,
-            batch_size=batch_size,
-            max_memory=max_memory,
-            **self._draws(num_samples, seed),
-        )
+        sizes: dict[str, Any] = {"chunk_size": chunk_size, "batch_size": batch_size}
+        draws = self._draws(num_samples, seed)
+        return predict(self.model, self.guide, x, max_memory=max_memory, **sizes, **draws)
 
     @named_arguments()
     def evaluate(
@@ -277,13 +279,9 @@ class VariationalNetwork:
             The scores by name, see :func:`~pyro_ibvi.evaluate`.
         """
         check_parts(self)
-        return evaluate(
-            self.model,
-            self.guide,
-            self._batches(data, y, 1000, shuffle=False),
-            foreign=foreign,
-            **self._draws(num_samples, seed),
-        )
+        batches = self._batches(data, y, 1000, shuffle=False)
+        draws = self._draws(num_samples, seed)
+        return evaluate(self.model, self.guide, batches, foreign=foreign, **draws)
 
     @named_arguments()
     def calibrate(

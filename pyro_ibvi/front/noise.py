@@ -5,17 +5,26 @@ network from learning single data by heart. Of few features each says what no ot
 what counts is a small difference of two, noise on them hides it. Many data for each feature cannot
 be learned by heart, and there noise is information lost: first that on the features, then that in
 the layers behind (page *Results*).
+
+What counts is the labels for each feature behind one of them. A layer over the points or the times
+of a datum reads its features as often as there are points: of a datum with one label they are as
+many features more, and with a label for each they are data.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from pyro_ibvi._util.inputs import as_call, to_device
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.front.batches import batch_at_hand
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
-from pyro_ibvi.models import RandomModule
+from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.mup.layers import NORM_LAYERS, owner_of
 
 #: Numbers of features up to which a layer that reads data bears no noise, and from which on it
@@ -74,19 +83,28 @@ def noise_on_features(
 
 
 @torch.no_grad()
-def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int) -> None:
+def settle_noise(
+    guide: AutoMuPNormal | AutoMuPMixture,
+    model: SupervisedModel,
+    num_data: int,
+    batches: Any = None,
+) -> None:
     """Sets a guide's relative noise by the number of data, where the network is one of tables.
 
     Args:
         guide: The guide, whose noise is held where it starts.
-        net: The random network.
+        model: The model.
         num_data: Number of training data.
+        batches: A loader or batches, which show how many rows of features a datum has; None for
+            one.
     """
+    net = model.net
     features = _features(net)
     if not features or not _is_of_tables(net.network):
         return
+    num_rows = _rows_for_labels(model, list(features), batch_at_hand(batches))
     # Several layers may read the same features or others: by the former there is less noise.
-    on_features, on_all = data_shares(num_data / max(features.values()))
+    on_features, on_all = data_shares(num_data * num_rows / max(features.values()))
     shares = dict.fromkeys(net.stochastic, on_all) | dict.fromkeys(features, on_features)
     by_site = {net.site_name(name): share for name, share in shares.items()}
     for component in guide.components:
@@ -95,6 +113,22 @@ def settle_noise(guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_d
                 continue
             for site in layer.sites:
                 component.factor(site.name).fill_(layer.covariance.std * by_site[site.name])
+
+
+def _rows_for_labels(model: SupervisedModel, names: list[str], batch: Any) -> float:
+    """How many rows of a table a datum is: with a label for each its rows, with one a part."""
+    layers = {owner_of(model.net.network, name)[0] for name in names}
+    shapes: list[torch.Size] = []
+    with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
+        args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
+        x, y = model.read(*args, **kwargs)
+        y = model.likelihood.as_target(y)
+        arguments = model.arguments_of(x)
+        model.net.runner.watch(layers, lambda _, out: shapes.append(out.shape), *arguments)
+        num_rows = max(shape[:-1].numel() for shape in shapes) / len(y)
+        places = {y.shape[1:stop].numel() for stop in range(2, y.dim() + 1)}
+        return num_rows if num_rows in places else 1 / num_rows
+    return 1.0
 
 
 def _features(net: RandomModule) -> dict[str, int]:

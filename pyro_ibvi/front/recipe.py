@@ -148,17 +148,22 @@ class Recipe:
         return self == RELATIVE
 
     def settle(
-        self, guide: AutoMuPNormal | AutoMuPMixture, net: RandomModule, num_data: int
+        self,
+        guide: AutoMuPNormal | AutoMuPMixture,
+        model: SupervisedModel,
+        num_data: int,
+        batches: Any,
     ) -> None:
         """Sets the noise by the number of data, where the user has chosen none.
 
         Args:
             guide: The guide.
-            net: The random network.
+            model: The model.
             num_data: Number of training data.
+            batches: Batches of them, or None.
         """
         if self.follows_data:
-            settle_noise(guide, net, num_data)
+            settle_noise(guide, model, num_data, batches)
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
         """More than one behind convolutions, where that costs little time and memory."""

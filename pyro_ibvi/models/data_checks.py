@@ -19,6 +19,7 @@ from pyro_ibvi.models.likelihoods import (
     Normal,
     Poisson,
 )
+from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import Masked
 
 #: Root mean squares of inputs, and of outputs beside the targets, that are of unscaled data. Where
@@ -31,7 +32,9 @@ _LARGE_TARGET = 20.0
 #: Operations, by torch's names, that make a number positive, and those that keep numbers as they
 #: are.
 _POSITIVE = frozenset({"Exp", "Softplus", "Relu"})
-_SHAPES = frozenset({"Alias", "Select", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ToCopy"})
+_SHAPES = frozenset(
+    {"Alias", "Select", "SplitWithSizes", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ToCopy"}
+)
 
 
 def batch_of(x: Any) -> Tensor:
@@ -141,9 +144,15 @@ def warn_of_first(
         y: Targets.
         output: What the network made of the inputs.
     """
-    _warn_of_probabilities(likelihood, network, output)
     _warn_of_size(x, y, output)
-    _warn_of_targets(likelihood, y, output)
+    if not isinstance(likelihood, MultiTask):
+        _warn_of_probabilities(likelihood, network, output)
+        _warn_of_targets(likelihood, y, output)
+        return
+    outputs, targets = likelihood.split(output), likelihood.split_target(y)
+    for name, task in likelihood.likelihoods.items():
+        _warn_of_probabilities(task, None, outputs[name])
+        _warn_of_targets(task, targets[name], outputs[name])
 
 
 def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
@@ -151,7 +160,7 @@ def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
 
     One that is trained already is near them.
     """
-    inner = likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+    inner = _unmasked(likelihood)
     if isinstance(inner, Poisson):
         _warn_of_counts(y, output)
     if not isinstance(inner, (Normal, HeteroscedasticNormal)):
@@ -176,7 +185,7 @@ def _warn_of_counts(y: Tensor, output: Tensor) -> None:
         warnings.warn(
             f"The counts are {mean:.3g} in the mean, and the rates that the network makes at its "
             f"start {made:.3g}, while its start and rates are meant for logarithms around 0: add "
-            f"that of the mean, output=lambda out: out + {math.log(mean):.3g}.",
+            f"that of the mean to these outputs, output=lambda out: out + {math.log(mean):.3g}.",
             UserWarning,
             stacklevel=2,
         )
@@ -209,6 +218,10 @@ def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
         )
 
 
+def _unmasked(likelihood: Likelihood) -> Likelihood:
+    return likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
+
+
 def _is_dense(leaf: Tensor) -> bool:
     is_strided = leaf.layout is torch.strided and not leaf.is_nested
     return is_strided and leaf.is_floating_point() and leaf.numel() > 0
@@ -223,28 +236,34 @@ def _last_operation(output: Tensor) -> str:
     step: Any = output.grad_fn
     while step is not None:
         name = str(step.name()).partition("Backward")[0]
-        if name not in _SHAPES:
+        if name not in _SHAPES and name != "Cat":
             return name
-        step = step.next_functions[0][0]
+        # Outputs of tasks are put side by side, and come out again in the same order.
+        place = output.output_nr if name == "Cat" else 0
+        step = step.next_functions[min(place, len(step.next_functions) - 1)][0]
     return ""
 
 
-def _warn_of_probabilities(likelihood: Likelihood, network: nn.Module, output: Tensor) -> None:
+def _warn_of_probabilities(
+    likelihood: Likelihood, network: nn.Module | None, output: Tensor
+) -> None:
     """Warns where a network gives probabilities, or rates, to a likelihood that takes others.
 
     Args:
         likelihood: The likelihood.
-        network: The network.
+        network: The network, None where other likelihoods have their part of it.
         output: What it made of a batch.
     """
     kind = None
+    likelihood = _unmasked(likelihood)
     if isinstance(likelihood, Categorical):
         dim = likelihood.class_dim_of(output, 1)
         total = output.detach().sum(dim)
         if bool((output >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
             kind = "Softmax"
     elif isinstance(likelihood, Bernoulli):
-        leaves = [module for module in network.modules() if not list(module.children())]
+        modules = [] if network is None else network.modules()
+        leaves = [module for module in modules if not list(module.children())]
         ends = leaves and isinstance(leaves[-1], nn.Sigmoid)
         kind = "Sigmoid" if ends or _last_operation(output) == "Sigmoid" else None
     elif isinstance(likelihood, Poisson) and _last_operation(output) in _POSITIVE:

@@ -190,9 +190,15 @@ class Categorical(Likelihood):
 
     def _check_shares(self, target: Tensor) -> None:
         """Checks that numbers in the output's shape are shares of the classes."""
-        if target.device.type != "cpu" or not bool(target.isfinite().all()):
-            return  # an accelerator would have to be waited for; NaN is told by what follows
         dim = self._dim(target.dim(), 1)
+        if target.device.type != "cpu":  # an accelerator would have to be waited for
+            return
+        if not bool(target.isfinite().all()):
+            raise DataError(
+                f"Shares of the classes hold NaN or infinite numbers, and one share cannot lack "
+                f"alone: write y = y.nan_to_num(0.0), y / y.sum({dim}, keepdim=True) where that "
+                f"is meant, and leave out data without any share."
+            )
         sums = target.sum(dim, dtype=torch.promote_types(target.dtype, torch.float32))
         if bool((target >= 0).all()) and bool(((sums - 1).abs() < _TOLERANCE).all()):
             return

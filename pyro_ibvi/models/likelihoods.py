@@ -77,6 +77,17 @@ class Likelihood(PyroModule):
         """
         return output
 
+    def by_task(self, target: Any) -> Any:
+        """Targets by the names of tasks, where the columns of a data frame have them.
+
+        Args:
+            target: Observed targets, as the user has them.
+
+        Returns:
+            A mapping, or the targets as they are.
+        """
+        return target
+
     def as_target(self, target: Any) -> Any:
         """Targets as one tensor, where the likelihood can tell.
 
@@ -108,8 +119,15 @@ class Likelihood(PyroModule):
 
         Returns:
             The mean and the variance, of the same shape.
+
+        Raises:
+            NotImplementedError: If the distribution has none.
         """
-        distribution = self.density(output, num_batch_dims)
+        law = distribution = self.density(output, num_batch_dims)
+        while isinstance(law, torch.distributions.Independent):
+            law = law.base_dist
+        if isinstance(law, torch.distributions.Categorical):  # which torch says are NaN
+            raise NotImplementedError
         return distribution.mean, distribution.variance
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
@@ -281,6 +299,13 @@ class Normal(Likelihood):
         return as_event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
 
+#: What to write of outputs and targets in the layout of convolutional networks.
+_IN_CHANNELS = (
+    " If dimension 1 holds means and scales, give SupervisedModel output=lambda out: "
+    "out.movedim(1, -1), and pass y.movedim(1, -1)."
+)
+
+
 class HeteroscedasticNormal(Likelihood):
     r"""Gaussian noise whose standard deviation the network predicts.
 
@@ -322,8 +347,16 @@ class HeteroscedasticNormal(Likelihood):
             raise DataError(
                 f"HeteroscedasticNormal needs an output whose last dimension holds a mean and a "
                 f"scale for each target, so an even number; got shape {tuple(output_shape)}."
+                + _IN_CHANNELS
+                * (len(output_shape) > 2 and not output_shape[1] % 2)
             )
         return torch.Size((*output_shape[:-1], output_shape[-1] // 2))
+
+    def _shape_hint(self, target: Tensor, output: Tensor) -> str:
+        batch_size, num_channels, *places = output.shape if output.dim() > 2 else (0, 0)
+        if target.shape == (batch_size, num_channels // 2, *places):
+            return _IN_CHANNELS
+        return super()._shape_hint(target, output)
 
 
 class Poisson(Likelihood):

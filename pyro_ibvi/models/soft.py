@@ -90,8 +90,26 @@ def as_observed(law: Any, value: Any) -> Any:
     Returns:
         The law.
     """
+    if value is not None and isinstance(law, Joint) and law.likelihood.holds_shares(value):
+        targets = law.likelihood.split_target(value)
+        laws = {name: as_observed(part, targets[name]) for name, part in law.laws.items()}
+        return Joint(law.likelihood, laws, law.dtype)
     is_shares = value is not None and isinstance(law, Labels) and law.is_soft(value)
     return Shares(law) if is_shares else law
+
+
+def observes_shares(law: Any) -> bool:
+    """Whether a law is one of shares of classes, or of tasks with such.
+
+    Args:
+        law: A law of what is observed.
+
+    Returns:
+        Whether it is.
+    """
+    if isinstance(law, Joint):
+        return any(map(observes_shares, law.laws.values()))
+    return isinstance(law, Shares)
 
 
 def mixed_law(likelihood: Likelihood, outputs: Tensor, value: Tensor) -> Any:

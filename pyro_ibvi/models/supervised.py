@@ -148,8 +148,9 @@ class SupervisedModel(PyroModule):
     def _as_tensors(self, data: Any, least: torch.dtype | None = None) -> Any:
         if data is None or isinstance(data, Tensor):  # as in most steps
             return data if data is None else known_numbers(data)
-        parameters = [p for _, p in self.net.runner.named_parameters() if p.is_floating_point()]
-        like = parameters[0] if parameters else torch.empty(0)
+        parameters = (p for _, p in self.net.runner.named_parameters() if p.is_floating_point())
+        like = next(parameters, torch.empty(0))
+        data = data if least is None else self.likelihood.by_task(data)
         dtype = like.dtype if least is None else torch.promote_types(like.dtype, least)
         return as_tensors(data, dtype, like.device)
 
@@ -340,8 +341,7 @@ class SupervisedModel(PyroModule):
         """
         x, y = self.read(*args, **kwargs)
         check_not_empty(x)
-        num_draw_dims = self.net.num_draw_dims(values)
-        return self.log_likelihood_of(self.run(values, x), x, y, num_draw_dims)
+        return self.log_likelihood_of(self.run(values, x), x, y, self.net.num_draw_dims(values))
 
     def log_likelihood_of(
         self, output: Tensor, x: Any, y: Any, num_draw_dims: int = 0

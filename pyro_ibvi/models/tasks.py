@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import side_by_side
-from pyro_ibvi.models.labels import Labels
+from pyro_ibvi.models.labels import Categorical, Labels
 from pyro_ibvi.models.likelihoods import Likelihood
 
 
@@ -26,7 +27,8 @@ class MultiTask(Likelihood):
     The network returns a mapping or a tuple with an output of shape ``(batch, width)`` for each
     task, or one tensor that holds them side by side; targets come as a mapping or a tuple, too,
     see ``target=`` of :class:`~pyro_ibvi.SupervisedModel`. Inside they are one tensor each, the
-    tasks side by side. A datum counts as one observation unless none of its targets is observed.
+    tasks side by side, with a column for the labels of a task, or for the share of each class. A
+    datum counts as one observation unless none of its targets is observed.
 
     Args:
         tasks: The likelihood of each task and the width of its output, by the task's name.
@@ -98,17 +100,63 @@ class MultiTask(Likelihood):
         Returns:
             The targets by task.
         """
-        parts = target.split([self._num_columns(name) or 1 for name in self.widths], dim=-1)
-        named = zip(self.widths, parts, strict=True)
-        return {name: part if self._num_columns(name) else part[..., 0] for name, part in named}
+        columns = self._columns(soft=self.holds_shares(target))
+        parts = target.split([max(1, number) for number in columns.values()], dim=-1)
+        named = zip(columns.items(), parts, strict=True)
+        return {name: part if number else part[..., 0] for (name, number), part in named}
+
+    def holds_shares(self, target: Tensor) -> bool:
+        """Whether targets side by side are shares of the classes where others have labels.
+
+        Args:
+            target: Targets side by side.
+
+        Returns:
+            Whether they are: those of all tasks of classes, or of none.
+        """
+        labels, shares = (_total(self._columns(soft=soft)) for soft in (False, True))
+        return labels != shares and target.shape[-1:] == (shares,)
 
     def as_tensor(self, output: Any) -> Any:
         """The outputs of the tasks side by side."""
         return self._joined("output", output, self.widths)
 
+    def by_task(self, target: Any) -> Any:
+        """Columns of a data frame by the tasks' names, in whatever order they are."""
+        if self.widths.keys() <= set(getattr(target, "columns", ())):
+            return {name: target[name] for name in self.widths}
+        return target
+
     def as_target(self, target: Any) -> Any:
         """The targets of the tasks side by side, as floating point numbers."""
-        return self._joined("target", target, {n: self._num_columns(n) for n in self.widths})
+        if isinstance(target, (tuple, list)) and len(target) == len(self.widths):
+            target = dict(zip(self.widths, target, strict=True))
+        is_named = isinstance(target, Mapping)
+        soft = is_named and any(self._is_share(n, target.get(n)) for n in self.widths)
+        if soft:
+            target = {name: self._as_share(name, part) for name, part in target.items()}
+        return self._joined("target", target, self._columns(soft=soft))
+
+    def _is_share(self, name: str, part: Any) -> bool:
+        """Whether targets of a task are shares of its classes."""
+        is_float = isinstance(part, Tensor) and part.is_floating_point()
+        of_classes = isinstance(self.likelihoods.get(name), Categorical)
+        return is_float and of_classes and part.shape == (len(part), self.widths[name])
+
+    def _as_share(self, name: str, part: Any) -> Any:
+        """Labels as shares of 1, to stand beside the shares of another task."""
+        likelihood = self.likelihoods.get(name)
+        if not isinstance(likelihood, Categorical) or self._is_share(name, part):
+            return part
+        labels = torch.as_tensor(part).reshape(-1)
+        likelihood.check_target(labels, labels.new_empty((len(labels), self.widths[name])))
+        if likelihood.ignore_index is not None and (labels == likelihood.ignore_index).any():
+            raise DataError(
+                f"The task {name!r} has labels that are missing beside a task whose targets are "
+                f"shares of classes, of which none can be: leave such data out, or pass labels to "
+                f"all tasks."
+            )
+        return one_hot(labels.long(), self.widths[name]).to(torch.get_default_dtype())
 
     def _joined(self, what: str, data: Any, widths: Mapping[str, int]) -> Any:
         if isinstance(data, Tensor):
@@ -128,14 +176,27 @@ class MultiTask(Likelihood):
             size = len(parts[0]) if parts else part.shape[:1].numel()
             expected = (size, width) if width else (size,)
             if part.shape != expected and (width > 1 or part.shape not in ((size,), (size, 1))):
+                is_one_hot = what == "target" and part.shape == (size, self.widths[name])
+                hint = " If the labels are one-hot, pass y.argmax(-1)." * (
+                    is_one_hot and not width
+                )
                 raise DataError(
                     f"The {what} of the task {name!r} has shape {tuple(part.shape)}, expected "
-                    f"{expected}."
+                    f"{expected}.{hint}"
                 )
             parts.append(part.reshape(size, max(1, width)))
         kinds = [part.dtype for part in parts if part.is_floating_point()]
         dtype = reduce(torch.promote_types, kinds) if kinds else torch.get_default_dtype()
         return side_by_side(parts, dtype)
+
+    def _columns(self, *, soft: bool) -> dict[str, int]:
+        """Number of targets of each task, where classes have shares or labels."""
+        return {
+            name: self.widths[name]
+            if soft and isinstance(likelihood, Categorical)
+            else self._num_columns(name)
+            for name, likelihood in self.likelihoods.items()
+        }
 
     def _num_columns(self, name: str) -> int:
         """Number of targets of a task beside the batch; 0 where it has one without a dimension."""
@@ -158,6 +219,21 @@ class MultiTask(Likelihood):
         }
         return Joint(self, laws, torch.promote_types(output.dtype, torch.float32))
 
+    def at_temperature(self, temperature: float) -> NoReturn:
+        """Refused: each task has a temperature of its own.
+
+        Args:
+            temperature: A temperature.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "Several tasks have no temperature in common: find each one's by "
+            "pyro_ibvi.prediction.fit_temperature(prediction['name'], y['name']).value, and ask "
+            "prediction['name'].at_temperature(value)."
+        )
+
     def target_shape(self, output_shape: torch.Size) -> torch.Size:
         """The batch and a column for each target."""
         total = sum(self.widths.values())
@@ -166,9 +242,7 @@ class MultiTask(Likelihood):
                 f"MultiTask with the widths {self.widths} needs an output of shape (batch, "
                 f"{total}), got {tuple(output_shape)}."
             )
-        return torch.Size(
-            (output_shape[0], sum(max(1, self._num_columns(name)) for name in self.widths))
-        )
+        return torch.Size((output_shape[0], _total(self._columns(soft=False))))
 
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Moments of the tasks side by side."""
@@ -181,19 +255,26 @@ class MultiTask(Likelihood):
 
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks each task's targets."""
-        super().check_target(target, output)
+        soft = self.holds_shares(target)
+        num_labels = self.target_shape(output.shape)[1]
+        super().check_target(target[:, :num_labels] if soft else target, output)
         outputs, targets = self.split(output), self.split_target(target)
         for name, likelihood in self.likelihoods.items():
-            part = targets[name]
-            if not likelihood.allows_missing and part.isnan().any():
+            part, of_classes = targets[name], isinstance(likelihood, Categorical)
+            if not likelihood.allows_missing and not of_classes and part.isnan().any():
                 raise DataError(
                     f"The target of the task {name!r} holds NaN: remove or impute such data, or "
                     f"write Masked(...) around its likelihood."
                 )
             is_whole = not bool((part != part.round()).any())
-            if likelihood.discrete and not likelihood.allows_missing and is_whole:
+            is_share = soft and of_classes
+            if likelihood.discrete and not likelihood.allows_missing and is_whole and not is_share:
                 part = part.long()
             likelihood.check_target(part, outputs[name])
+
+
+def _total(columns: Mapping[str, int]) -> int:
+    return sum(max(1, number) for number in columns.values())
 
 
 class Joint(TorchDistribution):
@@ -241,8 +322,9 @@ class Joint(TorchDistribution):
     def _targets(self, value: Tensor) -> dict[str, Tensor]:
         """The targets of each task, class labels as whole numbers again."""
         targets = self.likelihood.split_target(value)
+        soft = self.likelihood.holds_shares(value)
         return {
-            name: targets[name].long() if isinstance(law, Labels) else targets[name]
+            name: targets[name].long() if isinstance(law, Labels) and not soft else targets[name]
             for name, law in self.laws.items()
         }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,32 @@ def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
     """
     below = torch.special.gammaincc(y.floor().clamp(min=0) + 1, rates).mean(0)
     return torch.where(y >= 0, below, 0.0)
+
+
+def cdf_of(law: Any, y: Tensor) -> Tensor:
+    """Distribution function of any law, 0 below its support and 1 above.
+
+    There torch raises an error, or gives NaN or numbers beyond these.
+
+    Args:
+        law: A distribution of single numbers, which stops to check its values.
+        y: Where to evaluate.
+
+    Returns:
+        Probabilities.
+
+    Example:
+        >>> cdf_of(torch.distributions.Gamma(1.0, 1.0), torch.tensor([-1.0, 1e3]))
+        tensor([0., 1.])
+    """
+    inner = law
+    while inner is not None:
+        inner._validate_args = False
+        inner = getattr(inner, "base_dist", getattr(inner, "_component_distribution", None))
+    below: Tensor = law.cdf(y)
+    if below.isnan().any():
+        below = torch.where(below.isnan(), (y > law.mean).to(below), below)
+    return below.clamp(0, 1)
 
 
 def quantile_of(

@@ -92,7 +92,7 @@ class Prediction:
         Raises:
             TypeError: If they have the wrong type.
         """
-        y = as_tensors(y, self.outputs.dtype)
+        y = as_tensors(self.likelihood.by_task(y), self.outputs.dtype)
         if isinstance(y, Prediction):
             raise TypeError("The target is a Prediction: pass the prediction first, then y.")
         y = map_tensors(lambda part: part.to(self.outputs.device), y)
@@ -154,7 +154,7 @@ class Prediction:
             return torch.where(y >= 1, 1.0, below)
         try:
             law = elementwise(self.likelihood.density(self.outputs, 2))
-            cdf: Tensor = law.cdf(y.to(self.outputs.dtype)).mean(0)
+            cdf = marginals.cdf_of(law, y.to(self.outputs.dtype)).mean(0)
         except NotImplementedError as error:
             raise TypeError(
                 f"The distribution function of the {type(self.likelihood).__name__} likelihood is "

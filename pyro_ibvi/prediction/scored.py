@@ -63,6 +63,14 @@ class Scored:
             joined[field.name] = None if values[0] is None else torch.cat(values)
         return cls(**joined)
 
+    def cpu(self) -> Scored:
+        """The same numbers on the CPU."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.cpu()
+        return Scored(**moved)
+
     def summary(self, num_bins: int) -> dict[str, float]:
         """The scores that cost nothing more.
 

@@ -84,11 +84,13 @@ def scored_parts(prediction: Prediction, y: Any, *, ranked: bool = False) -> dic
     y = checked_targets(y)
     kind = kind_of(prediction.likelihood)
     if kind == "tasks":
-        target = prediction.likelihood.split_target(prediction.target(y))
+        y = prediction.target(y)
+        target, soft = prediction.likelihood.split_target(y), prediction.likelihood.holds_shares(y)
         found = {}
         for name, part in target.items():
             task = prediction[name]
-            part = part.long() if kind_of(task.likelihood) == "categorical" else part
+            is_label = kind_of(task.likelihood) == "categorical" and not soft
+            part = part.long() if is_label else part
             for inner, scored in scored_parts(task, part, ranked=ranked).items():
                 found[f"{name}/{inner}"] = scored
         return found
@@ -146,6 +148,27 @@ def join_parts(parts: Mapping[str, Sequence[Scored]]) -> dict[str, Scored]:
         The numbers.
     """
     return {task: Scored.join(found) for task, found in parts.items()}
+
+
+def of_all_processes(
+    parts: dict[tuple[int, str], list[Scored]],
+) -> dict[tuple[int, str], list[Scored]]:
+    """What all processes keep for their scores, on the CPU where there are several.
+
+    Args:
+        parts: What this process keeps, by loader and task.
+
+    Returns:
+        The same of all of them, alike in each.
+    """
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return parts
+    mine = {task: [scored.cpu() for scored in found] for task, found in parts.items()}
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, mine)
+    tasks = {task for found in everyone for task in found}
+    return {task: [s for found in everyone for s in found.get(task, [])] for task in sorted(tasks)}
 
 
 def summarize(parts: dict[str, Scored], num_bins: int) -> dict[str, float]:

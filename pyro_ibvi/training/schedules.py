@@ -60,7 +60,12 @@ def step_scheduler(optim: Any, history: History) -> None:
 
 
 def begin_epoch(
-    scheduler: Any, epoch: int, num_epochs: int | None, num_batches: float | None, accumulate: int
+    scheduler: Any,
+    epoch: int,
+    num_epochs: int | None,
+    num_batches: float | None,
+    accumulate: int,
+    max_steps: int = -1,
 ) -> None:
     """Tells a schedule that ends with training where it is.
 
@@ -70,10 +75,16 @@ def begin_epoch(
         num_epochs: Number of all; None, or one that is not positive, for no end.
         num_batches: Number of batches in an epoch, if it is known.
         accumulate: Number of batches in a step.
+        max_steps: Number of steps after which training ends at the latest; -1 for no such end.
     """
-    if isinstance(scheduler, CosineOverFit) and num_epochs is not None and num_epochs > 0:
-        num_steps = math.inf if num_batches is None else num_batches / accumulate
-        scheduler.begin(num_epochs, epoch, num_steps)
+    if not isinstance(scheduler, CosineOverFit):
+        return
+    num_steps = math.inf if num_batches is None else num_batches / accumulate
+    ends = [math.inf if num_epochs is None or num_epochs <= 0 else num_epochs]
+    if max_steps > 0 and math.isfinite(num_steps):
+        ends.append(math.ceil(max_steps / math.ceil(num_steps)))
+    if math.isfinite(min(ends)):
+        scheduler.begin(int(min(ends)), epoch, num_steps)
 
 
 def end_training(scheduler: Any) -> None:

@@ -1,5 +1,6 @@
 """What a network of one's own and data as they come give at the first try: a result or a word."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.models import Masked, MultiTask, Standardized
 
 X, LABELS = torch.randn(60, 4), torch.arange(60) % 3
 QUIET = {"num_epochs": 1, "progress": False, "batch_size": 20}
@@ -315,6 +317,7 @@ class Ending(nn.Module):
         (nn.functional.softplus, ibvi.Poisson(), "ends in Softplus, which gives rates"),
         (lambda out: 2 * out.sigmoid(), ibvi.Bernoulli(), None),
         (lambda out: out, ibvi.Poisson(), None),
+        (torch.sigmoid, Masked(ibvi.Bernoulli()), "are probabilities.* leave out the Sigmoid"),
     ],
 )
 def test_a_function_at_the_end_that_the_likelihood_has_itself_is_told(
@@ -328,13 +331,38 @@ def test_a_function_at_the_end_that_the_likelihood_has_itself_is_told(
         trained(Ending(end), likelihood, X, y, draws=draws)
 
 
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((torch.sigmoid, lambda out: out), "are probabilities.* leave out the Sigmoid"),
+        ((lambda out: out, torch.exp), "ends in Exp, which gives rates"),
+        ((lambda out: out, torch.sigmoid), None),
+    ],
+)
+def test_what_a_network_ends_in_is_told_of_each_task(ends, words):
+    class Ends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mark, self.count = nn.Linear(4, 1), nn.Linear(4, 1)
+            self.end = nn.Sigmoid()
+
+        def forward(self, x):
+            return ends[0](self.mark(x)), ends[1](self.count(x))
+
+    tasks = {"mark": (ibvi.Bernoulli(), 1), "count": (ibvi.Poisson(), 1)}
+    y = {"mark": (LABELS > 0).long(), "count": LABELS}
+    warning = pytest.warns(UserWarning, match=words) if words else contextlib.nullcontext()
+    with warning:
+        trained(Ends(), MultiTask(tasks), X, y)
+
+
 def test_a_grid_of_several_tasks_compares_the_sum_of_theirs():
     tasks = {"kind": (ibvi.Categorical(), 3), "size": (ibvi.Normal(0.5), 1)}
     y = {"kind": LABELS, "size": X[:, :1]}
     made = []
 
     def build(lr):
-        made.append(ibvi.VariationalNetwork(mlp(4), ibvi.models.MultiTask(tasks), lr=lr))
+        made.append(ibvi.VariationalNetwork(mlp(4), MultiTask(tasks), lr=lr))
         return made[-1]
 
     options = {"valid_loader": (X, y), "num_epochs": 1, "progress": False}
@@ -349,8 +377,11 @@ def test_targets_in_units_of_their_own_hear_of_standardizing():
     with pytest.warns(UserWarning, match=r"targets are of size .*Standardized\.of\(Normal\("):
         trained(mlp(1), ibvi.Normal(0.5), X, y)
     with pytest.warns(UserWarning, match=r"Standardized\.of\(HeteroscedasticNormal\("):
-        trained(mlp(2), ibvi.models.Masked(ibvi.HeteroscedasticNormal()), X, y)
-    trained(mlp(1), ibvi.models.Standardized.of(ibvi.Normal(0.5), y), X, y)
+        trained(mlp(2), Masked(ibvi.HeteroscedasticNormal()), X, y)
+    trained(mlp(1), Standardized.of(ibvi.Normal(0.5), y), X, y)
+    tasks = MultiTask({"kind": (ibvi.Categorical(), 3), "size": (ibvi.Normal(), 1)})
+    with pytest.warns(UserWarning, match=r"targets are of size .*Standardized\.of\(Normal\("):
+        trained(mlp(4), tasks, X, {"kind": LABELS, "size": y})
     near = nn.Sequential(nn.Linear(4, 1))
     with torch.no_grad():
         near[0].bias.fill_(5000.0)

@@ -332,3 +332,26 @@ def test_targets_keep_their_digits_in_a_network_of_few(kind):
         bnn.fit(*given, num_epochs=1, progress=False)
         scores.append(bnn.evaluate(*given, num_samples=5, seed=1))
     assert scores[0] == scores[1] == scores[2]
+
+
+def test_an_optimizer_of_ones_own_has_the_rates_of_its_family():
+    class Signs(torch.optim.Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(p.grad.sign(), alpha=-group["lr"])
+
+    def rates(**options):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
+        bnn = ibvi.VariationalNetwork(net, ibvi.Normal(0.5), lr=0.01, **options)
+        bnn.fit(torch.randn(8, 4), torch.randn(8, 1), num_epochs=1, progress=False)
+        return [group["lr"] for group in bnn.optim.make_torch()[0].param_groups]
+
+    with pytest.raises(ValueError, match='pass family="sgd" if it does, family="adam"'):
+        rates(optimizer=Signs)
+    assert rates(optimizer=Signs, family="adam") == rates(optimizer=torch.optim.Adam)

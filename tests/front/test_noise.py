@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import pyro_ibvi as ibvi
 
@@ -183,6 +184,52 @@ def test_networks_of_words_pixels_and_times_keep_theirs(make: Any) -> None:
     bnn.set_num_data(10**6)
     for name, scale in before.items():
         assert torch.equal(bnn.guide.scale(f"net.{name}"), scale)
+
+
+class OfPoints(nn.Module):
+    """Each point by itself, then what all of them have in common, or a label for each."""
+
+    def __init__(self, *, pools: bool = True) -> None:
+        super().__init__()
+        self.point, self.inner, self.out = nn.Linear(40, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.pools = pools
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.inner(self.point(x).relu()).relu()
+        return self.out(hidden.amax(1) if self.pools else hidden)
+
+
+def forms_of(x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[Any, ...]]:
+    data = TensorDataset(x, y)
+    rows = Subset(data, range(len(data)))  # whose rows are made as they are read
+    return {
+        "tensors": (x, y),
+        "data set": (rows,),
+        "loader": (DataLoader(rows, batch_size=50, shuffle=True),),
+        "batches": ([(x[:100], y[:100]), (x[100:], y[100:])],),
+    }
+
+
+@pytest.mark.parametrize("form", ["tensors", "data set", "loader", "batches"])
+@pytest.mark.parametrize("labels", ["one", "each", "shares"])
+def test_points_of_a_datum_are_features_of_its_label_or_data(form: str, labels: str) -> None:
+    """As a table that has the points beside one another, or below."""
+    num_data, num_points = 300, 100
+    x, y = torch.randn(num_data, num_points, 40), torch.randint(3, (num_data,))
+    if labels == "each":
+        y = torch.randint(3, (num_data, num_points))
+    if labels == "shares":
+        y = nn.functional.one_hot(y, 3).float()
+    bnn = ibvi.VariationalNetwork(OfPoints(pools=labels != "each"), ibvi.Categorical())
+    bnn.fit(*forms_of(x, y)[form], num_epochs=1, progress=False)
+    table = ibvi.VariationalNetwork(
+        table_network(40 if labels == "each" else 4000), bnn.likelihood
+    )
+    table.set_num_data(num_data * num_points if labels == "each" else num_data)
+    assert relative(bnn, "point.weight") == pytest.approx(relative(table, "0.weight"), rel=1e-5)
+    assert relative(bnn, "inner.weight") == pytest.approx(relative(table, "3.weight"), rel=1e-5)
+    bnn.set_num_data(300 * 100)  # of which nothing else is known
+    assert relative(bnn, "point.weight") == 0.0
 
 
 def test_numbers_have_the_papers_noise() -> None:

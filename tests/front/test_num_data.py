@@ -23,7 +23,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.front.batches import count_rows
+from pyro_ibvi.front.batches import batch_at_hand, count_rows
 from tests.layouts import Bags, Graphs, TimeFirst
 
 #: Roles are not the subject here.
@@ -147,3 +147,20 @@ def test_a_collate_function_that_makes_several_rows_of_a_datum_is_told():
         bnn.fit(loader, num_epochs=1, progress=False)
     bnn.fit(loader, num_epochs=1, progress=False, num_data=60)  # in silence
     assert bnn.model.num_data == 60
+
+
+def test_data_that_workers_read_are_not_read_before() -> None:
+    class Rows(Dataset[Any]):
+        read = 0
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, i: int) -> Any:
+            Rows.read += 1
+            return torch.ones(2), torch.ones(1)
+
+    assert batch_at_hand(DataLoader(Rows(), batch_size=5, num_workers=2)) is None
+    assert Rows.read == 0
+    x, _ = batch_at_hand(DataLoader(Rows(), batch_size=5, shuffle=True))
+    assert x.shape == (2, 2)

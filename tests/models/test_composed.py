@@ -12,9 +12,11 @@ from pyro.infer import SVI, Predictive
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.front.choices import describe, restore
 from pyro_ibvi.models import Masked, MultiTask, Standardized
 from pyro_ibvi.models.weighted import Weighted
+from pyro_ibvi.prediction import Prediction, fit_temperature
 
 NAN = math.nan
 
@@ -158,6 +160,30 @@ def test_tasks_come_from_batches_that_are_mappings():
     assert svi.step(**batch) > 0
 
 
+def test_columns_of_a_frame_are_tasks_by_their_names():
+    x = torch.randn(6, 3)
+    likelihood = MultiTask({"kind": (ibvi.Categorical(), 3), "mark": (ibvi.Categorical(), 3)})
+    y = {"kind": torch.arange(6) % 3, "mark": torch.arange(6) % 2}
+    frame = pd.DataFrame({name: part.numpy() for name, part in y.items()})
+    assert torch.equal(frame_target(likelihood, frame), likelihood.as_target(y))
+    found = []
+    for targets in (y, frame, frame[["mark", "kind"]].assign(other=1.5)):
+        torch.manual_seed(0)
+        bnn = ibvi.VariationalNetwork(nn.Linear(3, 6), likelihood)
+        history = bnn.fit(x, targets, num_epochs=1, valid_loader=(x, targets), progress=False)
+        torch.manual_seed(1)
+        step = bnn.svi.step(x, targets)
+        score = ibvi.score(bnn.predict(x, seed=0), targets)
+        found.append((history.train_loss, history.valid_loss, step, score))
+    assert found[0] == found[1] == found[2]
+    unnamed = frame.set_axis([0, 1], axis=1)
+    assert torch.equal(frame_target(likelihood, unnamed), likelihood.as_target(y))
+
+
+def frame_target(likelihood, frame):
+    return likelihood.as_target(as_tensors(likelihood.by_task(frame), torch.float32)).float()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_labels_beside_short_numbers_stay_what_they_are(dtype):
     """In bfloat16 1001 is 1000, in float16 70001 is infinite."""
@@ -290,3 +316,15 @@ def test_bad_parts():
     model, _ = make(nn.Linear(3, 1), ibvi.Normal())
     with pytest.raises(ValueError, match=r"left out by Masked"):
         model(torch.zeros(2, 3), torch.tensor([[0.0], [NAN]]))
+
+
+def test_tasks_have_a_temperature_each():
+    prediction = Prediction(torch.randn(4, 10, 6), tasks())
+    y = {"kind": torch.randint(5, (10,)), "age": torch.randn(10, 1)}
+    with pytest.raises(TypeError, match=r"fit_temperature\(prediction\['name'\], y\['name'\]\)"):
+        prediction.at_temperature(2.0)
+    with pytest.raises(TypeError, match="Several tasks"):
+        fit_temperature(prediction, y)
+    found = fit_temperature(prediction["kind"], y["kind"])
+    own = prediction["kind"].at_temperature(found.value)
+    assert ibvi.score(own, y["kind"])["nll"] == pytest.approx(found.nll, rel=1e-5)

@@ -135,6 +135,11 @@ BAD = [
     ),
     (HeteroscedasticNormal(), (6,), FLOATS, ValueError, r"so an even number; got shape \(6,\)"),
     (HeteroscedasticNormal(), (5, 2), FLOATS, ValueError, r"expects \(5, 1\)"),
+    *(
+        (HeteroscedasticNormal(), (5, 2, 3, width), torch.zeros(5, 1, 3, width), ValueError, moved)
+        for moved in (r"out\.movedim\(1, -1\), and pass y\.movedim\(1, -1\)",)
+        for width in (3, 4)
+    ),
     (
         Categorical(),
         (5, 3),

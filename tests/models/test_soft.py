@@ -128,7 +128,7 @@ def test_the_temperature_of_shares_is_that_of_a_scan():
         (torch.randn(5, 3) * 3, r"logits pass y\.softmax\(-1\)"),
         (torch.full((5, 3), 2.0), r"counts y / y\.sum\(-1, keepdim=True\)"),
         (torch.tensor([[1.0, 1.0, 0.0]] * 5), r"several may hold at once, write Bernoulli"),
-        (torch.full((5, 3), torch.nan), "The target holds nan"),
+        (torch.full((5, 3), torch.nan), r"nan_to_num\(0\.0\), y / y\.sum\(-1, keepdim=True\)"),
     ],
 )
 def test_what_are_no_shares_hears_what_to_write(y, match):
@@ -222,6 +222,81 @@ def test_tasks_have_weights_and_shares_of_their_own():
         Heads(), MultiTask(tasks), x, y, truth, ibvi.TraceExpectedLogLikelihood
     )
     torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("objective", [ibvi.TraceExpectedLogLikelihood, ByTraces])
+def test_shares_of_a_task_have_the_cross_entropy_of_torch_beside_labels_and_numbers(objective):
+    class Three(Heads):
+        def forward(self, x):
+            return {**super().forward(x), "age": self.body(x)[:, :1]}
+
+    torch.manual_seed(0)
+    x, shares, marks = torch.randn(6, 4), torch.rand(6, 3).softmax(-1), torch.randint(2, (6,))
+    options = {"weight": [1.0, 3.0], "label_smoothing": 0.1}
+    tasks = MultiTask(
+        {
+            "kind": (ibvi.Categorical(), 3),
+            "mark": (ibvi.Categorical(**options), 2),
+            "age": (Masked(ibvi.Normal(0.5)), 1),
+        }
+    )
+    age = torch.randn(6)
+    age[2] = torch.nan
+    seen = ~age.isnan()
+
+    def truth(out):
+        weight = torch.tensor(options["weight"])
+        mark = F.cross_entropy(
+            out["mark"], marks, weight=weight, label_smoothing=0.1, reduction="sum"
+        )
+        normal = torch.distributions.Normal(out["age"][:, 0], 0.5)
+        numbers = normal.log_prob(age.nan_to_num())[seen].sum()
+        return F.cross_entropy(out["kind"], shares) + (mark - numbers) / 6
+
+    for y in (
+        {"kind": shares, "mark": marks, "age": age},
+        (shares.numpy(), marks.numpy(), age.numpy()),
+        {"kind": shares, "mark": F.one_hot(marks).float(), "age": age},
+    ):
+        torch.testing.assert_close(*loss_and_truth(Three(), tasks, x, y, truth, objective))
+
+
+def test_shares_of_a_task_are_scored_as_they_are_alone():
+    torch.manual_seed(0)
+    x, shares, marks = torch.randn(6, 4), torch.rand(6, 3).softmax(-1), torch.randint(2, (6,))
+    tasks = MultiTask({"kind": (ibvi.Categorical(), 3), "mark": (ibvi.Categorical(), 2)})
+    bnn = ibvi.VariationalNetwork(Heads(), tasks)
+    y = {"kind": shares, "mark": marks}
+    bnn.fit([(x, y)], num_epochs=1, progress=False)
+    prediction = bnn.predict(x, seed=0)
+    found = bnn.evaluate([(x, y)], seed=0)
+    for name, target in y.items():
+        alone = ibvi.score(prediction[name], target)
+        assert {k: found[f"{name}/{k}"] for k in alone} == pytest.approx(alone, rel=1e-5)
+    with pytest.raises(ValueError, match=r"take the tasks one by one, prediction\['name'\]"):
+        prediction.log_prob(y)
+    for export in (ibvi.to_arviz, ibvi.log_predictive_density):
+        with pytest.raises(ValueError, match="shares of classes"):
+            export(bnn.model, bnn.guide, x, y, num_samples=3)
+
+
+@pytest.mark.parametrize(
+    ("y", "match"),
+    [
+        ({"kind": torch.rand(5, 3) + 1, "mark": torch.zeros(5).long()}, "with the sum 1"),
+        ({"kind": torch.full((5, 3), 1 / 3), "mark": -torch.ones(5).long()}, "that are missing"),
+        ({"kind": torch.full((5, 3), 1 / 3), "mark": 2 * torch.ones(5).long()}, "from 0 to 1"),
+        ({"kind": torch.full((5,), torch.nan), "mark": torch.zeros(5).long()}, "ignore_index=-1"),
+        (torch.zeros(5, 3), "target has shape"),
+        ({"kind": torch.eye(3).long()[[0] * 5], "mark": torch.zeros(5)}, r"y\.argmax\(-1\)"),
+    ],
+)
+def test_targets_of_tasks_that_are_no_shares_are_refused(y, match):
+    mark = ibvi.Categorical(ignore_index=-1)
+    tasks = MultiTask({"kind": (ibvi.Categorical(), 3), "mark": (mark, 2)})
+    bnn = ibvi.VariationalNetwork(Heads(), tasks)
+    with pytest.raises((ValueError, TypeError), match=match):
+        bnn.fit([(torch.randn(5, 4), y)], num_epochs=1, progress=False)
 
 
 def test_counts_of_a_task_are_whole_numbers():

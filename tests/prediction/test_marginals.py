@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -136,3 +137,36 @@ def test_questions_without_an_answer():
         mixture(ibvi.Poisson()).at_temperature(2.0)
     with pytest.raises(ValueError, match="A temperature must be positive and finite, got 0"):
         numbers.at_temperature(0.0)
+
+
+@pytest.mark.parametrize(
+    "kind", [dist.Gamma, dist.Exponential, dist.LogNormal, dist.HalfNormal], ids=str
+)
+def test_quantiles_of_a_users_law_are_those_of_many_draws(kind):
+    class Own(ibvi.models.Likelihood):
+        def forward(self, output, num_batch_dims=1):
+            law = kind(*(output.sigmoid(), output.sigmoid() + 1)[: len(kind.arg_constraints)])
+            return law.to_event(len(law.batch_shape) - num_batch_dims)
+
+    prediction = mixture(Own(), num_samples=2, shape=(1, 1))
+    law = prediction.likelihood(prediction.outputs, 2)
+    drawn = law.sample((100_000,)).flatten()
+    q = torch.tensor([0.01, 0.2, 0.9], dtype=torch.float64)
+    quantiles = prediction.quantile(q)
+    torch.testing.assert_close(prediction.cdf(quantiles[1]), torch.full_like(quantiles[1], 0.2))
+    shares = (drawn < quantiles.reshape(-1, 1)).double().mean(-1)
+    torch.testing.assert_close(shares, q, atol=0.005, rtol=0)
+    assert prediction.cdf(-1.0).item() == 0
+
+
+def test_labels_of_a_users_law_have_no_mean():
+    class Ordered(ibvi.models.Likelihood):
+        discrete = True
+
+        def forward(self, output, num_batch_dims=1):
+            return dist.OrderedLogistic(output, torch.tensor([-1.0, 1.0]))
+
+    prediction = Prediction(torch.zeros(2, 5), Ordered())
+    assert prediction.log_prob(torch.ones(5)).exp()[0].item() == pytest.approx(0.4621, abs=1e-4)
+    with pytest.raises(NotImplementedError, match=r"write Ordered\.moments\(output"):
+        ibvi.score(prediction, torch.ones(5))
