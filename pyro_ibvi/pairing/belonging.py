@@ -36,11 +36,30 @@ def check_pair(model: Any, guide: Any) -> None:
             f"The guide must be an object, got the class {guide.__name__}: write "
             f"{guide.__name__}(model)."
         )
+    check_distinct(model, guide)
     check_owner(model, guide)
 
 
+def check_distinct(model: Any, guide: Any) -> None:
+    """Checks that the model does not stand in the guide's place, too.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Raises:
+        TypeError: If they are one and the same.
+    """
+    if guide is model:
+        raise TypeError(
+            "The model itself was passed as its guide: write guide = AutoMuPNormal(model), or "
+            "pass the guide that was fitted. A model without latent variables has the guide "
+            "lambda *args, **kwargs: None."
+        )
+
+
 def check_order(model: Any, guide: Any) -> None:
-    """Checks that a guide does not stand in the model's place, nor the model in the guide's.
+    """Checks that a guide does not stand in the model's place, and the model in its.
 
     A guide of Pyro's may be the model of another one, which learns to be like it.
 
@@ -49,14 +68,8 @@ def check_order(model: Any, guide: Any) -> None:
         guide: The guide.
 
     Raises:
-        TypeError: If they are swapped, or one and the same.
+        TypeError: If they are swapped.
     """
-    if guide is model:
-        raise TypeError(
-            "The model itself was passed as its guide: write guide = AutoMuPNormal(model), or "
-            "pass the guide that was fitted. A model without latent variables has the guide "
-            "lambda *args, **kwargs: None."
-        )
     if _is_guide(model) and not _is_guide(guide):
         raise TypeError(
             f"The model comes first, and the guide second: got the guide {type(model).__name__} "
@@ -78,7 +91,7 @@ def check_owner(model: Any, guide: Any) -> None:
 
     Raises:
         ValueError: If the guide was made for another model.
-        TypeError: If they are swapped, or one and the same.
+        TypeError: If they are swapped.
     """
     check_order(model, guide)
     mine, own = owner_module(model), owner_module(model_of(guide))
@@ -116,6 +129,7 @@ def check_shown_pair(model: Any, guide: Any) -> None:
                 f"arviz.from_pyro(mcmc) in ArviZ 0.x, arviz.from_dict in any."
             )
     check_order(model, guide)
+    check_distinct(model, guide)
     owner = owner_module(model)
     if owner is not None and any(True for _ in owner.parameters()):
         check_owner(model, guide)
