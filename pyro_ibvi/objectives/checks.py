@@ -23,9 +23,12 @@ def reject_observed_guide_sites(traces: Traces) -> None:
     ]
     if observed:
         raise ValueError(
-            f"The guide draws {observed}, which the model observes: the guide was first called "
-            "without targets and took them for latent variables. Build the guide anew and call it "
-            "with the targets first, as in guide.initialize(x, y) or guide(x, y)."
+            f"The guide draws {observed}, which the model observes: it took them for latent "
+            "variables. If they are arguments of the model, the guide was first called without "
+            "targets: build it anew and call it with the targets first, as in "
+            "guide.initialize(x, y) or guide(x, y). If pyro.condition observes them, make the "
+            "guide of what is trained: model = pyro.condition(model, data=...); "
+            "guide = AutoMuPNormal(model)."
         )
 
 

@@ -20,6 +20,10 @@ from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
 
 #: Fewer latents with a datum of their own may be a model of a few data.
 _MIN_STATES = 3
+#: Base of the digits of a term's number.
+_BASE = 32
+#: A share of a gradient below which sums in another order may differ.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class _Data:
     min_dim: int = 1
 
 
-def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
+def latents_of_single_data(traces: Traces, names: Collection[str]) -> tuple[list[str], list[str]]:
     """The latents that move, or each of whose elements moves, the terms of one datum alone.
 
     Args:
@@ -46,7 +50,7 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
         names: Names of the latents that come into question.
 
     Returns:
-        Their names.
+        Their names, and those of matrices whose rows move one row of an observed matrix each.
     """
     values = {name: site["value"] for name, site in traces.guide_sites.items() if name in names}
     values = {n: v for n, v in values.items() if isinstance(v, Tensor) and v.requires_grad}
@@ -62,12 +66,19 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> list[str]:
         if values
         for each in _data_of(site, traces, enumerates=enumerates)
     ]
-    found = [name for name, value in values.items() if any(_is_of_single(d, value) for d in data)]
+    data = [each for each in data if each.terms.numel() > 1]  # a long loop has one term each
+    of_single = {
+        name: [each for each in data if _is_of_single(each, value)]
+        for name, value in values.items()
+    }
+    found = [name for name, own in of_single.items() if own]
+    rows = [name for name in found if all(each.min_dim > 1 for each in of_single[name])]
     terms = [
         (_over_draws(site, enumerates=enumerates), torch.as_tensor(site["value"]).numel())
         for site in observed
     ]
-    return found + _states(terms, {n: v for n, v in values.items() if n not in found})
+    found += _states(terms, {n: v for n, v in values.items() if n not in found})
+    return [name for name in found if name not in rows], rows
 
 
 def _sites(traces: Traces) -> Iterator[Site]:
@@ -87,30 +98,58 @@ def _states(terms: list[tuple[Tensor, int]], values: dict[str, Tensor]) -> list[
         Their names.
     """
     terms = [each for each in terms if each[0].numel() == 1 and each[0].requires_grad]
-    if len(terms) < _MIN_STATES:
+    if len(terms) < _MIN_STATES or not values:
         return []
-    total = torch.stack([term.sum() for term, _ in terms]).sum()
-    for i in (0, len(terms) // 2, len(terms) - 1):  # most models are told by these to be no loop
-        term = terms[i][0].sum()
-        if not _reaching(term, values) - _reaching(total - term, values):
-            return []
-    seen_by: dict[str, list[int]] = {name: [] for name in values}
-    for term, size in terms:
-        for name in _reaching(term.sum(), values):
-            seen_by[name].append(size)
-    private = {name: sizes[0] for name, sizes in seen_by.items() if len(sizes) == 1}
-    return [name for name, size in private.items() if values[name].numel() >= size]
+    owners = _only_terms([term.sum() for term, _ in terms], values)
+    if not {0, len(terms) // 2, len(terms) - 1} <= set(owners.values()):
+        return []  # as the last step of a walk alone reaches one datum
+    return [name for name, i in owners.items() if values[name].numel() >= terms[i][1]]
 
 
-def _reaching(term: Tensor, values: dict[str, Tensor]) -> set[str]:
-    """The latents that a term has a gradient with respect to."""
-    if not values:
-        return set()
+def _only_terms(terms: list[Tensor], values: dict[str, Tensor]) -> dict[str, int]:
+    """The number of the one term that has a gradient with respect to a latent.
+
+    A sum in which each term is multiplied by a power of two, a digit of its number, multiplies
+    the gradient of a latent by that power, to the last digit, if one term alone reaches it. So a
+    few gradients of sums tell the numbers, however many terms there are.
+
+    Args:
+        terms: The terms, of shape ().
+        values: The latents' values.
+
+    Returns:
+        The numbers by the latents' names, of those that one term reaches.
+    """
+    plain = _gradients(terms, [0] * len(terms), values)
+    reached = {name: gradient != 0 for name, gradient in plain.items()}
+    found = {name: 0 for name, where in reached.items() if where.any()}
+    place = 1
+    while place < len(terms):
+        digits = [i // place % _BASE for i in range(len(terms))]
+        for name, gradient in _gradients(terms, digits, values).items():
+            if name in found:
+                ratios = (gradient / plain[name])[reached[name]]
+                digit = ratios[0].log2().round()
+                if torch.allclose(ratios, digit.exp2().expand_as(ratios), rtol=_ROUNDING):
+                    found[name] += place * int(digit)
+                else:
+                    del found[name]
+        place *= _BASE
+    return found
+
+
+def _gradients(
+    terms: list[Tensor], powers: list[int], values: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The gradients of a sum of terms times powers of two, zero where there is none."""
+    factors = 2.0 ** torch.tensor(powers, dtype=terms[0].dtype, device=terms[0].device)
     gradients = torch.autograd.grad(
-        term, list(values.values()), retain_graph=True, allow_unused=True
+        terms, list(values.values()), list(factors), retain_graph=True, allow_unused=True
     )
-    pairs = zip(values, gradients, strict=True)
-    return {name for name, gradient in pairs if gradient is not None and gradient.any()}
+    return {
+        name: torch.zeros_like(value) if gradient is None else gradient
+        for (name, value), gradient in zip(values.items(), gradients, strict=True)
+    }
 
 
 def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]:

@@ -29,6 +29,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_ibvi.objectives.masks import batch_shape, real_scalar, without_masked_values
 from pyro_ibvi.objectives.sites import Site
+from pyro_ibvi.pairing.belonging import check_distinct
 
 
 def as_weight(name: str, value: float) -> float:
@@ -70,7 +71,11 @@ def run_traces(
 
     Returns:
         The model's trace and the guide's trace, with the subsample sites still in them.
+
+    Raises:
+        TypeError: If they are one and the same.
     """
+    check_distinct(model, guide)
     unwrapped = poutine.unwrap(guide)
     if isinstance(unwrapped, GuideMessenger):
         guide(*args, **kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class Verdict:
         params: Parameters that no term that is kept can move.
         users: Sites that are drawn given those latents or parameters.
         local: Latents that have one value per observation and lose their KL.
+        rows: Latents that have one row per row of an observed matrix and lose their KL.
         constant: Observed sites that a mean counts and nothing learned has a part in.
         drawn: Sites that are drawn from their prior in each step.
     """
@@ -45,13 +47,14 @@ class Verdict:
     params: tuple[str, ...]
     users: tuple[str, ...]
     local: tuple[str, ...]
+    rows: tuple[str, ...]
     constant: tuple[str, ...]
     drawn: tuple[str, ...]
 
     @property
     def names(self) -> set[str]:
         """Names of all that is wrong."""
-        learned = {*self.latents, *self.idle, *self.params, *self.local}
+        learned = {*self.latents, *self.idle, *self.params, *self.local, *self.rows}
         return learned | {*self.constant, *self.drawn}
 
     def __str__(self) -> str:
@@ -129,6 +132,14 @@ class Verdict:
                 f"Keep it with keep_kl={local!r}, or say that you mean it with "
                 "allow_local=True."
             )
+        if self.rows:
+            rows = _as_patterns(self.rows)
+            yield (
+                f"Each row of the latent sites {rows} reaches one row of an observed matrix. If "
+                "the rows are data, as in a factor model, it fits its own datum without its KL: "
+                f"keep it with keep_kl={rows!r}. If they are groups of several data, as in a "
+                "panel, say so by plates, of groups and of data in them, or by allow_local=True."
+            )
 
 
 def _as_patterns(names: Collection[str]) -> list[str]:
@@ -162,9 +173,11 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
     latents = [name for name in unmoved if name not in idle]
     params = _unmoved_parameters(traces, kept, idle)
     local = [] if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    rows: list[str] = []
     if not (allow_local or kept.is_hidden):
         others = dropped - {*local, *unmoved}
-        local += latents_of_single_data(traces, others)
+        single, rows = latents_of_single_data(traces, others)
+        local += single
     missing = tuple(name for name in idle if is_missing(name, traces.model_sites))
     return Verdict(
         tuple(latents),
@@ -174,6 +187,7 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
         tuple(params),
         tuple(_users_of(latents, params, traces)),
         tuple(name for name in local if name not in unmoved),
+        tuple(rows),
         tuple(_constant_sites(traces)) if reduction == "mean" else (),
         tuple(_drawn(traces)),
     )
@@ -209,10 +223,11 @@ def _unmoved_latents(traces: Traces, kept: Reachable) -> list[str]:
         and site["value"].requires_grad
     }
     leaves = {name: Reachable([value]).leaves for name, value in drawn.items()}
+    counts = Counter(leaf for own in leaves.values() for leaf in own)
     unmoved = []
     for name, value in drawn.items():
-        others = set().union(*(own for other, own in leaves.items() if other != name))
-        if value not in kept and not (leaves[name] - others) & kept.leaves:
+        own = {leaf for leaf in leaves[name] if counts[leaf] == 1}
+        if value not in kept and not own & kept.leaves:
             unmoved.append(name)
     return unmoved
 

@@ -36,9 +36,26 @@ def check_pair(model: Any, guide: Any) -> None:
             f"The guide must be an object, got the class {guide.__name__}: write "
             f"{guide.__name__}(model)."
         )
-    if guide is model:
-        raise TypeError("The model itself was passed as its guide: write AutoMuPNormal(model).")
+    check_distinct(model, guide)
     check_owner(model, guide)
+
+
+def check_distinct(model: Any, guide: Any) -> None:
+    """Checks that the model does not stand in the guide's place, too.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Raises:
+        TypeError: If they are one and the same.
+    """
+    if guide is model:
+        raise TypeError(
+            "The model itself was passed as its guide: write guide = AutoMuPNormal(model), or "
+            "pass the guide that was fitted. A model without latent variables has the guide "
+            "lambda *args, **kwargs: None."
+        )
 
 
 def check_order(model: Any, guide: Any) -> None:
@@ -112,10 +129,7 @@ def check_shown_pair(model: Any, guide: Any) -> None:
                 f"arviz.from_pyro(mcmc) in ArviZ 0.x, arviz.from_dict in any."
             )
     check_order(model, guide)
-    if guide is model:
-        raise TypeError(
-            "The model itself was passed as its guide: pass the guide that was fitted."
-        )
+    check_distinct(model, guide)
     owner = owner_module(model)
     if owner is not None and any(True for _ in owner.parameters()):
         check_owner(model, guide)

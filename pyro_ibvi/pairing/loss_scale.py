@@ -6,11 +6,12 @@ loss per datum are too large for a sum over data by the number of data.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi.pairing.past import note_learning
@@ -79,3 +80,16 @@ def noted_scale(guide: Any) -> LossScale | None:
     own = set(owner.parameters())
     found = (scale for other, scale in _scales.items() if not own.isdisjoint(other.parameters()))
     return next(found, None)
+
+
+def noted_guides(params: Collection[Tensor]) -> Iterator[nn.Module]:
+    """The guides of which an objective added gradients to some parameters.
+
+    Args:
+        params: The parameters.
+
+    Yields:
+        The guides.
+    """
+    params = set(params)
+    yield from (own for own in list(_scales) if not params.isdisjoint(own.parameters()))

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.pairing.belonging import check_part
-from pyro_ibvi.pairing.loss_scale import LossScale
+from pyro_ibvi.pairing.loss_scale import LossScale, noted_guides
 from pyro_ibvi.training.families import check_arguments
 from pyro_ibvi.training.muon import MuonWithAdamW, check_muon
-from pyro_ibvi.training.param_groups import HasRates
+from pyro_ibvi.training.param_groups import HasRates, collect_rates
 
 #: A global rate of SGD on a mean, over one minus the momentum, that no network learns at: ten
 #: times the default, and where the measured ones have long lost what they had learned.
@@ -82,15 +82,16 @@ def check_guide(guide: Any) -> None:
         )
 
 
-def check_takes_part(guide: Any, params: list[Tensor]) -> None:
-    """Refuses a guide that has no part in the step that is to be taken.
+def check_takes_part(guide: Any, params: list[Tensor], family: Family) -> None:
+    """Refuses a guide that has no part in the step that is to be taken, or not the whole.
 
     Args:
         guide: The optimizer's guide.
         params: The parameters of the step.
+        family: How the optimizer scales its updates.
 
     Raises:
-        ValueError: If none of them is the guide's.
+        ValueError: If none of them is the guide's, or another guide knows rates of them.
     """
     own = guide.parameters() if params and isinstance(guide, nn.Module) else ()
     trained = {p for p in own if p.requires_grad}
@@ -100,6 +101,16 @@ def check_takes_part(guide: Any, params: list[Tensor]) -> None:
             "it is the guide of another model: write MuPOptim(..., guide) and SVI(model, guide, "
             "...) with the same guide."
         )
+    known = collect_rates(guide, family)
+    for other in noted_guides(params):
+        rated = collect_rates(other, family).keys() & set(other.parameters()) & set(params)
+        if not rated <= known.keys():
+            what = getattr(guide, "__name__", type(guide).__name__)
+            raise ValueError(
+                f"MuPOptim was given {what}, which does not know the learning rates of the guide "
+                f"that is trained, the {type(other).__name__}: write MuPOptim(..., guide) and "
+                f"SVI(model, guide, ...) with the same guide."
+            )
 
 
 def warn_of_rate(optim_args: dict[str, Any], family: Family, scale: LossScale) -> bool:

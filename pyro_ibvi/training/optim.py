@@ -257,7 +257,7 @@ class MuPOptim(PyroOptim):
 
     def _begin(self, params: list[Tensor]) -> None:
         """Checks, at the first step, that it is one of this guide and of a loss for its rates."""
-        check_takes_part(self.guide, params)
+        check_takes_part(self.guide, params, self.family)
         scale = noted_scale(self.guide)
         if scale is not None:
             self.warn_of_scale(scale)

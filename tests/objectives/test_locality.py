@@ -85,13 +85,38 @@ LOCAL = {
     "several numbers each": shifted(several),
     "a plate of its own": shifted(other_plate),
     "data without a plate": shifted(event, to_event=1),
-    "rows of a matrix": matrix,
     "every number of a matrix": every_number,
     "some rows of an event": some_rows(event),
     "some rows of a matrix": some_rows(vectors),
     "some rows of a plate": some_rows(other_plate),
     "rows that the model chose": some_rows(vectors, [7, 2, 3, 9]),
 }
+
+
+def panel(*, plates):
+    """Effects of each unit on several variables, which few of its data share."""
+    x, y = torch.randn(N, 5, 3), torch.randn(N, 5)
+
+    def with_plates():
+        with pyro.plate("units", N, dim=-2):
+            effects = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with pyro.plate("times", 5, dim=-1):
+                pyro.sample("y", dist.Normal((x * effects).sum(-1), 0.1), obs=y)
+
+    def model():
+        effects = pyro.sample("z", dist.Normal(torch.zeros(N, 3), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal((x * effects[:, None]).sum(-1), 0.1).to_event(2), obs=y)
+
+    return with_plates if plates else model
+
+
+@pytest.mark.parametrize("model", [matrix, panel(plates=False)])
+def test_rows_of_a_matrix_may_be_data_or_groups(model):
+    (said,) = messages(model)
+    assert said.startswith("Each row of the latent sites ['z'] reaches one row of an observed")
+    assert "by plates, of groups and of data in them" in said
+    assert messages(model, keep_kl=["z"]) == []
+    assert messages(model, allow_local=True) == []
 
 
 def weighed():
@@ -122,6 +147,7 @@ SHARED = {
     "effects of groups": effects(design=False),
     "a network as wide as data are many": effects(design=True),
     "weights, some rows": some_rows(weighed),
+    "effects of units in plates": panel(plates=True),
 }
 
 
@@ -181,6 +207,25 @@ def switching(*, local):
             pyro.sample(f"y_{t}", dist.Normal(mean[k] + noise, 0.1), obs=torch.tensor(t / 9))
 
     return model
+
+
+@pytest.mark.parametrize("num_steps", [4, 40])
+def test_states_are_told_by_few_gradients(num_steps, monkeypatch):
+    """Among latents that several terms see; 40 is more than one digit of a number can tell."""
+
+    def model():
+        noise = [pyro.sample(f"e_{t}", dist.Normal(0.0, 1.0)) for t in range(num_steps)]
+        for t in range(num_steps):
+            z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+            mean = z + noise[t] - noise[(3 * t + 1) % num_steps]
+            pyro.sample(f"y_{t}", dist.Normal(mean, 0.1), obs=torch.tensor(t / 9))
+
+    calls, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(a) or grad(*a, **k))
+    (said,) = messages(model)
+    names = ["z_*"] if num_steps > 4 else [f"z_{t}" for t in range(num_steps)]
+    assert said.startswith(f"Each of the latent sites {names} has one value")
+    assert len(calls) <= 3
 
 
 @pytest.mark.parametrize("local", [False, True])

@@ -43,6 +43,19 @@ def test_a_guide_built_without_targets():
     )
 
 
+def test_a_guide_of_the_model_before_it_was_conditioned():
+    def model():
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(X)):
+            pyro.sample("y", dist.Normal(w * X, 1.0))
+
+    conditioned = pyro.condition(model, data={"y": X})
+    remedy = r"guide of what is trained: model = pyro\.condition\(model, data=\.\.\.\)"
+    with pytest.raises(ValueError, match=remedy):
+        TraceExpectedLogLikelihood().loss(conditioned, AutoNormal(model))
+    assert TraceExpectedLogLikelihood().loss(conditioned, AutoNormal(conditioned)) > 0
+
+
 def test_a_model_without_observations():
     guide = AutoNormal(poutine.block(line, hide=["y"]))
     mean = TraceExpectedLogLikelihood(reduction="mean", kl_weight=0.5)

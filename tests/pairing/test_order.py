@@ -46,7 +46,7 @@ def test_swapped(name, make):
         TAKE_BOTH[name](guide, model)
 
 
-@pytest.mark.parametrize("name", ["explain", "to_arviz", "log_predictive_density"])
+@pytest.mark.parametrize("name", TAKE_BOTH)
 def test_the_model_as_its_own_guide(name):
     with pytest.raises(TypeError, match="model itself was passed as its guide"):
         TAKE_BOTH[name](model, model)

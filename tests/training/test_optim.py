@@ -362,6 +362,10 @@ def test_mistaken_optimizers_and_guides():
     with pytest.raises(ValueError, match="it is the guide of another model"):
         SVI(model, guide, optim, loss).step(X, Y)
     assert SVI(other_model, other_guide, optim, loss).step(X, Y) > 0
+    # A function tells nothing of what it is; what is trained does.
+    optim = MuPOptim(torch.optim.SGD, {"lr": 0.1}, lambda x, y=None: model(x, y))
+    with pytest.raises(ValueError, match=r"given <lambda>, which does not know the learning rat"):
+        SVI(model, guide, optim, loss).step(X, Y)
     with pytest.raises(TypeError, match=r"must be 'cosine', which .* got 'linear'"):
         MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, scheduler="linear")
 
