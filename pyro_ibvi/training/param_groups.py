@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Container, Iterator, Mapping
@@ -165,6 +166,10 @@ def collect_rates(guide: Any, family: Family) -> dict[Tensor, tuple[str, Rate]]:
 
 def _parts_with_rates(guide: Any) -> list[HasRates]:
     if not isinstance(guide, nn.Module):
+        if inspect.isfunction(guide):  # which may call guides that it finds by their names
+            names = inspect.getclosurevars(guide)
+            values = (*names.nonlocals.values(), *names.globals.values())
+            return [part for value in values for part in _found(value)]
         inner = getattr(guide, "__self__", None) or getattr(guide, "func", None)
         return [] if inner is None or inner is guide else _found(inner)
     return _found(guide)

@@ -94,6 +94,24 @@ def test_guides_of_parts_functions_and_handlers_pass():
         assert ibvi.fit(svi, [X[:, 0]], 1, progress=False).num_epochs == 1
 
 
+def test_a_function_that_calls_a_guide_has_its_rates():
+    svi = make_svi()
+    guide = svi.guide
+    x, y = next(iter(make_loader()))
+
+    def calls(x, y=None):
+        return guide(x, y)
+
+    optims = [ibvi.MuPOptim(torch.optim.SGD, {"lr": 1e-3}, g) for g in (guide, calls)]
+    SVI(svi.model, calls, optims[1], svi.loss.__self__).step(x, y)
+    its, found = [
+        {p: group["lr"] for group in optim.optimizer.param_groups for p in group["params"]}
+        for optim in optims
+    ]
+    assert its == found
+    assert len(set(its.values())) > 1
+
+
 def len_of(model, guide, loader):
     return len(loader)
 
