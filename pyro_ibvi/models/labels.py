@@ -196,8 +196,8 @@ class Categorical(Likelihood):
         if not bool(target.isfinite().all()):
             raise DataError(
                 f"Shares of the classes hold NaN or infinite numbers, and one share cannot lack "
-                f"alone: write y = y.nan_to_num(0.0), y / y.sum({dim}, keepdim=True) where that "
-                f"is meant, and leave out data without any share."
+                f"alone: write y = y.nan_to_num(0.0) and then y = y / y.sum({dim}, keepdim=True) "
+                f"where that is meant, and leave out data without any share."
             )
         sums = target.sum(dim, dtype=torch.promote_types(target.dtype, torch.float32))
         if bool((target >= 0).all()) and bool(((sums - 1).abs() < _TOLERANCE).all()):

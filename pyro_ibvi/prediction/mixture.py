@@ -255,8 +255,11 @@ class Prediction:
         return Prediction(outputs, self.likelihood.likelihoods[task])
 
     def __repr__(self) -> str:
-        shape = tuple(self.mean.shape)
-        return f"Prediction(num_samples={self.num_samples}, mean of shape {shape})"
+        try:
+            what, shape = "mean", tuple(self.mean.shape)
+        except NotImplementedError:  # labels by a law of one's own
+            what, shape = "outputs", tuple(self.outputs.shape)
+        return f"Prediction(num_samples={self.num_samples}, {what} of shape {shape})"
 
     def _kind(self, what: str) -> str:
         kind = kind_of(self.likelihood)

@@ -168,7 +168,12 @@ def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Sc
     y = prediction.target(y)
     log_probs, weights = mixture_log_probs(prediction.outputs, prediction.likelihood, y)
     seen = ~y.isnan()
-    errors = (prediction.mean - y)[seen]
+    try:
+        mean, stddev = prediction.mean, prediction.stddev
+    except NotImplementedError:  # labels by a law of one's own, whose density is scored alone
+        kind: dict[str, Any] = {"dtype": log_probs.dtype, "device": log_probs.device}
+        mean = stddev = torch.full(y.shape, math.nan, **kind)
+    errors = (mean - y)[seen]
     filled = torch.where(seen, y, 0.0)
     covered, crps = _covered(prediction, filled), None
     if ranked and kind_of(prediction.likelihood) == "normal":
@@ -177,7 +182,7 @@ def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Sc
         log_probs,
         weights,
         loss=errors.square(),
-        uncertainty=prediction.stddev[seen],
+        uncertainty=stddev[seen],
         errors=errors,
         covered=None if covered is None else covered[seen],
         ranked=crps,

@@ -38,17 +38,22 @@ class Progress:
         length = num_batches(loader)
         self._num_steps = None if length is None else -(-length // accumulate)
         total = None if self._num_steps is None else num_epochs * self._num_steps
-        self._bar = tqdm(
-            total=total,
-            desc=self._describe(first),
-            initial=first * (self._num_steps or 0),
-            unit="step",
-            disable=True if hidden else None,
-        )
+        # A hidden bar of tqdm takes its lock, too, which forked processes share: whichever is
+        # killed while it holds it stops all others.
+        self._bar = None
+        if not hidden:
+            self._bar = tqdm(
+                total=total,
+                desc=self._describe(first),
+                initial=first * (self._num_steps or 0),
+                unit="step",
+                disable=None,
+            )
 
     def step(self) -> None:
         """Counts a step."""
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
 
     def end_epoch(self, history: History) -> None:
         """Shows what the epoch gave.
@@ -56,7 +61,7 @@ class Progress:
         Args:
             history: The history.
         """
-        if self._bar.disable:
+        if self._bar is None or self._bar.disable:
             return
         if self._bar.total is None:
             self._bar.total = self._num_epochs * self._bar.n
@@ -67,7 +72,8 @@ class Progress:
 
     def close(self) -> None:
         """Leaves the bar as it is."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _describe(self, done: int) -> str:
         return f"{self._title}, epoch {min(done + 1, self._num_epochs)}/{self._num_epochs}"

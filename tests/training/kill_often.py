@@ -10,12 +10,10 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from tests.training.killable import differences, make_loader, make_svi, summary, train
 
@@ -44,8 +42,6 @@ def run(checkpoint, result):
 def started(checkpoint, result):
     process = os.fork()
     if process == 0:
-        # Not the lock that forked processes share: whoever is killed while it holds it stops all.
-        tqdm.set_lock(threading.RLock())
         run(checkpoint, result)
         os._exit(0)
     return process
