@@ -168,5 +168,8 @@ def test_labels_of_a_users_law_have_no_mean():
 
     prediction = Prediction(torch.zeros(2, 5), Ordered())
     assert prediction.log_prob(torch.ones(5)).exp()[0].item() == pytest.approx(0.4621, abs=1e-4)
+    scores = ibvi.score(prediction, torch.ones(5))
+    assert scores["nll"] == pytest.approx(-math.log(0.4621), abs=1e-4)
+    assert repr(prediction) == "Prediction(num_samples=2, outputs of shape (2, 5))"
     with pytest.raises(NotImplementedError, match=r"write Ordered\.moments\(output"):
-        ibvi.score(prediction, torch.ones(5))
+        _ = prediction.mean
