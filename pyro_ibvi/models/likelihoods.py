@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import checked_scale, checked_temperature
+from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.parameters import full_name, read_parameter
@@ -123,10 +124,9 @@ class Likelihood(PyroModule):
         Raises:
             NotImplementedError: If the distribution has none.
         """
-        law = distribution = self.density(output, num_batch_dims)
-        while isinstance(law, torch.distributions.Independent):
-            law = law.base_dist
-        if isinstance(law, torch.distributions.Categorical):  # which torch says are NaN
+        distribution = self.density(output, num_batch_dims)
+        # Of labels torch says that they are NaN.
+        if isinstance(per_element(distribution), torch.distributions.Categorical):
             raise NotImplementedError
         return distribution.mean, distribution.variance
 

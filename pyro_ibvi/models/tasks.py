@@ -69,6 +69,8 @@ class MultiTask(Likelihood):
         # A PyroModule, so that parameters have their task's name.
         self.tasks = PyroModule[nn.ModuleDict](likelihoods)
         self.widths = {name: width for name, (_, width) in tasks.items()}
+        # Each step asks for them several times.
+        self._columns = {soft: self._columns_of(soft=soft) for soft in (False, True)}
 
     def arguments(self) -> dict[str, Any]:
         """The likelihoods and widths of the tasks."""
@@ -100,7 +102,7 @@ class MultiTask(Likelihood):
         Returns:
             The targets by task.
         """
-        columns = self._columns(soft=self.holds_shares(target))
+        columns = self._columns[self.holds_shares(target)]
         parts = target.split([max(1, number) for number in columns.values()], dim=-1)
         named = zip(columns.items(), parts, strict=True)
         return {name: part if number else part[..., 0] for (name, number), part in named}
@@ -114,7 +116,7 @@ class MultiTask(Likelihood):
         Returns:
             Whether they are: those of all tasks of classes, or of none.
         """
-        labels, shares = (_total(self._columns(soft=soft)) for soft in (False, True))
+        labels, shares = map(_total, self._columns.values())
         return labels != shares and target.shape[-1:] == (shares,)
 
     def as_tensor(self, output: Any) -> Any:
@@ -135,7 +137,7 @@ class MultiTask(Likelihood):
         soft = is_named and any(self._is_share(n, target.get(n)) for n in self.widths)
         if soft:
             target = {name: self._as_share(name, part) for name, part in target.items()}
-        return self._joined("target", target, self._columns(soft=soft))
+        return self._joined("target", target, self._columns[soft])
 
     def _is_share(self, name: str, part: Any) -> bool:
         """Whether targets of a task are shares of its classes."""
@@ -146,9 +148,12 @@ class MultiTask(Likelihood):
     def _as_share(self, name: str, part: Any) -> Any:
         """Labels as shares of 1, to stand beside the shares of another task."""
         likelihood = self.likelihoods.get(name)
-        if not isinstance(likelihood, Categorical) or self._is_share(name, part):
+        if not isinstance(likelihood, Categorical):
             return part
-        labels = torch.as_tensor(part).reshape(-1)
+        labels = torch.as_tensor(part)
+        if labels.shape[1:] == (self.widths[name],):  # whole numbers are shares, too: one-hot
+            return part
+        labels = labels.reshape(-1)
         likelihood.check_target(labels, labels.new_empty((len(labels), self.widths[name])))
         if likelihood.ignore_index is not None and (labels == likelihood.ignore_index).any():
             raise DataError(
@@ -189,7 +194,7 @@ class MultiTask(Likelihood):
         dtype = reduce(torch.promote_types, kinds) if kinds else torch.get_default_dtype()
         return side_by_side(parts, dtype)
 
-    def _columns(self, *, soft: bool) -> dict[str, int]:
+    def _columns_of(self, *, soft: bool) -> dict[str, int]:
         """Number of targets of each task, where classes have shares or labels."""
         return {
             name: self.widths[name]
@@ -242,7 +247,7 @@ class MultiTask(Likelihood):
                 f"MultiTask with the widths {self.widths} needs an output of shape (batch, "
                 f"{total}), got {tuple(output_shape)}."
             )
-        return torch.Size((output_shape[0], _total(self._columns(soft=False))))
+        return torch.Size((output_shape[0], _total(self._columns[False])))
 
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Moments of the tasks side by side."""

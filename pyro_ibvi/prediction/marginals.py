@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily, TransformedDistribution
 
 #: Steps that halve the bracket of a quantile: to the last digit in double precision.
 _NUM_BISECTIONS = 60
@@ -62,7 +63,8 @@ def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
 def cdf_of(law: Any, y: Tensor) -> Tensor:
     """Distribution function of any law, 0 below its support and 1 above.
 
-    There torch raises an error, or gives NaN or numbers beyond these.
+    There torch raises an error, or gives NaN or numbers beyond these; of mixtures and transformed
+    laws what is inside does.
 
     Args:
         law: A distribution of single numbers, which stops to check its values.
@@ -75,14 +77,27 @@ def cdf_of(law: Any, y: Tensor) -> Tensor:
         >>> cdf_of(torch.distributions.Gamma(1.0, 1.0), torch.tensor([-1.0, 1e3]))
         tensor([0., 1.])
     """
-    inner = law
-    while inner is not None:
-        inner._validate_args = False
-        inner = getattr(inner, "base_dist", getattr(inner, "_component_distribution", None))
-    below: Tensor = law.cdf(y)
-    if below.isnan().any():
-        below = torch.where(below.isnan(), (y > law.mean).to(below), below)
-    return below.clamp(0, 1)
+    if isinstance(law, MixtureSameFamily):
+        below = cdf_of(law.component_distribution, y.unsqueeze(-1))
+        return (below * law.mixture_distribution.probs).sum(-1)
+    if type(law).cdf is TransformedDistribution.cdf:
+        sign = 1
+        for transform in reversed(law.transforms):
+            y = transform.inv(y.clamp(*_bounds(transform.codomain, y)))
+            sign = sign * transform.sign
+        below = cdf_of(law.base_dist, y)
+        return torch.where(torch.as_tensor(sign > 0), below, 1 - below)
+    law._validate_args = False
+    low, high = _bounds(law.support, y)
+    below = law.cdf(y.clamp(low, high))
+    below = torch.where(y < low, 0.0, torch.where(y >= high, 1.0, below))
+    return torch.where(y.isnan(), y, below)
+
+
+def _bounds(support: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    low = getattr(support, "lower_bound", -math.inf)
+    high = getattr(support, "upper_bound", math.inf)
+    return torch.as_tensor(low).to(y), torch.as_tensor(high).to(y)
 
 
 def quantile_of(

@@ -2,14 +2,17 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms
+from scipy import stats
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Masked, Standardized
 from pyro_ibvi.prediction import Prediction
-from pyro_ibvi.prediction.marginals import normal_crps
+from pyro_ibvi.prediction.marginals import cdf_of, normal_crps
 
 
 def mixture(likelihood=None, num_samples=4, shape=(3, 2)):
@@ -157,6 +160,36 @@ def test_quantiles_of_a_users_law_are_those_of_many_draws(kind):
     shares = (drawn < quantiles.reshape(-1, 1)).double().mean(-1)
     torch.testing.assert_close(shares, q, atol=0.005, rtol=0)
     assert prediction.cdf(-1.0).item() == 0
+
+
+MIRRORED = dist.TransformedDistribution(
+    dist.Normal(0.0, 1.0), [transforms.ExpTransform(), transforms.AffineTransform(3.0, -2.0)]
+)
+PARETOS = dist.MixtureSameFamily(
+    dist.Categorical(torch.ones(2)), dist.Pareto(torch.tensor([1.0, 10.0]), 1.0)
+)
+
+
+@pytest.mark.parametrize(
+    ("law", "y", "expected"),
+    [
+        (dist.Kumaraswamy(2.0, 2.0), [-1.0, 0.5, 3.0], [0.0, 1 - 0.75**2, 1.0]),
+        (PARETOS, [0.5, 2.0, 5.0, 20.0], [0.0, 0.25, 0.4, 0.725]),
+        (MIRRORED, [1.0, 3.0, 5.0], [0.5, 1.0, 1.0]),  # 3 - 2 exp(z)
+        (MIRRORED, [3 - 2 * math.exp(0.3)], [1 - stats.norm.cdf(0.3)]),
+        (dist.Uniform(1.0, 3.0), [0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.5, 1.0, 1.0]),
+        (dist.Weibull(2.0, 3.0), [-1.0, 1.0], [0.0, stats.weibull_min.cdf(1, 3, scale=2)]),
+        (dist.Gumbel(0.0, 1.0), [-1.0, 2.0], stats.gumbel_r.cdf([-1, 2])),
+        (dist.HalfCauchy(1.0), [-1.0, 1.0], [0.0, 0.5]),
+        (dist.Gamma(2.0, 1.0), [math.nan, 1.0], [math.nan, stats.gamma.cdf(1, 2)]),
+        (dist.LogNormal(0.0, 1.0), [math.nan, 0.0, 1.0], [math.nan, 0.0, 0.5]),
+    ],
+    ids=str,
+)
+def test_the_distribution_function_of_any_law(law, y, expected):
+    expected = torch.tensor(np.asarray(expected), dtype=torch.float32)
+    found = cdf_of(law, torch.tensor(y))
+    torch.testing.assert_close(found, expected, equal_nan=True, atol=1e-5, rtol=1e-5)
 
 
 def test_labels_of_a_users_law_have_no_mean():
