@@ -183,10 +183,10 @@ def batch_at_hand(batches: Any) -> Any:
         return map_tensors(lambda tensor: tensor[:2], batches.data)
     if isinstance(batches, (list, tuple)):
         return next(iter(batches), None)
-    # A file that is opened here would be open in all worker processes.
-    if not isinstance(batches, DataLoader) or batches.num_workers > 0:
+    if not isinstance(batches, DataLoader) or batches.batch_sampler is None:
         return None
-    if batches.batch_sampler is None:
+    # A file that is opened here would be open in all worker processes; tensors are at hand.
+    if batches.num_workers > 0 and not isinstance(batches.dataset, TensorDataset):
         return None
     with own_random_numbers(), suppress(Exception):  # streams, and items by words
         dataset: Any = batches.dataset

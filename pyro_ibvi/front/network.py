@@ -30,6 +30,7 @@ from pyro_ibvi.mup.roles import RoleOverrides
 from pyro_ibvi.prediction import Prediction, Temperature, evaluate, mean_network, predict
 from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws
 from pyro_ibvi.training import History, MuPOptim, fit
+from pyro_ibvi.training.checks import check_no_data
 from pyro_ibvi.training.scheduler_maker import MakeScheduler
 
 #: Draws of the weights by which the validation data are predicted after each epoch.
@@ -155,11 +156,10 @@ class VariationalNetwork:
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args)
-        made: dict[str, Any] = {
-            "scheduler": scheduler_for(likelihood, scheduler),
-            "clip_norm": clip_norm,
-        }
-        self.optim = MuPOptim(optimizer, args, self.guide, family=family, **made)
+        made = scheduler_for(likelihood, scheduler)
+        self.optim = MuPOptim(
+            optimizer, args, self.guide, family=family, scheduler=made, clip_norm=clip_norm
+        )
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
@@ -221,8 +221,10 @@ class VariationalNetwork:
 
         Raises:
             ValueError: If it is no positive whole number.
+            TypeError: If data stand in the place of their batches.
         """
         check_positive_int("num_data", num_data)
+        check_no_data("batches", batches)
         self.model.num_data = int(num_data)
         self._recipe.settle(self.guide, self.model, num_data, batches)
 

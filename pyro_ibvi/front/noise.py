@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -117,17 +117,22 @@ def settle_noise(
 
 def _rows_for_labels(model: SupervisedModel, names: list[str], batch: Any) -> float:
     """How many rows of a table a datum is: with a label for each its rows, with one a part."""
-    layers = {owner_of(model.net.network, name)[0] for name in names}
-    shapes: list[torch.Size] = []
+    net = model.net
+    readers = {owner_of(net.network, name)[0] for name in names}
+    last = {owner_of(net.network, n)[0] for n, role in net.roles.items() if role.role == "output"}
+    counts: dict[str, float] = {}
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
         args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
         x, y = model.read(*args, **kwargs)
-        y = model.likelihood.as_target(y)
-        arguments = model.arguments_of(x)
-        model.net.runner.watch(layers, lambda _, out: shapes.append(out.shape), *arguments)
-        num_rows = max(shape[:-1].numel() for shape in shapes) / len(y)
-        places = {y.shape[1:stop].numel() for stop in range(2, y.dim() + 1)}
-        return num_rows if num_rows in places else 1 / num_rows
+        num_data = len(model.likelihood.as_target(y))
+
+        def count(layer: str, output: Tensor) -> None:
+            counts[layer] = output.shape[:-1].numel() / num_data
+
+        net.runner.watch(readers | last, count, *model.arguments_of(x))
+        # A label sees as many rows of features as there are for each row of the last layer.
+        num_labels = max(counts[layer] for layer in last)
+        return num_labels**2 / max(counts[layer] for layer in readers)
     return 1.0
 
 

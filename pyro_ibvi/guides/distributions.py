@@ -275,7 +275,8 @@ def _kl_factor_normal(p: FactorNormal, q: Distribution) -> Tensor:
     if scale is None or not isinstance(base, Normal):
         raise NotImplementedError(
             f"The KL divergence of a law with {p.covariance} from {type(base).__name__} is known "
-            f"in no closed form: take the mean of p.log_prob(w) - q.log_prob(w) over draws of p."
+            f"in no closed form: where p has a density, as with LowRank(None), take the mean of "
+            f"p.log_prob(w) - q.log_prob(w) over draws of p."
         )
     divergence = kl_divergence(Normal(p.loc, scale, validate_args=False), base)
     if p.event_dim:

@@ -151,41 +151,45 @@ def warn_of_first(
         return
     outputs, targets = likelihood.split(output), likelihood.split_target(y)
     for name, task in likelihood.likelihoods.items():
-        _warn_of_probabilities(task, None, outputs[name])
-        _warn_of_targets(task, targets[name], outputs[name])
+        _warn_of_probabilities(task, None, outputs[name], name)
+        _warn_of_targets(task, targets[name], outputs[name], name)
 
 
-def _warn_of_targets(likelihood: Likelihood, y: Tensor, output: Tensor) -> None:
+def _warn_of_targets(
+    likelihood: Likelihood, y: Tensor, output: Tensor, task: str | None = None
+) -> None:
     """Warns of numbers that are far from what a network makes before it has learned anything.
 
     One that is trained already is near them.
     """
     inner = _unmasked(likelihood)
     if isinstance(inner, Poisson):
-        _warn_of_counts(y, output)
+        _warn_of_counts(y, output, task)
     if not isinstance(inner, (Normal, HeteroscedasticNormal)):
         return
     size, made = _root_mean_square(y.nan_to_num()), _root_mean_square(output)
     if size > _LARGE_TARGET * max(1.0, made):
-        kind = type(inner).__name__
+        kind, targets = type(inner).__name__, "y" if task is None else f"y[{task!r}]"
         warnings.warn(
-            f"The targets are of size {size:.3g} (root mean square), and what the network makes "
-            f"at its start of size {made:.3g}, while its start and rates are meant for numbers "
-            f"around 1: write Standardized.of({kind}(...), y) in place of {kind}(...), whose "
-            f"predictions are in the targets' own units.",
+            f"The targets{_of(task)} are of size {size:.3g} (root mean square), and what the "
+            f"network makes at its start of size {made:.3g}, while its start and rates are meant "
+            f"for numbers around 1: write Standardized.of({kind}(...), {targets}) in place of "
+            f"{kind}(...), whose predictions are in the targets' own units.",
             UserWarning,
             stacklevel=2,
         )
 
 
-def _warn_of_counts(y: Tensor, output: Tensor) -> None:
+def _warn_of_counts(y: Tensor, output: Tensor, task: str | None) -> None:
     """Warns of counts whose logarithm is far from what a network makes at its start."""
     mean, made = float(y.float().nanmean()), float(output.detach().exp().mean())
     if mean > _LARGE_TARGET * max(1.0, made):
+        logarithm = f"{math.log(mean):.3g}"
+        where = "in the network" if task is not None else f"output=lambda out: out + {logarithm}"
         warnings.warn(
-            f"The counts are {mean:.3g} in the mean, and the rates that the network makes at its "
-            f"start {made:.3g}, while its start and rates are meant for logarithms around 0: add "
-            f"that of the mean to these outputs, output=lambda out: out + {math.log(mean):.3g}.",
+            f"The counts{_of(task)} are {mean:.3g} in the mean, and the rates that the network "
+            f"makes at its start {made:.3g}, while its start and rates are meant for logarithms "
+            f"around 0: add that of the mean, {logarithm}, to these outputs, {where}.",
             UserWarning,
             stacklevel=2,
         )
@@ -218,6 +222,10 @@ def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
         )
 
 
+def _of(task: str | None) -> str:
+    return "" if task is None else f" of the task {task!r}"
+
+
 def _unmasked(likelihood: Likelihood) -> Likelihood:
     return likelihood.likelihood if isinstance(likelihood, Masked) else likelihood
 
@@ -245,7 +253,7 @@ def _last_operation(output: Tensor) -> str:
 
 
 def _warn_of_probabilities(
-    likelihood: Likelihood, network: nn.Module | None, output: Tensor
+    likelihood: Likelihood, network: nn.Module | None, output: Tensor, task: str | None = None
 ) -> None:
     """Warns where a network gives probabilities, or rates, to a likelihood that takes others.
 
@@ -253,6 +261,7 @@ def _warn_of_probabilities(
         likelihood: The likelihood.
         network: The network, None where other likelihoods have their part of it.
         output: What it made of a batch.
+        task: Name of the task, if it is one of several.
     """
     kind = None
     likelihood = _unmasked(likelihood)
@@ -265,18 +274,25 @@ def _warn_of_probabilities(
         modules = [] if network is None else network.modules()
         leaves = [module for module in modules if not list(module.children())]
         ends = leaves and isinstance(leaves[-1], nn.Sigmoid)
-        kind = "Sigmoid" if ends or _last_operation(output) == "Sigmoid" else None
-    elif isinstance(likelihood, Poisson) and _last_operation(output) in _POSITIVE:
+        # Which part of several put side by side is meant only the numbers can tell.
+        is_share = bool(((output >= 0) & (output <= 1)).all())
+        is_last = is_share and _last_operation(output) == "Sigmoid"
+        kind = "Sigmoid" if ends or is_last else None
+    elif isinstance(likelihood, Poisson):
+        last = _last_operation(output) if bool((output >= 0).all()) else ""
+        if last not in _POSITIVE:
+            return
         warnings.warn(
-            f"The network ends in {_last_operation(output)}, which gives rates, and the Poisson "
-            f"likelihood takes their logarithms: leave it out.",
+            f"The network ends in {last}, which gives rates, and the Poisson "
+            f"likelihood{_of(task)} takes their logarithms: leave it out.",
             UserWarning,
             stacklevel=2,
         )
     if kind is not None:
         warnings.warn(
-            f"The network's outputs are probabilities, and the {type(likelihood).__name__} "
-            f"likelihood takes logits: leave out the {kind} at its end.",
+            f"The network's outputs{_of(task)} are probabilities, and the "
+            f"{type(likelihood).__name__} likelihood takes logits: leave out the {kind} at its "
+            f"end.",
             UserWarning,
             stacklevel=2,
         )

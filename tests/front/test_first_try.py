@@ -334,8 +334,11 @@ def test_a_function_at_the_end_that_the_likelihood_has_itself_is_told(
 @pytest.mark.parametrize(
     ("ends", "words"),
     [
-        ((torch.sigmoid, lambda out: out), "are probabilities.* leave out the Sigmoid"),
-        ((lambda out: out, torch.exp), "ends in Exp, which gives rates"),
+        (
+            (torch.sigmoid, lambda out: out),
+            "outputs of the task 'mark' are probabilities.* leave out the Sigmoid",
+        ),
+        ((lambda out: out, torch.exp), "ends in Exp, which gives rates.* of the task 'count'"),
         ((lambda out: out, torch.sigmoid), None),
     ],
 )
@@ -354,6 +357,28 @@ def test_what_a_network_ends_in_is_told_of_each_task(ends, words):
     warning = pytest.warns(UserWarning, match=words) if words else contextlib.nullcontext()
     with warning:
         trained(Ends(), MultiTask(tasks), X, y)
+
+
+def test_outputs_that_are_joined_otherwise_are_told_by_their_numbers():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            out = 5 * self.linear(x)
+            return torch.cat([out[:, :2], out[:, 2:].sigmoid()], 1)
+
+    tasks = {"a": (ibvi.Normal(), 1), "mark": (ibvi.Bernoulli(), 1), "b": (ibvi.Normal(), 2)}
+    y = {"a": X[:, :1], "mark": (LABELS > 0).long(), "b": X[:, :2].sigmoid()}
+    trained(Joined(), MultiTask(tasks), X, y)  # in silence
+
+
+def test_counts_of_a_task_hear_what_to_write():
+    tasks = MultiTask({"mark": (ibvi.Bernoulli(), 1), "count": (ibvi.Poisson(), 1)})
+    y = {"mark": (LABELS > 0).long(), "count": 1000 + LABELS}
+    with pytest.warns(UserWarning, match=r"of the task 'count' are 1e\+03 .* 6\.91, .*network\."):
+        trained(mlp(2), tasks, X, y)
 
 
 def test_a_grid_of_several_tasks_compares_the_sum_of_theirs():
@@ -380,7 +405,7 @@ def test_targets_in_units_of_their_own_hear_of_standardizing():
         trained(mlp(2), Masked(ibvi.HeteroscedasticNormal()), X, y)
     trained(mlp(1), Standardized.of(ibvi.Normal(0.5), y), X, y)
     tasks = MultiTask({"kind": (ibvi.Categorical(), 3), "size": (ibvi.Normal(), 1)})
-    with pytest.warns(UserWarning, match=r"targets are of size .*Standardized\.of\(Normal\("):
+    with pytest.warns(UserWarning, match=r"of the task 'size' .*Standardized\.of.*y\['size'\]"):
         trained(mlp(4), tasks, X, {"kind": LABELS, "size": y})
     near = nn.Sequential(nn.Linear(4, 1))
     with torch.no_grad():

@@ -89,6 +89,13 @@ def test_a_number_of_data_that_is_none_is_refused(number: Any) -> None:
     assert bnn.model.num_data is None
 
 
+def test_data_in_the_place_of_their_batches_are_refused() -> None:
+    bnn = ibvi.VariationalNetwork(table_network(), ibvi.Categorical())
+    for data in ((torch.randn(4, 40), torch.zeros(4)), TensorDataset(torch.randn(4, 40))):
+        with pytest.raises(TypeError, match=r"batches .*: write "):
+            bnn.set_num_data(4, data)
+
+
 def test_fit_counts_the_data() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(1600, 2), torch.randint(3, (1600,))
@@ -206,11 +213,12 @@ def forms_of(x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[Any, ...]]:
         "tensors": (x, y),
         "data set": (rows,),
         "loader": (DataLoader(rows, batch_size=50, shuffle=True),),
+        "workers": (DataLoader(data, batch_size=150, num_workers=1),),
         "batches": ([(x[:100], y[:100]), (x[100:], y[100:])],),
     }
 
 
-@pytest.mark.parametrize("form", ["tensors", "data set", "loader", "batches"])
+@pytest.mark.parametrize("form", ["tensors", "data set", "loader", "workers", "batches"])
 @pytest.mark.parametrize("labels", ["one", "each", "shares"])
 def test_points_of_a_datum_are_features_of_its_label_or_data(form: str, labels: str) -> None:
     """As a table that has the points beside one another, or below."""
@@ -230,6 +238,46 @@ def test_points_of_a_datum_are_features_of_its_label_or_data(form: str, labels: 
     assert relative(bnn, "inner.weight") == pytest.approx(relative(table, "3.weight"), rel=1e-5)
     bnn.set_num_data(300 * 100)  # of which nothing else is known
     assert relative(bnn, "point.weight") == 0.0
+
+
+class OfTimes(OfPoints):
+    """What comes out of the points, in another layout or number."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(pools=form == "several")
+        self.form = form
+        if form == "several":
+            self.out = nn.Linear(8, 100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        return {"channels": out.mT, "later": out[:, 1:]}.get(self.form, out)
+
+
+def label(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randint(3, shape)
+
+
+@pytest.mark.parametrize(
+    ("form", "likelihood", "y", "is_each"),
+    [
+        ("several", ibvi.Bernoulli(), torch.ones(300, 100), False),  # as many labels as points
+        ("later", ibvi.Categorical(class_dim=-1), label((300, 99)), True),
+        ("channels", ibvi.Categorical(class_dim=1), label((300, 100)), True),
+        ("channels", ibvi.Categorical(class_dim=1), torch.rand(300, 3, 100).softmax(1), True),
+    ],
+)
+def test_the_last_layer_tells_whether_points_have_labels(
+    form: str, likelihood: Any, y: torch.Tensor, is_each: bool
+) -> None:
+    bnn = ibvi.VariationalNetwork(OfTimes(form), likelihood)
+    bnn.set_num_data(300, [(torch.randn(300, 100, 40), y)])
+    table = ibvi.VariationalNetwork(table_network(40 if is_each else 4000), ibvi.Categorical())
+    table.set_num_data(300 * 100 if is_each else 300)
+    assert relative(bnn, "point.weight") == pytest.approx(relative(table, "0.weight"), rel=1e-5)
+    if form != "later":
+        same = pytest.approx(relative(table, "3.weight"), rel=1e-5)
+        assert relative(bnn, "inner.weight") == same
 
 
 def test_numbers_have_the_papers_noise() -> None:
