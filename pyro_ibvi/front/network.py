@@ -21,7 +21,7 @@ from pyro_ibvi.front.copying import state_to_copy, take_copied
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
-from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
+from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for, share_of_rate
 from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -155,7 +155,7 @@ class VariationalNetwork:
         self.likelihood = self.model.likelihood
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
-        args = optimizer_args(optimizer, lr, optim_args)
+        args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model))
         made = scheduler_for(likelihood, scheduler)
         self.optim = MuPOptim(
             optimizer, args, self.guide, family=family, scheduler=made, clip_norm=clip_norm

@@ -31,6 +31,7 @@ from pyro_ibvi._util.network_copies import is_parallel
 from pyro_ibvi.front.noise import noise_on_features, settle_noise
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
+    MultiTask,
     RandomModule,
     SupervisedModel,
     init_to_network,
@@ -41,7 +42,7 @@ from pyro_ibvi.models.choices import (
     LINEAR_AND_INNER_WEIGHTS,
     NothingChosenError,
 )
-from pyro_ibvi.models.kinds import kind_of
+from pyro_ibvi.models.kinds import is_of_labels, kind_of, without_wrappers
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.mup.flow import check_not_lazy
@@ -60,6 +61,8 @@ _OF_EACH_DATUM |= {nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, n
 
 #: Steps of training from which on the rate falls: with fewer a network has not learned yet.
 _MIN_STEPS_OF_SCHEDULE = 1000
+#: Labels of a datum up to which SGD bears its default rate.
+_FEW_LABELS = 10
 #: Number of random weights of a component up to which several of them are the default.
 _MAX_OF_COMPONENT = 10**6
 
@@ -294,6 +297,29 @@ def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:
     return torch.optim.SGD if is_of_labels(likelihood) else torch.optim.Adam
 
 
+def share_of_rate(model: SupervisedModel) -> float:
+    """How much of SGD's default rate is borne by what a datum has several labels of.
+
+    The loss of a datum is the sum of theirs, whose gradients add up in all layers but the last.
+    Adam does not feel it.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The share, 1 up to ten labels beside one another.
+    """
+    likelihood = without_wrappers(model.likelihood)
+    num_labels = 1
+    if isinstance(likelihood, MultiTask):
+        num_labels = likelihood.num_targets
+    elif kind_of(likelihood) == "bernoulli":
+        roles = model.net.roles.values()
+        widths = [role.fans.width_out for role in roles if role.role == "output"]
+        num_labels = max(widths, default=1)
+    return min(1.0, _FEW_LABELS / num_labels)
+
+
 def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:
     """The schedule of the rate.
 
@@ -314,15 +340,3 @@ def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | Non
         made: MakeScheduler | None = scheduler
         return made
     return partial(CosineOverFit, min_steps=_MIN_STEPS_OF_SCHEDULE)
-
-
-def is_of_labels(likelihood: Any) -> bool:
-    """Whether a likelihood is one of class labels, whatever is wrapped around it.
-
-    Args:
-        likelihood: The likelihood.
-
-    Returns:
-        Whether it is.
-    """
-    return kind_of(likelihood) in ("categorical", "bernoulli")

@@ -21,8 +21,7 @@ def kind_of(likelihood: Likelihood) -> str:
     Returns:
         ``"normal"``, ``"poisson"``, ``"bernoulli"``, ``"categorical"``, ``"tasks"``, ``"other"``.
     """
-    while isinstance(likelihood, (Masked, Standardized, Weighted)):
-        likelihood = likelihood.likelihood
+    likelihood = without_wrappers(likelihood)
     kinds: dict[str, Any] = {
         "normal": (Normal, HeteroscedasticNormal),
         "poisson": Poisson,
@@ -32,3 +31,32 @@ def kind_of(likelihood: Likelihood) -> str:
     }
     found = (name for name, kind in kinds.items() if isinstance(likelihood, kind))
     return next(found, "other")
+
+
+def is_of_labels(likelihood: Likelihood) -> bool:
+    """Whether a likelihood is one of class labels alone, whatever is around it.
+
+    Args:
+        likelihood: The likelihood.
+
+    Returns:
+        Whether it is; of several tasks, whether all are.
+    """
+    bare = without_wrappers(likelihood)
+    if isinstance(bare, MultiTask):
+        return all(map(is_of_labels, bare.likelihoods.values()))
+    return kind_of(bare) in ("categorical", "bernoulli")
+
+
+def without_wrappers(likelihood: Likelihood) -> Likelihood:
+    """A likelihood without what is around it, such as weights.
+
+    Args:
+        likelihood: The likelihood.
+
+    Returns:
+        The one within.
+    """
+    while isinstance(likelihood, (Masked, Standardized, Weighted)):
+        likelihood = likelihood.likelihood
+    return likelihood

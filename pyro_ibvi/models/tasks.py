@@ -81,6 +81,11 @@ class MultiTask(Likelihood):
         """The likelihoods of the tasks by name."""
         return dict(self.tasks.items())
 
+    @property
+    def num_targets(self) -> int:
+        """Number of targets of a datum, the label of a class counted as one."""
+        return _total(self._columns[False])
+
     def split(self, output: Tensor) -> dict[str, Tensor]:
         """The outputs of the tasks in an output that holds them side by side.
 
@@ -247,7 +252,7 @@ class MultiTask(Likelihood):
                 f"MultiTask with the widths {self.widths} needs an output of shape (batch, "
                 f"{total}), got {tuple(output_shape)}."
             )
-        return torch.Size((output_shape[0], _total(self._columns[False])))
+        return torch.Size((output_shape[0], self.num_targets))
 
     def moments(self, output: Tensor, num_batch_dims: int = 1) -> tuple[Tensor, Tensor]:
         """Moments of the tasks side by side."""

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.front.recipe import PAPER, RELATIVE, as_random, default_optimizer, is_of_labels
-from pyro_ibvi.models import Masked
+from pyro_ibvi.front.recipe import PAPER, RELATIVE, as_random, default_optimizer
+from pyro_ibvi.models import Masked, MultiTask
+from pyro_ibvi.models.kinds import is_of_labels
 from pyro_ibvi.models.weighted import Weighted
 
 
@@ -259,6 +260,46 @@ def test_labels_are_seen_through_wrappers() -> None:
     assert is_of_labels(Weighted(ibvi.Categorical()))
     assert not is_of_labels(Masked(ibvi.Normal(1.0)))
     assert not is_of_labels(Weighted(Masked(ibvi.Normal(1.0))))
+    kind, flag, size = (ibvi.Categorical(), 5), (ibvi.Bernoulli(), 1), (ibvi.Normal(1.0), 1)
+    assert is_of_labels(MultiTask({"kind": kind, "flag": flag}))
+    assert not is_of_labels(MultiTask({"kind": kind, "size": size}))
+
+
+def test_several_tasks_of_labels_have_the_recipe_for_labels() -> None:
+    """Their trunk learns from labels alone, as that of one task does."""
+
+    def make(other: Any) -> ibvi.VariationalNetwork:
+        net = nn.Sequential(nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 4))
+        return ibvi.VariationalNetwork(
+            net, MultiTask({"kind": (ibvi.Categorical(), 3), "x": (other, 1)})
+        )
+
+    bnn = make(ibvi.Bernoulli())
+    assert bnn.loss.draws == "datum"
+    assert bnn.optim.pt_optim_constructor is torch.optim.SGD
+    assert all(isinstance(layer.covariance, ibvi.Multiplicative) for layer in bnn.guide.layers)
+    mixed = make(ibvi.Normal(1.0))
+    assert mixed.loss.draws == 2
+    assert mixed.optim.pt_optim_constructor is torch.optim.Adam
+
+
+@pytest.mark.parametrize("layout", ["beside one another", "tasks"])
+def test_many_labels_of_a_datum_are_borne_by_the_default_rate(layout: str) -> None:
+    """The loss is the sum of theirs: at the rate for one label it was infinite in an epoch."""
+    torch.manual_seed(0)
+    x, num_labels = torch.randn(640, 40), 100
+    y = (x[:, :4] @ torch.randn(4, num_labels) > 0).float()
+    net = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    net.append(nn.Linear(64, num_labels))
+    tasks = {str(i): (ibvi.Bernoulli(), 1) for i in range(num_labels)}
+    likelihood = ibvi.Bernoulli() if layout == "beside one another" else MultiTask(tasks)
+    bnn = ibvi.VariationalNetwork(net, likelihood)
+    assert bnn.optim.lr == pytest.approx(0.01)
+    loss = bnn.fit(x, y, num_epochs=10, progress=False).train_loss
+    assert loss[-1] < 0.8 * 69.3  # that of coins
+    given = ibvi.VariationalNetwork(net, likelihood, lr=0.1)
+    assert given.optim.lr == 0.1
+    assert ibvi.VariationalNetwork(net, likelihood, optimizer=torch.optim.Adam).optim.lr == 0.1
 
 
 def test_noise_on_features_is_the_scale_that_is_given_or_none() -> None:
