@@ -125,10 +125,17 @@ class Likelihood(PyroModule):
             NotImplementedError: If the distribution has none.
         """
         distribution = self.density(output, num_batch_dims)
-        # Of labels torch says that they are NaN.
-        if isinstance(per_element(distribution), torch.distributions.Categorical):
-            raise NotImplementedError
-        return distribution.mean, distribution.variance
+        try:
+            # Of labels torch says that they are NaN.
+            if not isinstance(per_element(distribution), torch.distributions.Categorical):
+                return distribution.mean, distribution.variance
+        except NotImplementedError:  # torch says no more than that
+            pass
+        name = type(self).__name__
+        raise NotImplementedError(
+            f"The distribution of the {name} likelihood has no mean or variance of its own: write "
+            f"{name}.moments(output, num_batch_dims), which returns both."
+        )
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
         """The target in the type in which the distribution takes it.

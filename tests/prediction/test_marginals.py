@@ -204,5 +204,13 @@ def test_labels_of_a_users_law_have_no_mean():
     scores = ibvi.score(prediction, torch.ones(5))
     assert scores["nll"] == pytest.approx(-math.log(0.4621), abs=1e-4)
     assert repr(prediction) == "Prediction(num_samples=2, outputs of shape (2, 5))"
-    with pytest.raises(NotImplementedError, match=r"write Ordered\.moments\(output"):
-        _ = prediction.mean
+    tasks = ibvi.models.MultiTask({"size": (ibvi.Normal(1.0), 1), "rank": (Ordered(), 1)})
+    together = Prediction(torch.zeros(2, 5, 2), tasks)
+    for ask in (
+        lambda: prediction.mean,
+        prediction.components,
+        lambda: together.mean,
+        together["rank"].components,
+    ):
+        with pytest.raises(NotImplementedError, match=r"of the Ordered .*write Ordered\.moments"):
+            ask()
