@@ -145,8 +145,6 @@ class Prediction:
         """
         y = torch.as_tensor(as_tensors(y, self.outputs.dtype), device=self.outputs.device)
         kind = self._kind("cdf")
-        if kind == "normal":
-            return marginals.normal_cdf(*self.components(), y)
         if kind == "poisson":
             return marginals.poisson_cdf(self.outputs.exp(), y)
         if kind == "bernoulli":
@@ -154,7 +152,8 @@ class Prediction:
             return torch.where(y >= 1, 1.0, below)
         try:
             law = elementwise(self.likelihood.density(self.outputs, 2))
-            cdf = marginals.cdf_of(law, y.to(self.outputs.dtype)).mean(0)
+            y = y if kind == "normal" else y.to(self.outputs.dtype)
+            cdf = marginals.cdf_of(law, y).mean(0)
         except NotImplementedError as error:
             raise TypeError(
                 f"The distribution function of the {type(self.likelihood).__name__} likelihood is "
@@ -182,10 +181,8 @@ class Prediction:
             raise ValueError(
                 f"Quantiles are at probabilities strictly between 0 and 1, got {q.tolist()}."
             )
-        quantiles = marginals.quantile_of(self.cdf, self.mean, self.variance, q)
-        if self.likelihood.discrete:  # the bisection ends at the jump, from above
-            quantiles = (quantiles - 1e-3).ceil().clamp(min=0)
-        return quantiles
+        quantiles = marginals.quantile_of(self.cdf, q, self.outputs.dtype)
+        return quantiles.ceil() if self.likelihood.discrete else quantiles
 
     def interval(self, coverage: float = 0.95) -> tuple[Tensor, Tensor]:
         """Central predictive interval, with equal probabilities on both sides.

@@ -162,6 +162,55 @@ def test_quantiles_of_a_users_law_are_those_of_many_draws(kind):
     assert prediction.cdf(-1.0).item() == 0
 
 
+class Wide(ibvi.models.Likelihood):
+    """A law of one's own without a variance, or with one that is no number."""
+
+    def __init__(self, kind, scale):
+        super().__init__()
+        self.kind, self.scale = kind, scale
+
+    def forward(self, output, num_batch_dims=1):
+        return self.kind(output, self.scale).to_event(output.dim() - num_batch_dims)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "truth"),
+    [
+        (dist.Cauchy, 1.0, stats.cauchy),
+        (dist.Cauchy, 1e30, stats.cauchy),
+        (dist.LogNormal, 30.0, lambda loc, scale: stats.lognorm(scale, scale=np.exp(loc))),
+    ],
+)
+def test_quantiles_of_a_law_need_no_variance(kind, scale, truth):
+    prediction = mixture(Wide(kind, scale))
+    q = [0.001, 0.2, 0.5, 0.999]
+    quantiles = prediction.quantile(q)
+    assert quantiles.shape == (4, 3, 2)
+    assert quantiles.isfinite().all()
+    for quantile, value in zip(quantiles, q, strict=True):
+        levels = truth(prediction.outputs.numpy(), scale).cdf(quantile.numpy()).mean(0)
+        np.testing.assert_allclose(levels, value, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1e30, 1.0, 1e-30])
+def test_quantiles_of_targets_whose_squares_are_no_numbers(unit):
+    outputs = mixture().outputs.float()
+    scaled = Prediction(outputs, Standardized(ibvi.Normal(0.7), 0.0, unit))
+    expected = Prediction(outputs.double(), ibvi.Normal(0.7)).quantile([0.025, 0.6, 1 - 1e-6])
+    found = scaled.quantile([0.025, 0.6, 1 - 1e-6]).double() / unit
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scaled.cdf(found[1] * unit), torch.full((3, 2), 0.6).double())
+
+
+def test_no_number_has_no_quantile_and_small_probabilities_are_some():
+    outputs = torch.tensor([[[math.nan, 0.0]], [[1.0, 0.0]]])
+    low, high = Prediction(outputs, ibvi.Normal(1.0)).interval()
+    assert low.isnan().tolist() == high.isnan().tolist() == [[True, False]]
+    assert high[0, 1].item() == pytest.approx(stats.norm.ppf(0.975), rel=1e-6)
+    tail = Prediction(outputs, Standardized(ibvi.Normal(1.0), 0.0, 1.0)).cdf(-10.0)[0, 1]
+    assert tail.item() == pytest.approx(stats.norm.cdf(-10), rel=1e-4)
+
+
 MIRRORED = dist.TransformedDistribution(
     dist.Normal(0.0, 1.0), [transforms.ExpTransform(), transforms.AffineTransform(3.0, -2.0)]
 )
