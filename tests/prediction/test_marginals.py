@@ -91,6 +91,23 @@ def test_counts():
     assert (prediction.mutual_information() >= 0).all()
 
 
+@pytest.mark.parametrize(("rate", "ratio"), [(50.0, 3.0), (300.0, 1.0), (2e4, 1.02), (1e6, 1.3)])
+def test_entropies_of_large_counts(rate, ratio):
+    """Against sums over all counts in double precision."""
+    rates = np.array([rate, rate * ratio])
+    outputs = torch.tensor(np.log(rates)).float().reshape(2, 1, 1)
+    prediction = Prediction(torch.cat([outputs, outputs - 20], 1), ibvi.Poisson())
+    laws = stats.poisson(outputs[:, :, 0].double().exp().numpy())
+    low, high = int(rate - 15 * rate**0.5), int(rates[1] + 15 * rates[1] ** 0.5)
+    p = laws.pmf(np.arange(max(0, low - 30), high + 60))
+    total, within = (stats.entropy(each, axis=-1) for each in (p.mean(0), p))
+    assert prediction.entropy()[0, 0].item() == pytest.approx(total, rel=1e-6)
+    information = prediction.mutual_information()[0, 0].item()
+    assert information == pytest.approx(total - within.mean(), abs=2e-6)
+    empty = Prediction(torch.full((2, 1, 1), -200.0), ibvi.Poisson())
+    assert empty.entropy().item() == 0
+
+
 def test_labels():
     prediction = mixture(ibvi.Categorical(class_dim=1), shape=(3, 4, 5))
     p = prediction.outputs.softmax(2)
