@@ -3,6 +3,7 @@ r"""The predictive distribution: a mixture over draws of the weights."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,9 +16,7 @@ from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.data_checks import check_data
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import (
-    Likelihood,
-)
+from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.soft import mixed_law
 from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import elementwise
@@ -48,7 +47,17 @@ class Prediction:
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, epistemic and aleatoric variance, which not every distribution has."""
-        return mixture_moments(self.outputs, self.likelihood)
+        moments = mixture_moments(self.outputs, self.likelihood)
+        noise = moments[2]
+        if kind_of(self.likelihood) == "normal" and bool(((noise == 0) | noise.isinf()).any()):
+            warnings.warn(
+                f"Variances in the squares of the targets' units are beyond what {noise.dtype} "
+                f"holds, and so are standard deviations: choose units in which targets are nearer "
+                f"to one, or train in double precision. Quantiles and intervals need no variance.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return moments
 
     @property
     def num_samples(self) -> int:

@@ -151,14 +151,11 @@ class HeavyTails(ibvi.models.Likelihood):
 
 
 def test_intervals_of_standard_deviations_need_some():
-    small = Prediction(torch.zeros(1, 40, 1), Standardized(ibvi.Normal(1.0), 0.0, 1e-30))
-    heavy = Prediction(torch.zeros(1, 40, 1), HeavyTails())
-    for prediction, name in ((heavy, "HeavyTails"), (small, "Standardized")):
-        sentence = f"the {name} likelihood may have no variance"
-        with pytest.raises(ValueError, match=sentence):
-            conformal_intervals(prediction, torch.randn(40, 1))
-        with pytest.raises(ValueError, match=sentence):
-            ConformalIntervals(1.0, 0.9)(prediction)
+    prediction = Prediction(torch.zeros(1, 40, 1), HeavyTails())
+    with pytest.raises(ValueError, match="the HeavyTails likelihood may have no variance"):
+        conformal_intervals(prediction, torch.randn(40, 1))
+    with pytest.raises(ValueError, match="the HeavyTails likelihood may have no variance"):
+        ConformalIntervals(1.0, 0.9)(prediction)
 
 
 @pytest.mark.parametrize(

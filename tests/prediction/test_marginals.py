@@ -219,6 +219,16 @@ def test_quantiles_of_targets_whose_squares_are_no_numbers(unit):
     torch.testing.assert_close(scaled.cdf(found[1] * unit), torch.full((3, 2), 0.6).double())
 
 
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+def test_variances_that_are_no_numbers_are_told(unit):
+    outputs = mixture().outputs
+    likelihood = Standardized(ibvi.Normal(0.7), 0.0, unit)
+    with pytest.warns(UserWarning, match=r"beyond what torch\.float32 holds"):
+        _ = Prediction(outputs.float(), likelihood).stddev
+    expected = unit * Prediction(outputs, ibvi.Normal(0.7)).stddev
+    torch.testing.assert_close(Prediction(outputs, likelihood).stddev, expected)  # in silence
+
+
 def test_no_number_has_no_quantile_and_small_probabilities_are_some():
     outputs = torch.tensor([[[math.nan, 0.0]], [[1.0, 0.0]]])
     low, high = Prediction(outputs, ibvi.Normal(1.0)).interval()
