@@ -36,7 +36,7 @@ def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
         tensor([0.3679])
     """
     below = torch.special.gammaincc(y.floor().clamp(min=0) + 1, rates).mean(0)
-    return torch.where(y >= 0, below, 0.0)
+    return torch.where(y < 0, 0.0, below)
 
 
 def cdf_of(law: Any, y: Tensor) -> Tensor:

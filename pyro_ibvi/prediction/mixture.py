@@ -152,16 +152,18 @@ class Prediction:
         Raises:
             TypeError: If the target is no number, or its distribution function is not known.
         """
-        y = torch.as_tensor(as_tensors(y, self.outputs.dtype), device=self.outputs.device)
+        dtype = self.outputs.dtype
+        y = torch.as_tensor(as_tensors(y, dtype), device=self.outputs.device)
+        y = y.to(torch.promote_types(y.dtype, dtype))
         kind = self._kind("cdf")
         if kind == "poisson":
             return marginals.poisson_cdf(self.outputs.exp(), y)
         if kind == "bernoulli":
             below = torch.where(y >= 0, 1 - self.mean, 0.0)
-            return torch.where(y >= 1, 1.0, below)
+            return torch.where(y >= 1, 1.0, torch.where(y.isnan(), y, below))
         try:
             law = elementwise(self.likelihood.density(self.outputs, 2))
-            y = y if kind == "normal" else y.to(self.outputs.dtype)
+            y = y if kind == "normal" else y.to(dtype)  # on which laws of others may insist
             cdf = marginals.cdf_of(law, y).mean(0)
         except NotImplementedError as error:
             raise TypeError(

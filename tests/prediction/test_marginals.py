@@ -229,6 +229,23 @@ def test_variances_that_are_no_numbers_are_told(unit):
     torch.testing.assert_close(Prediction(outputs, likelihood).stddev, expected)  # in silence
 
 
+@pytest.mark.parametrize("y", [1, True, np.int64(1), np.array([[1]]), torch.tensor(1)])
+@pytest.mark.parametrize(
+    ("likelihood", "law"),
+    [
+        (ibvi.Normal(0.7), lambda f: stats.norm(f, 0.7)),
+        (Standardized(ibvi.Normal(0.7), 0.0, 1.0), lambda f: stats.norm(f, 0.7)),
+        (ibvi.Poisson(), lambda f: stats.poisson(np.exp(f))),
+        (ibvi.Bernoulli(), lambda f: stats.bernoulli(1 / (1 + np.exp(-f)))),
+    ],
+)
+def test_a_distribution_function_takes_any_numbers(likelihood, law, y):
+    prediction = mixture(likelihood)
+    expected = law(prediction.outputs.numpy()).cdf(1).mean(0)
+    np.testing.assert_allclose(prediction.cdf(y).numpy(), expected, rtol=1e-12)
+    assert prediction.cdf(math.nan).isnan().all()
+
+
 def test_no_number_has_no_quantile_and_small_probabilities_are_some():
     outputs = torch.tensor([[[math.nan, 0.0]], [[1.0, 0.0]]])
     low, high = Prediction(outputs, ibvi.Normal(1.0)).interval()
