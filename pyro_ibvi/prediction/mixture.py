@@ -293,6 +293,8 @@ class Prediction:
             return _entropy(both.mean(0), -1), _entropy(both, -1).mean(0)
         if kind == "poisson":
             return marginals.poisson_entropy(self.outputs.exp())
+        if kind == "tasks":
+            raise TypeError("Each task has an entropy of its own: prediction['name'].entropy().")
         if kind != "normal":
             raise TypeError(
                 f"The entropy of a mixture of the {type(self.likelihood).__name__} likelihood has "

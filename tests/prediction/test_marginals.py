@@ -147,6 +147,16 @@ def test_questions_without_an_answer():
         labels.quantile(0.5)
     with pytest.raises(TypeError, match="Class labels have no order, so no cdf"):
         labels.cdf(0.5)
+    tasks = ibvi.models.MultiTask({"a": (ibvi.Normal(1.0), 1), "b": (ibvi.Poisson(), 1)})
+    together = mixture(tasks)
+    for name, article in (("quantile", "a"), ("cdf", "a"), ("entropy", "an")):
+        ask = getattr(together, name)
+        with pytest.raises(
+            TypeError, match=rf"Each task has {article} {name} .*\['name'\].{name}"
+        ):
+            ask() if name == "entropy" else ask(0.5)
+        ask = getattr(together["b"], name)
+        assert (ask() if name == "entropy" else ask(0.5)).shape == (3, 1)
     numbers = mixture()
     for q in (0.0, 1.0, [0.5, 1.5]):
         with pytest.raises(ValueError, match="probabilities strictly between 0 and 1, got"):
