@@ -266,6 +266,28 @@ def test_classes_and_numbers_have_the_front_doors_optimizer():
         assert fitted.optim.lr == plain.optim.lr
 
 
+def test_an_optimizer_of_ones_own_has_the_rates_of_its_family():
+    class Signs(torch.optim.Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(p.grad.sign(), alpha=-group["lr"])
+
+    def rates(**options):
+        options = {**QUICK, "learning_rate": 0.01, "max_epochs": 1, **options}
+        fitted = IBVIClassifier(**options).fit(*load_iris(return_X_y=True)).network_
+        return [group["lr"] for group in fitted.optim.optimizer.param_groups]
+
+    with pytest.raises(ValueError, match='pass family="sgd" if it does, family="adam"'):
+        rates(optimizer=Signs)
+    assert rates(optimizer=Signs, family="adam") == rates(optimizer=torch.optim.Adam)
+    assert rates(optimizer=Signs, family="sgd") != rates(optimizer=Signs, family="adam")
+
+
 def test_numbers_of_a_table_get_a_mixture_unless_the_choice_is_the_users():
     X, y = load_iris(return_X_y=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T", bound=type)
 
 #: Names of the same thing elsewhere, by the names of this package.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -95,16 +96,21 @@ def named_arguments(
     return decorate
 
 
-def show_arguments(kind: Any) -> None:
+def show_arguments(kind: _T) -> _T:
     """Lets ``help``, editors and the reference show the arguments of a class's ``__init__``.
 
     Where there is a ``__new__`` they show its own.
 
     Args:
         kind: The class.
+
+    Returns:
+        The class.
     """
-    _, *arguments = inspect.signature(kind.__init__).parameters.values()
-    kind.__signature__ = inspect.Signature(arguments)
+    shown: Any = kind
+    _, *arguments = inspect.signature(shown.__init__).parameters.values()
+    shown.__signature__ = inspect.Signature(arguments)
+    return kind
 
 
 def takes(function: Callable[..., Any], num_arguments: int) -> bool:

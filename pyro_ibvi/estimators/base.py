@@ -27,6 +27,7 @@ from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.weighted import Weighted
+from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.prediction import Prediction, predict_batches
 
 #: Draws of the weights by which early stopping judges an epoch.
@@ -55,6 +56,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     num_components: int | None = None
     init_scale: float | None = None
     optimizer: type[Optimizer] | None = None
+    family: Family | None = None
     learning_rate: float | None = None
     batch_size: int = 128
     max_epochs: int | None = None
@@ -105,6 +107,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
                 num_components=self._num_components(),
                 init_scale=self._init_scale(len(parts[0][0])),
                 optimizer=self.optimizer,
+                family=self.family,
                 lr=self.learning_rate,
             )
             if self.device is not None:

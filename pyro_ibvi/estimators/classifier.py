@@ -39,6 +39,7 @@ class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         init_scale: As there, but None for the default of :class:`~pyro_ibvi.VariationalNetwork`,
             noise relative to the weights; a number asks for the prior's, times it.
         optimizer: As there.
+        family: As there.
         learning_rate: Global learning rate, which stays; None for the optimizer's default.
         batch_size: As there.
         max_epochs: As there.

@@ -66,6 +66,8 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             with a ``network`` or ``covariance`` of your own.
         optimizer: Class of the torch optimizer; None for the default of
             :class:`~pyro_ibvi.VariationalNetwork`: Adam here, SGD for classes.
+        family: How the steps of an optimizer that is not torch's go with the gradient, see
+            :func:`~pyro_ibvi.mup_param_groups`.
         learning_rate: Global learning rate, which falls to 0 along a cosine over ``max_epochs``
             where these are 1,000 steps or more; None for the optimizer's default.
         batch_size: Number of rows in a step.

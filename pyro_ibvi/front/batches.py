@@ -174,7 +174,7 @@ def batch_at_hand(batches: Any) -> Any:
     """Some data in the form of a batch, where they are to be had without an iteration.
 
     Args:
-        batches: Batches, or a data loader.
+        batches: Batches, or a data loader, the data of which a worker reads where it has some.
 
     Returns:
         The batch, None where there is none.
@@ -185,12 +185,14 @@ def batch_at_hand(batches: Any) -> Any:
         return next(iter(batches), None)
     if not isinstance(batches, DataLoader) or batches.batch_sampler is None:
         return None
-    # A file that is opened here would be open in all worker processes; tensors are at hand.
-    if batches.num_workers > 0 and not isinstance(batches.dataset, TensorDataset):
-        return None
+    dataset: Any = batches.dataset
     with own_random_numbers(), suppress(Exception):  # streams, and items by words
-        dataset: Any = batches.dataset
-        return batches.collate_fn([dataset[0], dataset[1]])
+        if batches.num_workers == 0 or isinstance(dataset, TensorDataset):
+            return batches.collate_fn([dataset[0], dataset[1]])
+        # A file that is opened here would be open in all worker processes.
+        names = ("collate_fn", "worker_init_fn", "multiprocessing_context", "timeout")
+        options: Any = {name: getattr(batches, name) for name in names}
+        return next(iter(DataLoader(dataset, 2, sampler=[0, 1], num_workers=1, **options)))
     return None
 
 

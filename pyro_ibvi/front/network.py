@@ -273,7 +273,7 @@ class VariationalNetwork:
         Args:
             data: Data in any of the forms that :meth:`fit` takes.
             y: The targets, if ``data`` are inputs.
-            foreign: Data unlike those of training, to see whether the network tells them.
+            foreign: Inputs, or a loader, unlike those of training: does the network tell them?
             num_samples: Number of draws of the weights.
             seed: As for :meth:`predict`.
 

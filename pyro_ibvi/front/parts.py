@@ -89,7 +89,10 @@ def optimizer_args(
         return {"lr": default_rate(optimizer) * share, **default, **args}
     if "lr" not in args:
         name = getattr(optimizer, "__name__", repr(optimizer))
-        raise ValueError(f"There is no default learning rate for {name}: pass lr=.")
+        raise ValueError(
+            f"There is no default learning rate for {name}: pass lr=, which IBVIClassifier and "
+            f"IBVIRegressor call learning_rate=."
+        )
     return args
 
 

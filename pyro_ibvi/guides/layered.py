@@ -87,13 +87,18 @@ class LayeredGuide(AutoGuide, MuPGuide):
 
     @property
     def known_of_model(self) -> dict[str, Any]:
-        """By name of a site or parameter, the network that it belongs to, or the parameter."""
+        """By name of a site or parameter, the network that it belongs to, or the parameter.
+
+        :meta private:
+        """
         if self._has_model:
             _ = self.model  # that of a copy is found at its first use
         return self._read_from
 
     def rejoin(self, model: Callable[..., Any], known: dict[str, Any]) -> None:
         """Gives a guide that was unpickled the model that was pickled beside it.
+
+        :meta private:
 
         Args:
             model: The model.

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_call, first_tensor, tensors_of
 from pyro_ibvi.models.binary import Bernoulli
+from pyro_ibvi.models.counts import Poisson
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import (
-    HeteroscedasticNormal,
-    Likelihood,
-    Normal,
-    Poisson,
-)
+from pyro_ibvi.models.likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import Masked
 

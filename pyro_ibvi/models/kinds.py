@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyro_ibvi.models.binary import Bernoulli
+from pyro_ibvi.models.counts import Poisson
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyro_ibvi.models.likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.weighted import Weighted
 from pyro_ibvi.models.wrapped import Masked, Standardized

@@ -125,10 +125,17 @@ class Likelihood(PyroModule):
             NotImplementedError: If the distribution has none.
         """
         distribution = self.density(output, num_batch_dims)
-        # Of labels torch says that they are NaN.
-        if isinstance(per_element(distribution), torch.distributions.Categorical):
-            raise NotImplementedError
-        return distribution.mean, distribution.variance
+        try:
+            # Of labels torch says that they are NaN.
+            if not isinstance(per_element(distribution), torch.distributions.Categorical):
+                return distribution.mean, distribution.variance
+        except NotImplementedError:  # torch says no more than that
+            pass
+        name = type(self).__name__
+        raise NotImplementedError(
+            f"The distribution of the {name} likelihood has no mean or variance of its own: write "
+            f"{name}.moments(output, num_batch_dims), which returns both."
+        )
 
     def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
         """The target in the type in which the distribution takes it.
@@ -357,36 +364,3 @@ class HeteroscedasticNormal(Likelihood):
         if target.shape == (batch_size, num_channels // 2, *places):
             return _IN_CHANNELS
         return super()._shape_hint(target, output)
-
-
-class Poisson(Likelihood):
-    r"""Counts; the output holds the logarithms of the rates.
-
-    .. math:: p(y \mid f) = \operatorname{Poisson}(y; e^f)
-
-    Example:
-        >>> Poisson()(torch.zeros(4, 1)).mean[0].item()
-        1.0
-    """
-
-    discrete = True
-
-    def forward(self, output: Tensor, num_batch_dims: int = 1) -> TorchDistributionMixin:
-        """The distribution of counts, of the output's shape."""
-        return as_event(dist.Poisson(output.exp(), validate_args=False), num_batch_dims)
-
-    def convert_target(self, target: Tensor, output: Tensor) -> Tensor:
-        """The target as floating point numbers."""
-        return target.to(output.dtype)
-
-    def check_target(self, target: Tensor, output: Tensor) -> None:
-        """Checks shape and values of the counts."""
-        super().check_target(target, output)
-        if target.device.type != "cpu":  # an accelerator would have to be waited for
-            return
-        whole = target.isnan() | (target == target.round())
-        if target.is_floating_point() and not whole.all():
-            raise DataError("Poisson counts must be whole numbers; the target has others.")
-        if (target < 0).any():
-            low, high = (bound.item() for bound in target.aminmax())
-            raise DataError(f"Expected counts, from 0; got values from {low} to {high}.")

@@ -107,15 +107,23 @@ class Parametrization(Protocol):
     @property
     def base(self) -> BaseShapes:
         """The network at which rates equal those of :class:`Standard`, or None."""
-        ...
 
     def std(self, role: Role, fans: Fans) -> float:
-        """Standard deviation of a weight at the start."""
-        ...
+        """Standard deviation of a weight at the start.
+
+        Args:
+            role: The role of the weight.
+            fans: The sizes of the weight.
+        """
 
     def rate(self, role: Role, fans: Fans, family: Family) -> float:
-        """Factor on the global learning rate for a weight's mean."""
-        ...
+        """Factor on the global learning rate for a weight's mean.
+
+        Args:
+            role: The role of the weight.
+            fans: The sizes of the weight.
+            family: How the optimizer scales its updates.
+        """
 
     def factor_rate(self, role: Role, fans: Fans, family: Family, *, rank: int | None) -> float:
         """Factor on the global learning rate for a weight's covariance factor.
@@ -127,7 +135,6 @@ class Parametrization(Protocol):
             rank: Number ``R`` of noise variables that the weights of the layer share, or None
                 if every weight has noise of its own.
         """
-        ...
 
     def kronecker_rate(
         self, role: Role, fans: Fans, family: Family, *, rank: int, side: Side
@@ -141,7 +148,6 @@ class Parametrization(Protocol):
             rank: Number of the factor's columns.
             side: Whether its rows are those of the weight's inputs or of its outputs.
         """
-        ...
 
     def multiplicative_rate(self, role: Role, fans: Fans, family: Family) -> float:
         """Factor on the global learning rate for noise relative to a weight's mean.
@@ -151,7 +157,6 @@ class Parametrization(Protocol):
             fans: The sizes of the weight.
             family: How the optimizer scales its updates.
         """
-        ...
 
     def epsilon(self, role: Role, fans: Fans, *, side: Side | None = None) -> float:
         """Factor on the epsilon of an optimizer like Adam: how its gradients shrink.
@@ -162,7 +167,6 @@ class Parametrization(Protocol):
             side: Which factor of a Kronecker product it is, or None for the weight's mean and
                 its covariance factor.
         """
-        ...
 
 
 def fan_in_std(role: Role, fans: Fans) -> float:

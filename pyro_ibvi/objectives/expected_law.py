@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi._util.distributions import per_element
+from pyro_ibvi.models.counts import Poisson
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Normal, Poisson
+from pyro_ibvi.models.likelihoods import Normal
 from pyro_ibvi.models.soft import Shares
 from pyro_ibvi.models.wrapped import LawAround
 from pyro_ibvi.theory.expectations import (

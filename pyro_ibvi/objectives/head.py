@@ -24,8 +24,9 @@ from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.batch_dimension import is_a_look
 from pyro_ibvi.models.binary import Bernoulli
+from pyro_ibvi.models.counts import Poisson
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import Normal, Poisson
+from pyro_ibvi.models.likelihoods import Normal
 from pyro_ibvi.models.supervised import SupervisedModel
 from pyro_ibvi.mup.layers import parameter_path
 from pyro_ibvi.objectives.expected_law import expected_law

@@ -65,7 +65,8 @@ def kept_names(keep_kl: KeepKL, traces: Traces) -> set[str]:
 def reject_unknown(keep_kl: KeepKL, traces: Traces) -> None:
     """Rejects a name or pattern in ``keep_kl`` that fits no site that is or may be latent.
 
-    A site that this batch observes may be latent in the next, as labels are, and is not rejected.
+    A site that this batch observes may be latent in the next, as labels are, and is not rejected;
+    nor is ``"*"``, which means all latents also where there are none.
 
     Args:
         keep_kl: Names and patterns, or a function of a site.
@@ -80,7 +81,7 @@ def reject_unknown(keep_kl: KeepKL, traces: Traces) -> None:
     may_be = {name for name, kind in traces.model_kinds.items() if kind in _MAY_BE_LATENT}
     for choice in keep_kl:
         names = chosen(choice, _names(traces))
-        if not (candidates.keys() | may_be).isdisjoint(names):
+        if choice == "*" or not (candidates.keys() | may_be).isdisjoint(names):
             continue
         what = (
             f"names {choice!r}, whose value the model computes from other sites: name those"

@@ -35,6 +35,7 @@ from pyro_ibvi.objectives.weights import Weights, weigh_site, weights_of
 from pyro_ibvi.pairing.loss_scale import note_gradients
 
 
+@show_arguments
 class ExpectedLogLikelihood:
     """Mixin that turns an ELBO of Pyro into its KL-free form.
 
@@ -135,8 +136,7 @@ class ExpectedLogLikelihood:
             guide: Its guide.
 
         Returns:
-            A module whose call on a batch gives the loss, see
-            :class:`~pyro_ibvi.objectives.LossModule`.
+            A :class:`~pyro_ibvi.objectives.LossModule`, whose call on a batch gives the loss.
         """
         return LossModule(model, guide, self)  # type: ignore[arg-type]
 

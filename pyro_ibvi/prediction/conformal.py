@@ -42,6 +42,7 @@ class ConformalIntervals:
 
         Raises:
             TypeError: If the prediction is not one of numbers.
+            ValueError: If its standard deviations are no such numbers.
         """
         _check_numbers(prediction, "intervals")
         half = self.threshold * prediction.stddev
@@ -99,7 +100,8 @@ def conformal_intervals(
 
     Raises:
         TypeError: If the targets are no numbers.
-        ValueError: If there are too few data for the coverage.
+        ValueError: If there are too few data for the coverage, or a predictive standard deviation
+            is not finite.
 
     References:
         Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, 2018, *Distribution-Free Predictive
@@ -162,6 +164,14 @@ def _check_numbers(prediction: Any, function: str, *rest: str) -> None:
         )
     if kind in ("categorical", "bernoulli"):
         raise TypeError("Intervals are of numbers: for class labels write conformal_sets.")
+    stddev = prediction.stddev
+    if not bool(stddev.isfinite().all() and (stddev > 0).any()):
+        raise ValueError(
+            f"The intervals are multiples of the predictive standard deviation, which is not "
+            f"finite or nowhere positive: the {type(prediction.likelihood).__name__} likelihood "
+            f"may have no variance, or one in the targets' units that {stddev.dtype} cannot hold. "
+            f"Take prediction.interval(coverage), which needs none."
+        )
 
 
 def _checked_labels(prediction: Any, function: str, *rest: str) -> str:

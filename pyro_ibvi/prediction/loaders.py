@@ -39,7 +39,8 @@ def check_batches(loader: Any) -> None:
     if isinstance(loader, tuple) and loader and all(map(is_array, loader)):
         raise TypeError(
             f"Batches are expected, got a tuple of {len(loader)} tensors or arrays, whose parts "
-            f"would be batches by themselves: write [(x, y)] for a single batch of all data, or "
+            f"would be batches by themselves: write [(x, y)] for a single batch of all data, "
+            f"[((x1, x2), None)] for one of several inputs without targets, or "
             f"DataLoader(TensorDataset(x, y), batch_size=1000)."
         )
     if isinstance(loader, str) or not isinstance(loader, Iterable):

@@ -13,33 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, TransformedDistribution
+from torch.distributions import MixtureSameFamily, Normal, TransformedDistribution
 
-#: Steps that halve the bracket of a quantile: to the last digit in double precision.
-_NUM_BISECTIONS = 60
 #: Nodes of the quadrature of a component's cross-entropy.
 _NUM_NODES = 16
 #: Numbers that the quadrature and the scores hold at once.
 _MAX_NUMBERS = 2 * 10**7
-
-
-def normal_cdf(means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
-    r"""Distribution function :math:`\frac1S \sum_s \Phi((y - m_s) / \sigma_s)`.
-
-    Args:
-        means: Means of the components, shape ``(S, *target)``.
-        scales: Their standard deviations.
-        y: Where to evaluate, shape ``(*target,)`` or broadcastable.
-
-    Returns:
-        Probabilities, shape ``(*target,)``.
-
-    Example:
-        >>> normal_cdf(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1), torch.zeros(1))
-        tensor([0.5000])
-    """
-    below: Tensor = torch.special.ndtr((y - means) / scales)
-    return below.mean(0)
 
 
 def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +36,7 @@ def poisson_cdf(rates: Tensor, y: Tensor) -> Tensor:
         tensor([0.3679])
     """
     below = torch.special.gammaincc(y.floor().clamp(min=0) + 1, rates).mean(0)
-    return torch.where(y >= 0, below, 0.0)
+    return torch.where(y < 0, 0.0, below)
 
 
 def cdf_of(law: Any, y: Tensor) -> Tensor:
@@ -89,7 +68,11 @@ def cdf_of(law: Any, y: Tensor) -> Tensor:
         return torch.where(torch.as_tensor(sign > 0), below, 1 - below)
     law._validate_args = False
     low, high = _bounds(law.support, y)
-    below = law.cdf(y.clamp(low, high))
+    inside = y.clamp(low, high)
+    if type(law).cdf is Normal.cdf:  # it is 0 where the probability is small
+        below = torch.special.ndtr((inside - law.loc) / law.scale)
+    else:
+        below = law.cdf(inside)
     below = torch.where(y < low, 0.0, torch.where(y >= high, 1.0, below))
     return torch.where(y.isnan(), y, below)
 
@@ -101,39 +84,49 @@ def _bounds(support: Any, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantile_of(
-    cdf: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, q: Tensor
+    cdf: Callable[[Tensor], Tensor], q: Tensor, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    r"""Quantiles by bisection, within the bounds that mean and variance give.
+    r"""Quantiles by bisection among the numbers that a type has.
 
-    Any distribution has its quantile within :math:`m - \sigma \sqrt{(1-q)/q}` and
-    :math:`m + \sigma \sqrt{q/(1-q)}` (Cantelli).
+    Laws need no moments for it, and no width is too large: halving the numbers that are left finds
+    any of them in as many steps as they have bits.
 
     Args:
-        cdf: The distribution function.
-        mean: The mean, shape ``(*target,)``.
-        variance: The variance.
+        cdf: The distribution function, of a number or of numbers in the shape of a target.
         q: Probabilities strictly between 0 and 1, shape ``(*q,)``.
+        dtype: Type of the quantiles, a floating one of 4 or 8 bytes.
 
     Returns:
-        The smallest numbers with at least these probabilities below, shape ``(*q, *target)``.
+        The smallest numbers with at least these probabilities below, shape ``(*q, *target)``; NaN
+        where the distribution function is.
 
     Example:
-        >>> half = torch.tensor(0.5)
-        >>> quantile_of(torch.special.ndtr, torch.zeros(1), torch.ones(1), half).abs() < 1e-6
-        tensor([True])
+        >>> quantile_of(torch.distributions.Cauchy(0.0, 1.0).cdf, torch.tensor([0.75]))
+        tensor([1.0000], dtype=torch.float64)
     """
-    dtype = mean.dtype
-    mean, scale = mean.double(), variance.double().sqrt()
+    start = cdf(torch.zeros((), dtype=torch.float64, device=q.device))
+    last = _rank(torch.full_like(start, math.inf, dtype=dtype))
     quantiles = []
     for value in q.flatten().tolist():
-        low = mean - scale * math.sqrt((1 - value) / value) - 1e-6 * scale
-        high = mean + scale * math.sqrt(value / (1 - value)) + 1e-6 * scale
-        for _ in range(_NUM_BISECTIONS):
-            middle = (low + high) / 2
-            is_enough = cdf(middle) >= value
+        low, high = -last, last
+        for _ in range(8 * dtype.itemsize):
+            middle = (low & high) + ((low ^ high) >> 1)  # their mean, where the sum has no place
+            is_enough = cdf(_of_rank(middle, dtype).double()) >= value
             low, high = torch.where(is_enough, low, middle), torch.where(is_enough, middle, high)
-        quantiles.append(high.to(dtype))
-    return torch.stack(quantiles).reshape(*q.shape, *mean.shape)
+        quantiles.append(torch.where(start.isnan(), math.nan, _of_rank(high, dtype)))
+    return torch.stack(quantiles).reshape(*q.shape, *start.shape)
+
+
+def _rank(numbers: Tensor) -> Tensor:
+    """Places of numbers in the order of all that their type has, 0 at 0."""
+    whole = torch.int64 if numbers.dtype.itemsize == 8 else torch.int32
+    return numbers.abs().view(whole).long() * numbers.sign().long()
+
+
+def _of_rank(ranks: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers at these places."""
+    whole = torch.int64 if dtype.itemsize == 8 else torch.int32
+    return ranks.abs().to(whole).view(dtype) * ranks.sign()
 
 
 def normal_entropy(means: Tensor, scales: Tensor) -> Tensor:
@@ -173,6 +166,8 @@ def normal_entropy(means: Tensor, scales: Tensor) -> Tensor:
 def poisson_entropy(rates: Tensor) -> tuple[Tensor, Tensor]:
     r"""Entropy of a mixture of Poisson distributions, and the mean of its components' entropies.
 
+    Sums over counts, of which large rates let some stand for those between.
+
     Args:
         rates: Rates of the components, shape ``(S, *target)``.
 
@@ -184,16 +179,20 @@ def poisson_entropy(rates: Tensor) -> tuple[Tensor, Tensor]:
         >>> (mixture - components).abs() < 1e-5
         tensor([True])
     """
-    largest = rates.max()
-    total = torch.zeros_like(rates[0])
-    parts = torch.zeros_like(rates[0])
-    for k in range(int(largest + 12 * largest.sqrt() + 30)):
-        log_p = k * rates.log() - rates - math.lgamma(k + 1)
-        p = log_p.exp()
-        mixture = p.mean(0)
-        total = total - torch.special.xlogy(mixture, mixture)
-        parts = parts - torch.where(p > 0, p * log_p, 0.0).mean(0)
-    return total, parts
+    dtype, rates = rates.dtype, rates.double()  # of large rates the terms nearly cancel
+    low, high = rates.amin(0), rates.amax(0)
+    step = (low.sqrt() / 4).floor().clamp(min=1)  # four in the narrowest standard deviation
+    start = (low - 12 * low.sqrt() - 30).floor().clamp(min=0)
+    num_steps = (high + 12 * high.sqrt() + 30 - start) / step
+    total = torch.zeros_like(low)
+    parts = torch.zeros_like(low)
+    for i in range(int(num_steps.max())):
+        k = start + i * step
+        log_p = torch.xlogy(k, rates) - rates - torch.lgamma(k + 1)
+        mixture = log_p.exp().mean(0)
+        total = total - step * torch.xlogy(mixture, mixture)
+        parts = parts + step * torch.special.entr(log_p.exp()).mean(0)
+    return total.to(dtype), parts.to(dtype)
 
 
 def normal_crps(means: Tensor, scales: Tensor, y: Tensor) -> Tensor:

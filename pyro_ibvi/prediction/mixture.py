@@ -3,6 +3,7 @@ r"""The predictive distribution: a mixture over draws of the weights."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,9 +16,7 @@ from pyro_ibvi._util.precision import at_least_float32
 from pyro_ibvi.models.data_checks import check_data
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical
-from pyro_ibvi.models.likelihoods import (
-    Likelihood,
-)
+from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.soft import mixed_law
 from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import elementwise
@@ -48,7 +47,17 @@ class Prediction:
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, epistemic and aleatoric variance, which not every distribution has."""
-        return mixture_moments(self.outputs, self.likelihood)
+        moments = mixture_moments(self.outputs, self.likelihood)
+        noise = moments[2]
+        if kind_of(self.likelihood) == "normal" and bool(((noise == 0) | noise.isinf()).any()):
+            warnings.warn(
+                f"Variances in the squares of the targets' units are beyond what {noise.dtype} "
+                f"holds, and so are standard deviations: choose units in which targets are nearer "
+                f"to one, or train in double precision. Quantiles and intervals need no variance.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return moments
 
     @property
     def num_samples(self) -> int:
@@ -143,18 +152,19 @@ class Prediction:
         Raises:
             TypeError: If the target is no number, or its distribution function is not known.
         """
-        y = torch.as_tensor(as_tensors(y, self.outputs.dtype), device=self.outputs.device)
+        dtype = self.outputs.dtype
+        y = torch.as_tensor(as_tensors(y, dtype), device=self.outputs.device)
+        y = y.to(torch.promote_types(y.dtype, dtype))
         kind = self._kind("cdf")
-        if kind == "normal":
-            return marginals.normal_cdf(*self.components(), y)
         if kind == "poisson":
             return marginals.poisson_cdf(self.outputs.exp(), y)
         if kind == "bernoulli":
             below = torch.where(y >= 0, 1 - self.mean, 0.0)
-            return torch.where(y >= 1, 1.0, below)
+            return torch.where(y >= 1, 1.0, torch.where(y.isnan(), y, below))
         try:
             law = elementwise(self.likelihood.density(self.outputs, 2))
-            cdf = marginals.cdf_of(law, y.to(self.outputs.dtype)).mean(0)
+            y = y if kind == "normal" else y.to(dtype)  # on which laws of others may insist
+            cdf = marginals.cdf_of(law, y).mean(0)
         except NotImplementedError as error:
             raise TypeError(
                 f"The distribution function of the {type(self.likelihood).__name__} likelihood is "
@@ -182,10 +192,8 @@ class Prediction:
             raise ValueError(
                 f"Quantiles are at probabilities strictly between 0 and 1, got {q.tolist()}."
             )
-        quantiles = marginals.quantile_of(self.cdf, self.mean, self.variance, q)
-        if self.likelihood.discrete:  # the bisection ends at the jump, from above
-            quantiles = (quantiles - 1e-3).ceil().clamp(min=0)
-        return quantiles
+        quantiles = marginals.quantile_of(self.cdf, q, self.outputs.dtype)
+        return quantiles.ceil() if self.likelihood.discrete else quantiles
 
     def interval(self, coverage: float = 0.95) -> tuple[Tensor, Tensor]:
         """Central predictive interval, with equal probabilities on both sides.
@@ -285,6 +293,8 @@ class Prediction:
             return _entropy(both.mean(0), -1), _entropy(both, -1).mean(0)
         if kind == "poisson":
             return marginals.poisson_entropy(self.outputs.exp())
+        if kind == "tasks":
+            raise TypeError("Each task has an entropy of its own: prediction['name'].entropy().")
         if kind != "normal":
             raise TypeError(
                 f"The entropy of a mixture of the {type(self.likelihood).__name__} likelihood has "

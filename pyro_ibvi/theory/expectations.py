@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CategoricalBound: TypeAlias = Literal["tilted", "jensen"]
 
 _NUM_TILTS = 10
+#: Count from which on Stirling's series gives the logarithm of its factorial to the last digit.
+_MANY = 32.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,13 @@ def expected_poisson_log_prob(
 ) -> Float[Tensor, "*#batch"]:
     r"""Expected log-probability of counts with the rate :math:`e^f`, exactly.
 
-    .. math:: E[\log p(y \mid f)] = y m - e^{m + v / 2} - \log y!
+    .. math::
+
+        E[\log p(y \mid f)] = y m - e^{m + v / 2} - \log y!
+            = -y (e^{d + v / 2} - 1 - d) - \tfrac12 \log(2 \pi y) - g(y), \quad d = m - \log y
+
+    with the rest :math:`g` of Stirling's series. The first form is a small difference of large
+    terms, in single precision wrong by 0.3 nats at a million, where the second is by 1e-3.
 
     Args:
         y: Counts, any shape.
@@ -178,7 +186,12 @@ def expected_poisson_log_prob(
         >>> expected_poisson_log_prob(torch.zeros(()), torch.zeros(()), torch.zeros(()))
         tensor(-1.)
     """
-    return y * mean - (mean + variance / 2).exp() - torch.lgamma(y + 1)
+    few = y * mean - (mean + variance / 2).exp() - torch.lgamma(y + 1)
+    many = y.clamp(min=_MANY)
+    d = mean - many.log()
+    rest = (1 / 12 - (1 / 360 - 1 / 1260 / many.square()) / many.square()) / many
+    stirling = -many * ((d + variance / 2).expm1() - d) - (2 * math.pi * many).log() / 2 - rest
+    return torch.where(y < _MANY, few, stirling)
 
 
 def expected_bernoulli_log_prob(

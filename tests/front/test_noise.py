@@ -213,7 +213,7 @@ def forms_of(x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[Any, ...]]:
         "tensors": (x, y),
         "data set": (rows,),
         "loader": (DataLoader(rows, batch_size=50, shuffle=True),),
-        "workers": (DataLoader(data, batch_size=150, num_workers=1),),
+        "workers": (DataLoader(rows, batch_size=150, num_workers=1),),
         "batches": ([(x[:100], y[:100]), (x[100:], y[100:])],),
     }
 

@@ -149,7 +149,7 @@ def test_a_collate_function_that_makes_several_rows_of_a_datum_is_told():
     assert bnn.model.num_data == 60
 
 
-def test_data_that_workers_read_are_not_read_before() -> None:
+def test_data_that_workers_read_are_not_read_here() -> None:
     class Rows(Dataset[Any]):
         read = 0
 
@@ -160,7 +160,10 @@ def test_data_that_workers_read_are_not_read_before() -> None:
             Rows.read += 1
             return torch.ones(2), torch.ones(1)
 
-    assert batch_at_hand(DataLoader(Rows(), batch_size=5, num_workers=2)) is None
-    assert Rows.read == 0
-    x, _ = batch_at_hand(DataLoader(Rows(), batch_size=5, shuffle=True))
-    assert x.shape == (2, 2)
+    for num_workers, num_read in ((2, 0), (0, 2)):
+        loader = DataLoader(Rows(), batch_size=5, shuffle=True, num_workers=num_workers)
+        state = torch.get_rng_state()
+        x, _ = batch_at_hand(loader)
+        assert x.shape == (2, 2)
+        assert Rows.read == num_read
+        assert torch.equal(torch.get_rng_state(), state)

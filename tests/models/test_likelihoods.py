@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from pyro_ibvi import (
@@ -81,6 +83,29 @@ def test_a_known_scale_is_exact_in_every_type(dtype):
     law = Normal(0.1)(torch.zeros(3, dtype=dtype))
     assert law.stddev.dtype == dtype
     torch.testing.assert_close(law.stddev, torch.full((3,), 0.1, dtype=dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 3e-3), (torch.float64, 1e-8)])
+def test_large_counts_have_their_density_and_its_gradient(dtype, atol):
+    """Terms of 1e7 nearly cancel in what is about ten."""
+    counts = torch.tensor([0.0, 1.0, 31.0, 32.0, 33.0, 1e3, 1e6], dtype=torch.float64)
+    for distance in (-3.0, 0.0, 2.0):  # in standard deviations
+        rates = (counts + distance * counts.sqrt() + 0.1).clamp(min=0.1)
+        output = rates.log().to(dtype).requires_grad_()
+        rates = output.detach().double().exp()
+        log_prob = Poisson()(output.unsqueeze(-1)).log_prob(counts.to(dtype).unsqueeze(-1))
+        expected = stats.poisson(rates.numpy()).logpmf(counts.numpy())
+        np.testing.assert_allclose(log_prob.detach().numpy(), expected, rtol=0, atol=atol)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), output)
+        torch.testing.assert_close(gradient.double() + rates, counts, rtol=2e-6, atol=1e-5)
+
+
+def test_no_counts_at_a_rate_that_rounds_to_nothing():
+    output = torch.tensor([[-200.0, 5.0]], requires_grad=True)
+    log_prob = Poisson()(output).log_prob(torch.tensor([[0.0, 148.0]]))
+    log_prob.backward()
+    assert log_prob.item() == pytest.approx(stats.poisson(math.exp(5)).logpmf(148), rel=1e-5)
+    assert output.grad.tolist() == [[0.0, pytest.approx(148 - math.exp(5), abs=1e-4)]]
 
 
 def test_a_learned_scale():

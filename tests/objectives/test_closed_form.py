@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,12 +12,18 @@ from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
+from scipy import stats
 from torch import nn
 from torch.func import functional_call, jacrev
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.theory.divergences import gaussian_kl
-from pyro_ibvi.theory.expectations import Spread, categorical_log_prob_bound, linear_spread
+from pyro_ibvi.theory.expectations import (
+    Spread,
+    categorical_log_prob_bound,
+    expected_poisson_log_prob,
+    linear_spread,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -376,3 +383,15 @@ def test_other_sentences():
 
     with pytest.raises(ValueError, match="from Laplace, and a closed-form last layer must be"):
         loss.loss(model, laplace, torch.zeros(BATCH, NUM_FEATURES), torch.zeros(BATCH, 2))
+
+
+@pytest.mark.parametrize("count", [0.0, 31.0, 32.0, 1e3, 1e6])
+def test_expectations_of_large_counts_are_those_by_quadrature(count):
+    mean, variance = math.log(count + 1) + 0.01, 1e-3 / (count + 1)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    laws = stats.poisson(np.exp(mean + variance**0.5 * nodes))
+    expected = float(weights @ laws.logpmf(count) / weights.sum())
+    for dtype, tolerance in ((torch.float32, 3e-2), (torch.float64, 1e-7)):
+        numbers = (torch.tensor(number, dtype=dtype) for number in (count, mean, variance))
+        found = expected_poisson_log_prob(*numbers).item()
+        assert found == pytest.approx(expected, abs=tolerance)

@@ -57,6 +57,18 @@ def test_keep_kl_must_fit_a_site():
         loss_and_grads(TraceExpectedLogLikelihood(keep_kl=["a", "c"]), case)
 
 
+def test_all_latents_are_kept_also_where_there_are_none():
+    def no_latent(x):
+        center = pyro.param("center", torch.tensor(0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(center, 1.0), obs=x)
+
+    loss = TraceExpectedLogLikelihood(keep_kl="*").loss(no_latent, lambda x: None, X)
+    assert loss == pytest.approx(-dist.Normal(0.3, 1.0).log_prob(X).sum().item(), rel=1e-12)
+    with pytest.raises(ValueError, match="fits no latent site"):
+        TraceExpectedLogLikelihood(keep_kl="encoder.*").loss(no_latent, lambda x: None, X)
+
+
 def test_keep_kl_of_a_flat_guide_needs_its_auxiliary_site():
     case = built(two_latents, X, X, guide=AutoDiagonalNormal)
     half = TraceExpectedLogLikelihood(keep_kl="a")

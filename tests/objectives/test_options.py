@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ibvi.objectives.annealing import KLAnnealing
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
+from pyro_ibvi.objectives.mixin import ExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import TraceMeanFieldExpectedLogLikelihood
 from tests.objectives.zoo import (
     PAIRS,
@@ -38,6 +39,7 @@ def test_signatures_show_the_options():
     )
     assert {name: plain[name] for name in common} == dict(common)
     assert plain.keys() - common.keys() == {"draws", "penalty", "head"}
+    assert inspect.signature(ExpectedLogLikelihood).parameters == common
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf, True, "1", None])

@@ -2,12 +2,14 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Masked, Standardized
 from pyro_ibvi.prediction import (
+    ConformalIntervals,
     Prediction,
     conformal_intervals,
     conformal_sets,
@@ -139,6 +141,21 @@ def test_sets_of_binary_labels_are_those_of_the_same_labels_as_classes():
     tasks = ibvi.models.MultiTask({"a": (ibvi.Categorical(), 2), "b": (ibvi.Categorical(), 2)})
     with pytest.raises(TypeError, match=r"conformal_sets\(prediction\['name'\], y\)"):
         conformal_sets(Prediction(torch.zeros(1, 40, 4), tasks), y)
+
+
+class HeavyTails(ibvi.models.Likelihood):
+    """Student's law, whose variance is infinite."""
+
+    def forward(self, output, num_batch_dims=1):
+        return dist.StudentT(2.0, output, 1.0).to_event(output.dim() - num_batch_dims)
+
+
+def test_intervals_of_standard_deviations_need_some():
+    prediction = Prediction(torch.zeros(1, 40, 1), HeavyTails())
+    with pytest.raises(ValueError, match="the HeavyTails likelihood may have no variance"):
+        conformal_intervals(prediction, torch.randn(40, 1))
+    with pytest.raises(ValueError, match="the HeavyTails likelihood may have no variance"):
+        ConformalIntervals(1.0, 0.9)(prediction)
 
 
 @pytest.mark.parametrize(

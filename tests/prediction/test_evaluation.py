@@ -185,6 +185,16 @@ def test_foreign_data_are_told_by_their_uncertainty():
     assert scores["auroc"] > 0.9
 
 
+def test_foreign_data_may_be_several_inputs():
+    model, guide = make(nn.Bilinear(3, 3, 1), ibvi.Normal(0.1))
+    data, options = [((X, X), torch.zeros(90, 1))], {"num_samples": 30, "generator": 0}
+    with pytest.raises(TypeError, match=r"got a tuple of 2 tensors.*\[\(\(x1, x2\), None\)\]"):
+        ibvi.evaluate(model, guide, data, foreign=(20 * X, X), **options)
+    told = ibvi.evaluate(model, guide, data, foreign=[((20 * X, X), None)], **options)
+    same = ibvi.evaluate(model, guide, data, foreign=[((X, X), None)], **options)
+    assert same["auroc"] == 0.5 < 0.8 < told["auroc"]
+
+
 def test_uncertainties_beyond_one_keep_their_order():
     near, far = torch.linspace(50, 60, 20), torch.linspace(61, 70, 20)
     assert metrics.auroc(near, far) == 1.0

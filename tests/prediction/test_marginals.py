@@ -91,6 +91,23 @@ def test_counts():
     assert (prediction.mutual_information() >= 0).all()
 
 
+@pytest.mark.parametrize(("rate", "ratio"), [(50.0, 3.0), (300.0, 1.0), (2e4, 1.02), (1e6, 1.3)])
+def test_entropies_of_large_counts(rate, ratio):
+    """Against sums over all counts in double precision."""
+    rates = np.array([rate, rate * ratio])
+    outputs = torch.tensor(np.log(rates)).float().reshape(2, 1, 1)
+    prediction = Prediction(torch.cat([outputs, outputs - 20], 1), ibvi.Poisson())
+    laws = stats.poisson(outputs[:, :, 0].double().exp().numpy())
+    low, high = int(rate - 15 * rate**0.5), int(rates[1] + 15 * rates[1] ** 0.5)
+    p = laws.pmf(np.arange(max(0, low - 30), high + 60))
+    total, within = (stats.entropy(each, axis=-1) for each in (p.mean(0), p))
+    assert prediction.entropy()[0, 0].item() == pytest.approx(total, rel=1e-6)
+    information = prediction.mutual_information()[0, 0].item()
+    assert information == pytest.approx(total - within.mean(), abs=2e-6)
+    empty = Prediction(torch.full((2, 1, 1), -200.0), ibvi.Poisson())
+    assert empty.entropy().item() == 0
+
+
 def test_labels():
     prediction = mixture(ibvi.Categorical(class_dim=1), shape=(3, 4, 5))
     p = prediction.outputs.softmax(2)
@@ -130,6 +147,16 @@ def test_questions_without_an_answer():
         labels.quantile(0.5)
     with pytest.raises(TypeError, match="Class labels have no order, so no cdf"):
         labels.cdf(0.5)
+    tasks = ibvi.models.MultiTask({"a": (ibvi.Normal(1.0), 1), "b": (ibvi.Poisson(), 1)})
+    together = mixture(tasks)
+    for name, article in (("quantile", "a"), ("cdf", "a"), ("entropy", "an")):
+        ask = getattr(together, name)
+        with pytest.raises(
+            TypeError, match=rf"Each task has {article} {name} .*\['name'\].{name}"
+        ):
+            ask() if name == "entropy" else ask(0.5)
+        ask = getattr(together["b"], name)
+        assert (ask() if name == "entropy" else ask(0.5)).shape == (3, 1)
     numbers = mixture()
     for q in (0.0, 1.0, [0.5, 1.5]):
         with pytest.raises(ValueError, match="probabilities strictly between 0 and 1, got"):
@@ -160,6 +187,82 @@ def test_quantiles_of_a_users_law_are_those_of_many_draws(kind):
     shares = (drawn < quantiles.reshape(-1, 1)).double().mean(-1)
     torch.testing.assert_close(shares, q, atol=0.005, rtol=0)
     assert prediction.cdf(-1.0).item() == 0
+
+
+class Wide(ibvi.models.Likelihood):
+    """A law of one's own without a variance, or with one that is no number."""
+
+    def __init__(self, kind, scale):
+        super().__init__()
+        self.kind, self.scale = kind, scale
+
+    def forward(self, output, num_batch_dims=1):
+        return self.kind(output, self.scale).to_event(output.dim() - num_batch_dims)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "truth"),
+    [
+        (dist.Cauchy, 1.0, stats.cauchy),
+        (dist.Cauchy, 1e30, stats.cauchy),
+        (dist.LogNormal, 30.0, lambda loc, scale: stats.lognorm(scale, scale=np.exp(loc))),
+    ],
+)
+def test_quantiles_of_a_law_need_no_variance(kind, scale, truth):
+    prediction = mixture(Wide(kind, scale))
+    q = [0.001, 0.2, 0.5, 0.999]
+    quantiles = prediction.quantile(q)
+    assert quantiles.shape == (4, 3, 2)
+    assert quantiles.isfinite().all()
+    for quantile, value in zip(quantiles, q, strict=True):
+        levels = truth(prediction.outputs.numpy(), scale).cdf(quantile.numpy()).mean(0)
+        np.testing.assert_allclose(levels, value, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1e30, 1.0, 1e-30])
+def test_quantiles_of_targets_whose_squares_are_no_numbers(unit):
+    outputs = mixture().outputs.float()
+    scaled = Prediction(outputs, Standardized(ibvi.Normal(0.7), 0.0, unit))
+    expected = Prediction(outputs.double(), ibvi.Normal(0.7)).quantile([0.025, 0.6, 1 - 1e-6])
+    found = scaled.quantile([0.025, 0.6, 1 - 1e-6]).double() / unit
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scaled.cdf(found[1] * unit), torch.full((3, 2), 0.6).double())
+
+
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+def test_variances_that_are_no_numbers_are_told(unit):
+    outputs = mixture().outputs
+    likelihood = Standardized(ibvi.Normal(0.7), 0.0, unit)
+    with pytest.warns(UserWarning, match=r"beyond what torch\.float32 holds"):
+        _ = Prediction(outputs.float(), likelihood).stddev
+    expected = unit * Prediction(outputs, ibvi.Normal(0.7)).stddev
+    torch.testing.assert_close(Prediction(outputs, likelihood).stddev, expected)  # in silence
+
+
+@pytest.mark.parametrize("y", [1, True, np.int64(1), np.array([[1]]), torch.tensor(1)])
+@pytest.mark.parametrize(
+    ("likelihood", "law"),
+    [
+        (ibvi.Normal(0.7), lambda f: stats.norm(f, 0.7)),
+        (Standardized(ibvi.Normal(0.7), 0.0, 1.0), lambda f: stats.norm(f, 0.7)),
+        (ibvi.Poisson(), lambda f: stats.poisson(np.exp(f))),
+        (ibvi.Bernoulli(), lambda f: stats.bernoulli(1 / (1 + np.exp(-f)))),
+    ],
+)
+def test_a_distribution_function_takes_any_numbers(likelihood, law, y):
+    prediction = mixture(likelihood)
+    expected = law(prediction.outputs.numpy()).cdf(1).mean(0)
+    np.testing.assert_allclose(prediction.cdf(y).numpy(), expected, rtol=1e-12)
+    assert prediction.cdf(math.nan).isnan().all()
+
+
+def test_no_number_has_no_quantile_and_small_probabilities_are_some():
+    outputs = torch.tensor([[[math.nan, 0.0]], [[1.0, 0.0]]])
+    low, high = Prediction(outputs, ibvi.Normal(1.0)).interval()
+    assert low.isnan().tolist() == high.isnan().tolist() == [[True, False]]
+    assert high[0, 1].item() == pytest.approx(stats.norm.ppf(0.975), rel=1e-6)
+    tail = Prediction(outputs, Standardized(ibvi.Normal(1.0), 0.0, 1.0)).cdf(-10.0)[0, 1]
+    assert tail.item() == pytest.approx(stats.norm.cdf(-10), rel=1e-4)
 
 
 MIRRORED = dist.TransformedDistribution(
@@ -204,5 +307,13 @@ def test_labels_of_a_users_law_have_no_mean():
     scores = ibvi.score(prediction, torch.ones(5))
     assert scores["nll"] == pytest.approx(-math.log(0.4621), abs=1e-4)
     assert repr(prediction) == "Prediction(num_samples=2, outputs of shape (2, 5))"
-    with pytest.raises(NotImplementedError, match=r"write Ordered\.moments\(output"):
-        _ = prediction.mean
+    tasks = ibvi.models.MultiTask({"size": (ibvi.Normal(1.0), 1), "rank": (Ordered(), 1)})
+    together = Prediction(torch.zeros(2, 5, 2), tasks)
+    for ask in (
+        lambda: prediction.mean,
+        prediction.components,
+        lambda: together.mean,
+        together["rank"].components,
+    ):
+        with pytest.raises(NotImplementedError, match=r"of the Ordered .*write Ordered\.moments"):
+            ask()
