@@ -314,10 +314,8 @@ def share_of_rate(model: SupervisedModel) -> float:
     if isinstance(likelihood, MultiTask):
         num_labels = likelihood.num_targets
     elif kind_of(likelihood) == "bernoulli":
-        roles = model.net.roles.values()
-        widths = [role.fans.width_out for role in roles if role.role == "output"]
-        num_labels = max(widths, default=1)
-    return min(1.0, _FEW_LABELS / num_labels)
+        num_labels = model.net.num_outputs
+    return min(1.0, _FEW_LABELS / max(1, num_labels))
 
 
 def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:

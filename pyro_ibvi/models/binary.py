@@ -43,7 +43,7 @@ class Bernoulli(Likelihood):
 
     discrete = True
     _has_temperature = True
-    #: Number of labels of a datum at many places, such as pixels, of which its loss is the sum.
+    #: Number of labels of a datum, of which its loss is the sum.
     num_summed: int = 1
 
     @named_arguments()
@@ -90,8 +90,7 @@ class Bernoulli(Likelihood):
     def check_target(self, target: Tensor, output: Tensor) -> None:
         """Checks shape and values of the labels."""
         super().check_target(target, output)
-        # Labels beside one another have weights of their own; those of places share them.
-        self.num_summed = target[0].numel() if target.dim() > 2 else 1
+        self.num_summed = target[0].numel()
         is_label = ((target >= 0) & (target <= 1)) | target.isnan()
         if target.device.type == "cpu" and not is_label.all():
             low, high = target.min().item(), target.max().item()

@@ -163,8 +163,9 @@ def _warn_of_targets(
         _warn_of_counts(y, output, task)
     if not isinstance(inner, (Normal, HeteroscedasticNormal)):
         return
-    size, made = _root_mean_square(y.nan_to_num()), _root_mean_square(output)
-    if size > _LARGE_TARGET * max(1.0, made):
+    size, made = _root_mean_square(y[~y.isnan()]), _root_mean_square(output)
+    is_small = 0.0 < size * _LARGE_TARGET < min(1.0, made)
+    if is_small or size > _LARGE_TARGET * max(1.0, made):
         kind, targets = type(inner).__name__, "y" if task is None else f"y[{task!r}]"
         warnings.warn(
             f"The targets{_of(task)} are of size {size:.3g} (root mean square), and what the "

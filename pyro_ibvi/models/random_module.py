@@ -138,6 +138,11 @@ class RandomModule(PyroModule):
         assert net is not None
         return net
 
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs of all layers in which the network ends, 0 where none is known."""
+        return sum(r.fans.width_out for r in self.roles.values() if r.role == "output")
+
     def site_name(self, parameter_name: str) -> str:
         """Name of the site or parameter statement of one of the network's parameters."""
         return full_name(self, parameter_name)

@@ -19,6 +19,7 @@ from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
 from pyro_ibvi.models.data_checks import check_data, check_not_empty, warn_of_first
 from pyro_ibvi.models.faults import explain_fault
+from pyro_ibvi.models.laws import law_of
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.outputs import Output, OutputPicker
 from pyro_ibvi.models.random_module import RandomModule
@@ -317,11 +318,10 @@ class SupervisedModel(PyroModule):
         y = None if y is None else self._checked(x, y, output, num_batch_dims)
         # The batch is what comes out: inputs may have nodes, words or time in front.
         batch_size = output.shape[num_batch_dims - 1] if output.dim() >= num_batch_dims else 0
-        # Any of that length do; drawn by Pyro they would cost a permutation of all data a step.
-        indices: Any = range(batch_size)
-        with pyro.plate("data", self._num_data(batch_size), None, indices, dim=-1):
-            law = as_observed(self.likelihood(output, num_batch_dims), y)
-            return pyro.sample("obs", law, obs=y)
+        rows: Any = range(batch_size)  # Pyro's own would cost a permutation of all data a step
+        with pyro.plate("data", self._num_data(batch_size), None, rows, dim=-1):
+            law = law_of(self.likelihood, output, num_batch_dims, y)
+            return pyro.sample("obs", as_observed(law, y), obs=y)
 
     def log_likelihood(
         self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any
@@ -359,7 +359,7 @@ class SupervisedModel(PyroModule):
             As for :meth:`log_likelihood`.
         """
         y = self._checked(x, y, output, num_draw_dims + 1)
-        law = self.likelihood(output, num_draw_dims + 1)
+        law = law_of(self.likelihood, output, num_draw_dims + 1, y)
         log_probs: Tensor = law.log_prob(y)
         if num_draw_dims:
             log_probs = log_probs.mean(tuple(range(num_draw_dims)))

@@ -51,18 +51,21 @@ def note_gradients(model: Any, guide: Any, objective: str, num_terms: float | No
     if num_terms is None:
         _scales.pop(owner, None)
         return
-    num_labels = _labels_of_datum(model) if num_terms == 1 else 1
-    scale = LossScale(objective, num_terms * num_labels, num_labels > 1)
+    num_places = _places_of_datum(model) if num_terms == 1 else 1
+    scale = LossScale(objective, num_terms * num_places, num_places > 1)
     if _scales.get(owner) != scale:
         _scales[owner] = scale
 
 
-def _labels_of_datum(model: Any) -> int:
-    """Number of labels at many places of which the loss of a datum is the sum."""
-    likelihood: Any = getattr(owner_module(model), "likelihood", None)
+def _places_of_datum(model: Any) -> int:
+    """Number of places at which a datum has labels, of which its loss is the sum."""
+    owner = owner_module(model)
+    likelihood: Any = getattr(owner, "likelihood", None)
     while hasattr(likelihood, "likelihood"):  # those around it, such as Masked
         likelihood = likelihood.likelihood
-    return getattr(likelihood, "num_summed", 1)
+    # Labels beside one another have weights of their own; those of places share them.
+    num_outputs = getattr(getattr(owner, "net", None), "num_outputs", 0)
+    return getattr(likelihood, "num_summed", 1) // num_outputs if num_outputs else 1
 
 
 def noted_scale(guide: Any) -> LossScale | None:

@@ -106,6 +106,12 @@ def test_targets_in_units_of_their_own_hear_of_standardizing():
     tasks = MultiTask({"kind": (ibvi.Categorical(), 3), "size": (ibvi.Normal(), 1)})
     with pytest.warns(UserWarning, match=r"of the task 'size' .*Standardized\.of.*y\['size'\]"):
         trained(mlp(4), tasks, X, {"kind": LABELS, "size": y})
+    with pytest.warns(
+        UserWarning, match=r"targets are of size 0\.00.* Standardized\.of\(Normal\("
+    ):
+        trained(mlp(1), ibvi.Normal(1e-4), X, 1e-3 * X[:, :1])
+    missing = torch.where(torch.arange(len(X)) % 20 == 0, X[:, 0], torch.nan).unsqueeze(-1)
+    trained(mlp(1), Masked(ibvi.Normal()), X, 0.2 * missing)  # what is missing is not small
     near = nn.Sequential(nn.Linear(4, 1))
     with torch.no_grad():
         near[0].bias.fill_(5000.0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_ibvi as ibvi
@@ -282,26 +281,6 @@ def test_several_tasks_of_labels_have_the_recipe_for_labels() -> None:
     mixed = make(ibvi.Normal(1.0))
     assert mixed.loss.draws == 2
     assert mixed.optim.pt_optim_constructor is torch.optim.Adam
-
-
-@pytest.mark.parametrize("layout", ["beside one another", "tasks"])
-def test_many_labels_of_a_datum_are_borne_by_the_default_rate(layout: str) -> None:
-    """The loss is the sum of theirs: at the rate for one label it grew a hundredfold."""
-    torch.manual_seed(0)
-    digits, num_labels = load_digits(), 100
-    x = torch.from_numpy(digits.data).float() / 8 - 1
-    y = torch.randint(0, 2, (10, num_labels)).float()[torch.from_numpy(digits.target)]
-    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
-    net.append(nn.Linear(128, num_labels))
-    tasks = {str(i): (ibvi.Bernoulli(), 1) for i in range(num_labels)}
-    likelihood = ibvi.Bernoulli() if layout == "beside one another" else MultiTask(tasks)
-    bnn = ibvi.VariationalNetwork(net, likelihood)
-    assert bnn.optim.lr == pytest.approx(0.01)
-    loss = bnn.fit(x, y, num_epochs=8, progress=False).train_loss
-    assert loss[-1] < 0.3 * 69.3  # that of coins
-    given = ibvi.VariationalNetwork(net, likelihood, lr=0.1)
-    assert given.optim.lr == 0.1
-    assert ibvi.VariationalNetwork(net, likelihood, optimizer=torch.optim.Adam).optim.lr == 0.1
 
 
 def test_noise_on_features_is_the_scale_that_is_given_or_none() -> None:

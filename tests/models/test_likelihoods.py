@@ -15,6 +15,7 @@ from pyro_ibvi import (
     HeteroscedasticNormal,
     Normal,
     Poisson,
+    VariationalNetwork,
 )
 from pyro_ibvi.models import Likelihood
 
@@ -232,3 +233,39 @@ def test_a_users_own_likelihood():
     torch.testing.assert_close(variance, torch.full_like(OUTPUT, 2.0))
     with pytest.raises(NotImplementedError, match="Likelihood has no forward: write"):
         Likelihood()(OUTPUT)
+
+
+def column(output, num_batch_dims=1):
+    return dist.Normal(output, 1.0)
+
+
+def without_column(output, num_batch_dims=1):
+    return dist.Normal(output.squeeze(-1), 1.0)
+
+
+def of_torch(output, num_batch_dims=1):
+    return torch.distributions.Independent(torch.distributions.Normal(output, 1.0), 1)
+
+
+def of_output_alone(output):
+    return dist.Normal(output, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("draws", ["batch", 2])
+@pytest.mark.parametrize(
+    ("law", "error", "words"),
+    [
+        (column, ValueError, r"law of Own has the batch shape \(.*1\), .* law\.to_event"),
+        (without_column, ValueError, r"event shape \(\), .* shape \(1,\): .*target_shape"),
+        (of_torch, TypeError, r"distribution of pyro\.distributions, got torch\.distributions"),
+        (of_output_alone, TypeError, r"write def forward\(self, output, num_batch_dims=1\)"),
+    ],
+)
+def test_a_law_that_does_not_fit_hears_what_to_write(law, error, words, draws):
+    class Own(Likelihood):
+        forward = staticmethod(law)
+
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    bnn = VariationalNetwork(net, Own(), draws=draws)
+    with pytest.raises(error, match=words):
+        bnn.fit(Y, Y[:, :1], num_epochs=1, progress=False)

@@ -20,6 +20,7 @@ Y = X.square()
 HARMFUL = {"lr": 0.05, "momentum": 0.9}  # 50 times 0.05 for a mean, and ten times that by momentum
 SENTENCE = r"per datum, and this {} is a sum, 50 times.* at lr=0.05: write .*reduction='mean'"
 Sum = ibvi.TraceExpectedLogLikelihood
+BINARY = ibvi.Bernoulli()
 
 
 class Regression(pyro.nn.PyroModule):
@@ -168,5 +169,23 @@ def test_labels_beside_one_another_are_no_pixels():
     y = (x @ torch.randn(10, 200) > 0).long()
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 200))
     bnn = ibvi.VariationalNetwork(net, ibvi.Bernoulli())
-    bnn.fit(x, y, num_epochs=20, progress=False)  # in silence
+    bnn.fit(x, y, num_epochs=20, batch_size=10, progress=False)  # in silence
     assert bnn.evaluate(x, y, num_samples=20, seed=0)["accuracy"] > 0.8
+    as_image = ibvi.VariationalNetwork(nn.Sequential(net, nn.Unflatten(1, (1, 10, 20))), BINARY)
+    as_image.fit(x, y.reshape(-1, 1, 10, 20), num_epochs=2, progress=False)  # of weights each
+
+
+def test_labels_of_times_are_places_without_a_dimension_of_their_own_too():
+    class Times(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0]).squeeze(-1)
+
+    x = torch.randn(20, 40, 3)
+    with pytest.warns(UserWarning, match="40 binary labels, of pixels or times"):
+        ibvi.VariationalNetwork(Times(), BINARY).fit(
+            x, (x[..., 0] > 0).float(), num_epochs=1, progress=False
+        )
