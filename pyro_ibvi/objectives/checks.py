@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_ibvi._util.names import as_patterns
 from pyro_ibvi.objectives.sites import Traces, is_missing, subsampled_plate
 
 
@@ -42,25 +43,33 @@ def reject_local_latents(kept: set[str], traces: Traces) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for name, site in traces.model_sites.items():
-        frame = subsampled_plate(site)
-        if name not in kept and frame is not None and traces.model_kinds[name] == "latent":
-            if is_missing(name, traces.model_sites):
-                raise ValueError(
-                    f"Latent site {name!r} stands for missing data (obs_mask) of the subsampled "
-                    f"plate {frame.name!r} ({frame.size} of {frame.full_size}). If the model "
-                    "computes nothing from them, leave them to it, which draws them given the "
-                    "other latents: make the guide of poutine.block(model, "
-                    f"hide=[{name!r}]). If it does, keep their KL, keep_kl=[{name!r}], or train "
-                    "with kl_weight above 0; allow_local=True drops it all the same."
-                )
-            raise ValueError(
-                f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
-                f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "
-                "exactly and the rest of the model learns nothing. Keep it, "
-                f"keep_kl=[{name!r}], or train with kl_weight above 0; "
-                "allow_local=True drops it all the same."
-            )
+    local = {
+        name: frame
+        for name, site in traces.model_sites.items()
+        if name not in kept
+        and traces.model_kinds[name] == "latent"
+        and (frame := subsampled_plate(site)) is not None
+    }
+    if not local:
+        return
+    missing = [name for name in local if is_missing(name, traces.model_sites)]
+    name, frame = next(iter(local.items()))
+    if is_missing(name, traces.model_sites):
+        raise ValueError(
+            f"Latent site {name!r} stands for missing data (obs_mask) of the subsampled "
+            f"plate {frame.name!r} ({frame.size} of {frame.full_size}). If the model "
+            "computes nothing from them, leave them to it, which draws them given the "
+            f"other latents: make the guide of poutine.block(model, hide={missing}). "
+            f"If it does, keep their KL, keep_kl={missing}, or train "
+            "with kl_weight above 0; allow_local=True drops it all the same."
+        )
+    raise ValueError(
+        f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
+        f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "
+        f"exactly and the rest of the model learns nothing. Keep that of all such, "
+        f"keep_kl={as_patterns(local)}, or train with kl_weight above 0; "
+        "allow_local=True drops it all the same."
+    )
 
 
 def reject_empty_objective(
