@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from pyro.poutine import Trace
+from pyro.util import check_site_shape
+
 from pyro_ibvi._util.names import as_patterns
-from pyro_ibvi.objectives.sites import Traces, is_missing, subsampled_plate
+from pyro_ibvi.objectives.sites import (
+    PARTICLES,
+    Traces,
+    is_missing,
+    sample_sites,
+    subsampled_plate,
+)
 
 
 def reject_observed_guide_sites(traces: Traces) -> None:
@@ -70,6 +81,34 @@ def reject_local_latents(kept: set[str], traces: Traces) -> None:
         f"keep_kl={as_patterns(local)}, or train with kl_weight above 0; "
         "allow_local=True drops it all the same."
     )
+
+
+def reject_wrong_shapes(traces: Iterable[Trace], max_plate_nesting: float) -> None:
+    """Rejects terms whose shapes are not those of their plates.
+
+    Pyro lets dimensions in front of all plates pass, where enumerated values lie.
+
+    Args:
+        traces: Traces with their terms.
+        max_plate_nesting: Number of plate dimensions, that of the particles included.
+
+    Raises:
+        ValueError: If there are such terms.
+    """
+    sites = [site for trace in traces for _, site in sample_sites(trace)]
+    enumerates = any(site["infer"].get("_enumerate_dim") is not None for site in sites)
+    for site in sites:
+        check_site_shape(site, max_plate_nesting)  # type: ignore[arg-type]
+        particles = any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
+        shape = site["log_prob"].shape
+        if particles and not enumerates and shape[: -int(max_plate_nesting)].numel() > 1:
+            raise ValueError(
+                f"The terms of the site {site['name']!r} have the shape {tuple(shape)}, in which "
+                f"each particle is joined with every other. A RandomModule does that which is "
+                f"called on what has particles in front already, a latent or the output of "
+                f"another network: each draw of its weights runs on all of its input. Write "
+                f"vectorize_particles=False."
+            )
 
 
 def reject_empty_objective(
