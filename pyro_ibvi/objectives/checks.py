@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from pyro.poutine import Trace
 from pyro.util import check_site_shape
 
@@ -100,7 +101,7 @@ def reject_wrong_shapes(traces: Iterable[Trace], max_plate_nesting: float) -> No
     for site in sites:
         check_site_shape(site, max_plate_nesting)  # type: ignore[arg-type]
         particles = any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
-        shape = site["log_prob"].shape
+        shape = torch.Size(site["log_prob"].shape)  # a tuple where Pyro tracks where it is from
         if particles and not enumerates and shape[: -int(max_plate_nesting)].numel() > 1:
             raise ValueError(
                 f"The terms of the site {site['name']!r} have the shape {tuple(shape)}, in which "
