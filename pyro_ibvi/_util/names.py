@@ -6,6 +6,7 @@ site of its own where a loop names sites so, and only else the pattern of ``"eff
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 
@@ -38,6 +39,22 @@ def chosen_by_any(choices: Iterable[str], names: Iterable[str]) -> set[str]:
     """
     names = list(names)
     return {name for choice in choices for name in chosen(choice, names)}
+
+
+def as_patterns(names: Iterable[str]) -> list[str]:
+    """Names, and patterns in place of those that differ in numbers alone, as in a long loop.
+
+    Args:
+        names: The names.
+
+    Returns:
+        Names and patterns that choose these names, and others of the kind.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        pattern = re.sub(r"\d+", "*", name.replace("[", "[[]"))  # a bracket is one in a name
+        alike.setdefault(pattern, []).append(name)
+    return [n for like, own in alike.items() for n in (own if len(own) < 5 else [like])]
 
 
 def assigned(

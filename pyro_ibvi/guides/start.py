@@ -9,6 +9,7 @@ than 300,000 different distributions.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -35,6 +36,12 @@ _LARGE = 4 * 10**8
 
 #: A standard deviation that exceeds the median deviation's by so much says nothing.
 _HEAVY_TAIL = 2.5
+
+#: A standard deviation in unconstrained space, of a logarithm say, that numbers do not bear.
+_TOO_WIDE = 15.0
+
+#: A share of draws that are one number, by which a prior lies at the edge of its support.
+_CROWD = 0.1
 
 
 def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: float) -> None:
@@ -92,6 +99,7 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             f"init_to_value(values={{{site.name!r}: ...}}) of pyro.infer.autoguide do."
         )
     scale = _prior_scale(site, node["fn"], loc).expand(loc.shape).detach().clone()
+    loc, scale = _within_numbers(site, loc, scale)
     for frame in site.frames:
         full_size = frame.full_size or frame.size
         if full_size != frame.size:
@@ -99,6 +107,32 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             loc = periodic_repeat(loc, full_size, dim).contiguous()
             scale = periodic_repeat(scale, full_size, dim).contiguous()
     return (loc.clone() if site.keep is None else site.keep(loc)), scale
+
+
+def _within_numbers(site: Site, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The start for priors such as Gamma(0.001, 0.001), whose draws are mostly 0 in floats.
+
+    Args:
+        site: The site.
+        loc: Its mean in unconstrained space.
+        scale: Its prior's standard deviation there, infinite if draws crowd at an edge.
+
+    Returns:
+        Mean and standard deviation.
+    """
+    too_wide = scale > (math.inf if is_real(site.support) else _TOO_WIDE)
+    if not too_wide.any():
+        return loc, scale
+    warnings.warn(
+        f"The prior of {site.name!r} reaches over more orders of magnitude than numbers do, as "
+        f"Gamma(0.001, 0.001) does: its draws overflow, or lie at the edge of the support. The "
+        f"guide starts with standard deviations of init_scale in unconstrained space, and at 0 "
+        f"there, as init_to_feasible does, instead of at such draws.",
+        UserWarning,
+        stacklevel=2,
+    )
+    is_far = too_wide & (loc.abs() > _TOO_WIDE)
+    return loc.masked_fill(is_far, 0.0), scale.masked_fill(too_wide, 1.0)
 
 
 def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
@@ -144,9 +178,11 @@ def _sampled_scale(fn: Any, transform: Transform) -> Tensor:
     if num_draws < _NUM_PRIOR_DRAWS:  # too few to tell for each by itself
         is_light = is_light.float().mean() > 0.5
     scale = torch.where(is_light, std, robust)
-    # Most draws of a prior that crowds at an edge, as of Gamma(0.001, 0.001), are the same number.
-    some = torch.where(std.isfinite() & (std > 0), std, 1.0)
-    return torch.where(scale.isfinite() & (scale > 0), scale, some)
+    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+    # Many draws of a prior that crowds at an edge, as of Gamma(0.001, 0.001), are the same number.
+    is_edge = (draws == draws.amin(0)) | (draws == draws.amax(0))
+    is_crowded = (is_edge.float().mean(0) > _CROWD) & (not is_real(fn.support))
+    return scale.masked_fill(is_crowded, math.inf)
 
 
 def _distinct(base: Any) -> tuple[Any, Tensor] | None:

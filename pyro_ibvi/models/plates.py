@@ -32,5 +32,7 @@ def check_plates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise ValueError(
                 f"The network is called inside of the plate {handler.name!r}, where each of the "
                 f"{handler.subsample_size} data would draw weights of its own. Call it before "
-                f"`with pyro.plate(...)`."
+                f"`with pyro.plate(...)`. Where its input is drawn in the plate, leave that for "
+                f"the call: data = pyro.plate(...); with data: z = pyro.sample(...); "
+                f"out = net(z); with data: pyro.sample(..., obs=x)."
             )

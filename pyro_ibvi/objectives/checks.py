@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pyro_ibvi.objectives.sites import Traces, is_missing, subsampled_plate
+from collections.abc import Iterable
+
+import torch
+from pyro.poutine import Trace
+from pyro.util import check_site_shape
+
+from pyro_ibvi._util.names import as_patterns
+from pyro_ibvi.objectives.sites import (
+    PARTICLES,
+    Traces,
+    is_missing,
+    sample_sites,
+    subsampled_plate,
+)
 
 
 def reject_observed_guide_sites(traces: Traces) -> None:
@@ -42,24 +55,60 @@ def reject_local_latents(kept: set[str], traces: Traces) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for name, site in traces.model_sites.items():
-        frame = subsampled_plate(site)
-        if name not in kept and frame is not None and traces.model_kinds[name] == "latent":
-            if is_missing(name, traces.model_sites):
-                raise ValueError(
-                    f"Latent site {name!r} stands for missing data (obs_mask) of the subsampled "
-                    f"plate {frame.name!r} ({frame.size} of {frame.full_size}). If the model "
-                    "computes nothing from them, leave them to it, which draws them given the "
-                    "other latents: make the guide of poutine.block(model, "
-                    f"hide=[{name!r}]). If it does, keep their KL, keep_kl=[{name!r}], or train "
-                    "with kl_weight above 0; allow_local=True drops it all the same."
-                )
+    local = {
+        name: frame
+        for name, site in traces.model_sites.items()
+        if name not in kept
+        and traces.model_kinds[name] == "latent"
+        and (frame := subsampled_plate(site)) is not None
+    }
+    if not local:
+        return
+    missing = [name for name in local if is_missing(name, traces.model_sites)]
+    name, frame = next(iter(local.items()))
+    if is_missing(name, traces.model_sites):
+        raise ValueError(
+            f"Latent site {name!r} stands for missing data (obs_mask) of the subsampled "
+            f"plate {frame.name!r} ({frame.size} of {frame.full_size}). If the model "
+            "computes nothing from them, leave them to it, which draws them given the "
+            f"other latents: make the guide of poutine.block(model, hide={missing}). "
+            f"If it does, keep their KL, keep_kl={missing}, or train "
+            "with kl_weight above 0; allow_local=True drops it all the same."
+        )
+    raise ValueError(
+        f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
+        f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "
+        f"exactly and the rest of the model learns nothing. Keep that of all such, "
+        f"keep_kl={as_patterns(local)}, or train with kl_weight above 0; "
+        "allow_local=True drops it all the same."
+    )
+
+
+def reject_wrong_shapes(traces: Iterable[Trace], max_plate_nesting: float) -> None:
+    """Rejects terms whose shapes are not those of their plates.
+
+    Pyro lets dimensions in front of all plates pass, where enumerated values lie.
+
+    Args:
+        traces: Traces with their terms.
+        max_plate_nesting: Number of plate dimensions, that of the particles included.
+
+    Raises:
+        ValueError: If there are such terms.
+    """
+    sites = [site for trace in traces for _, site in sample_sites(trace)]
+    enumerates = any(site["infer"].get("_enumerate_dim") is not None for site in sites)
+    for site in sites:
+        check_site_shape(site, max_plate_nesting)  # type: ignore[arg-type]
+        particles = any(frame.name == PARTICLES for frame in site["cond_indep_stack"])
+        shape = torch.Size(site["log_prob"].shape)  # a tuple where Pyro tracks where it is from
+        if particles and not enumerates and shape[: -int(max_plate_nesting)].numel() > 1:
             raise ValueError(
-                f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
-                f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "
-                "exactly and the rest of the model learns nothing. Keep it, "
-                f"keep_kl=[{name!r}], or train with kl_weight above 0; "
-                "allow_local=True drops it all the same."
+                f"The terms of the site {site['name']!r} have the shape {tuple(shape)}, in which "
+                f"each particle is joined with every other. A RandomModule does that which is "
+                f"called on what has particles in front already, a latent or the output of "
+                f"another network: each draw of its weights runs on all of its input. Write "
+                f"vectorize_particles=False."
             )
 
 

@@ -177,8 +177,12 @@ def _names(traces: Traces) -> list[str]:
 
 
 def _candidates(traces: Traces) -> dict[str, Site]:
-    """The sites with a latent term: the guide's, and the model's of that kind."""
-    guide = {name: site for name, site in traces.guide_sites.items() if not site["is_observed"]}
+    """The sites with a latent term: the guide's, its factors too, and the model's of that kind."""
+    guide = {
+        name: site
+        for name, site in traces.guide_sites.items()
+        if not site["is_observed"] or traces.guide_kinds[name] == "factor"
+    }
     return guide | traces.drawn() | _with_density(traces)
 
 

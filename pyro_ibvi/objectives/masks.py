@@ -162,9 +162,10 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
     fn, scale, mask = site["fn"], site["scale"], site["mask"]
     shape = batch_shape(site)
     shape = shape[max(0, len(shape) - int(min(max_plate_nesting, len(shape)))) :]
-    for part in takewhile(_keeps_batch, unwrapped(fn)):
+    for part in takewhile(_keeps_elements, unwrapped(fn)):
         own = getattr(part, "_mask", True)
         if own is not True:
+            own = _any_of_event(own, part, fn)
             mask = own if mask is None or mask is True else mask & own
     if mask is False:
         return 0.0
@@ -175,6 +176,19 @@ def _observations(site: Site, max_plate_nesting: float) -> Tensor | float:
         counts = real_scalar(1.0, site["value"]).expand(shape)
     weighted = scale_and_mask(counts, scale, mask)
     return weighted.sum() * (shape.numel() / weighted.numel())
+
+
+def _any_of_event(mask: Tensor | bool, part: Any, fn: Any) -> Tensor | bool:
+    """Which events a mask of their parts, ``.mask(...).to_event(1)``, leaves anything of."""
+    num_dims = fn.event_dim - part.event_dim
+    if not num_dims or not isinstance(mask, Tensor):
+        return mask
+    return mask.expand(part.batch_shape).flatten(-num_dims).any(-1)
+
+
+def _keeps_elements(fn: Any) -> bool:
+    """Whether a wrapper at most joins elements to events."""
+    return isinstance(fn, Independent) or _keeps_batch(fn)
 
 
 def _keeps_batch(fn: Any) -> bool:
@@ -196,7 +210,7 @@ def _element_masks(fn: Any, mask: Tensor | bool | None) -> Iterator[Tensor]:
     if isinstance(mask, Tensor):
         yield mask.reshape(mask.shape + (1,) * fn.event_dim)
     # A transform of a masked distribution, or a mixture with one, reads the hidden values too.
-    for part in takewhile(lambda p: isinstance(p, Independent) or _keeps_batch(p), unwrapped(fn)):
+    for part in takewhile(_keeps_elements, unwrapped(fn)):
         if isinstance(part, MaskedDistribution) and isinstance(part._mask, Tensor):
             yield part._mask.reshape(part._mask.shape + (1,) * part.event_dim)
 

@@ -27,7 +27,7 @@ from pyro_ibvi.objectives.kept import (
 from pyro_ibvi.objectives.known import Known, Pairs
 from pyro_ibvi.objectives.loss_module import LossModule
 from pyro_ibvi.objectives.masks import counted_observations
-from pyro_ibvi.objectives.sites import Site, Traces, computed_sites, sample_sites
+from pyro_ibvi.objectives.sites import Site, Traces, computed_sites
 from pyro_ibvi.objectives.terms import as_weight, run_traces, zero_terms
 from pyro_ibvi.objectives.threads import alone_at_handlers
 from pyro_ibvi.objectives.verdicts import verdict_on
@@ -373,8 +373,7 @@ class ExpectedLogLikelihood:
 
     def _validate_shapes(self, *traces: Trace) -> None:
         if is_validation_enabled():
-            for site in (site for trace in traces for _, site in sample_sites(trace)):
-                check_site_shape(site, self.max_plate_nesting)  # type: ignore[arg-type]
+            checks.reject_wrong_shapes(traces, self.max_plate_nesting)
 
     def _guess_max_plate_nesting(
         self,

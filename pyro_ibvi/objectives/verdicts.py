@@ -8,7 +8,6 @@ one value per datum fits that datum exactly. The functions here find these cases
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ibvi._util.distributions import innermost, is_delta
+from pyro_ibvi._util.names import as_patterns
 from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces, is_missing
@@ -38,6 +38,7 @@ class Verdict:
         rows: Latents that have one row per row of an observed matrix and lose their KL.
         constant: Observed sites that a mean counts and nothing learned has a part in.
         drawn: Sites that are drawn from their prior in each step.
+        factors: The guide's factors that are dropped and may be losses.
     """
 
     latents: tuple[str, ...]
@@ -50,12 +51,13 @@ class Verdict:
     rows: tuple[str, ...]
     constant: tuple[str, ...]
     drawn: tuple[str, ...]
+    factors: tuple[str, ...]
 
     @property
     def names(self) -> set[str]:
         """Names of all that is wrong."""
         learned = {*self.latents, *self.idle, *self.params, *self.local, *self.rows}
-        return learned | {*self.constant, *self.drawn}
+        return learned | {*self.constant, *self.drawn, *self.factors}
 
     def __str__(self) -> str:
         parts = (self._of_dropped(), self._of_idle(), self._of_local(), self._of_other_sites())
@@ -80,12 +82,18 @@ class Verdict:
                 "value and observe nothing, hide it: poutine.block(poutine.condition(model, "
                 f"data=...), hide={list(self.constant)})."
             )
+        if self.factors:
+            yield (
+                f"The guide's factors {list(self.factors)} count as its density, which is "
+                "dropped. A loss of its own, as of a classifier, belongs into the model with the "
+                f"opposite sign, or is kept with keep_kl={list(self.factors)}."
+            )
 
     def _of_dropped(self) -> Iterator[str]:
         found = [f"latent sites {list(self.latents)}"] * bool(self.latents)
         found += [f"parameters {list(self.params)}"] * bool(self.params)
         if found:
-            keep = [*self.latents, *(n for n in self.users if n not in self.latents)]
+            keep = as_patterns(dict.fromkeys((*self.latents, *self.users)))
             yield (
                 f"The expected log-likelihood cannot move the {' and the '.join(found)}: they "
                 "reach only terms that it drops (a prior, or the guide's entropy), so they stay "
@@ -125,7 +133,7 @@ class Verdict:
 
     def _of_local(self) -> Iterator[str]:
         if self.local:
-            local = _as_patterns(self.local)
+            local = as_patterns(self.local)
             yield (
                 f"Each of the latent sites {local} has one value per observation: "
                 "without its KL it fits its own datum, and the rest of the model learns little. "
@@ -133,21 +141,13 @@ class Verdict:
                 "allow_local=True."
             )
         if self.rows:
-            rows = _as_patterns(self.rows)
+            rows = as_patterns(self.rows)
             yield (
                 f"Each row of the latent sites {rows} reaches one row of an observed matrix. If "
                 "the rows are data, as in a factor model, it fits its own datum without its KL: "
                 f"keep it with keep_kl={rows!r}. If they are groups of several data, as in a "
                 "panel, say so by plates, of groups and of data in them, or by allow_local=True."
             )
-
-
-def _as_patterns(names: Collection[str]) -> list[str]:
-    """Names, and patterns in place of those that differ in numbers alone, as in a long loop."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    return [n for like, own in alike.items() for n in (own if len(own) < 5 else [like])]
 
 
 def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local: bool) -> Verdict:
@@ -190,6 +190,7 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
         tuple(rows),
         tuple(_constant_sites(traces)) if reduction == "mean" else (),
         tuple(_drawn(traces)),
+        tuple(_dropped_factors(traces)),
     )
 
 
@@ -199,6 +200,21 @@ def _drawn(traces: Traces) -> Iterator[str]:
         law = innermost(traces.model_sites[name]["fn"])
         has_spread = law.has_rsample and not is_delta(law)
         if kind == "predicted" and has_spread and not is_missing(name, traces.model_sites):
+            yield name
+
+
+def _dropped_factors(traces: Traces) -> Iterator[str]:
+    """The guide's factors that lost their term, but for those of draws with a pathwise gradient.
+
+    These complete a density, as of a reparametrized law that Pyro does not have.
+
+    Yields:
+        Their names.
+    """
+    for name, kind in traces.guide_kinds.items():
+        law = innermost(traces.guide_sites[name]["fn"])
+        is_learned = kind == "factor" and not law.has_rsample and law.log_factor.requires_grad
+        if is_learned and not traces.guide.nodes[name]["log_prob"].requires_grad:
             yield name
 
 
@@ -250,7 +266,9 @@ def _unmoved_parameters(traces: Traces, kept: Reachable, idle: Collection[str]) 
     """
     tensors: list[Tensor] = []
     for name, site in (*traces.model_sites.items(), *traces.guide_sites.items()):
-        if name in idle or site_is_deterministic(site):  # a note of a value, no term
+        if name.removesuffix("_unconstrained") in idle:  # `AutoNormal` draws it there
+            continue
+        if site_is_deterministic(site):  # a note of a value, no term
             continue
         tensors += [t for t in (*tensors_of(site["fn"]), site["value"]) if isinstance(t, Tensor)]
     used = Reachable(tensors)
@@ -298,11 +316,16 @@ def _local_latents(traces: Traces) -> list[str]:
 
 
 def _users_of(latents: list[str], params: list[str], traces: Traces) -> list[str]:
-    """The sites whose law, in model or guide, depends on some latents or parameters."""
+    """The sites whose law, in model or guide, depends on some latents or parameters.
+
+    Returns:
+        Their names, and those of the guide's factors that do.
+    """
     values = [traces.model_sites[name]["value"] for name in latents if name in traces.model_sites]
     values += [value for name, value in _parameters(traces).items() if name in params]
     users = []
-    for name, site in traces.drawn().items():
+    factors = {n: s for n, s in traces.guide_sites.items() if traces.guide_kinds[n] == "factor"}
+    for name, site in (traces.drawn() | factors).items():
         laws = [site["fn"], *(s["fn"] for s in (traces.guide_sites.get(name),) if s is not None)]
         reachable = Reachable(tensor for law in laws for tensor in tensors_of(law))
         if any(value in reachable for value in values):

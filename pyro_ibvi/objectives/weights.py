@@ -44,7 +44,7 @@ def weights_of(
     def weight(name: str, kind: Kind, site: Site) -> float:
         if kind == "deterministic" and is_masked_out(site):
             return 0.0
-        return 1.0 if name in kept and kind != "factor" else kl_weight
+        return 1.0 if name in kept else kl_weight
 
     model_weights = {
         name: 1.0 if kind in likelihood else weight(name, kind, traces.model_sites[name])

@@ -15,7 +15,7 @@ from pyro_ibvi import (
     SupervisedModel,
     TraceExpectedLogLikelihood,
 )
-from pyro_ibvi._util.names import assigned, chosen, chosen_by_any
+from pyro_ibvi._util.names import as_patterns, assigned, chosen, chosen_by_any
 
 NAMES = ["effect[0]", "effect[1]", "effect0", "scale", "a*b", "aab"]
 
@@ -27,6 +27,13 @@ def test_a_choice_means_a_name_first():
     assert chosen("effect*", NAMES) == NAMES[:3]
     assert chosen("nothing", NAMES) == []
     assert chosen_by_any(["a*b", "effect[1]"], NAMES) == {"a*b", "effect[1]"}
+
+
+def test_a_pattern_in_the_place_of_names_fits_them():
+    loop = [f"local[{t}].z" for t in range(12)]
+    (pattern,) = as_patterns(loop)
+    assert chosen(pattern, [*loop, "local.z", "local[1].w"]) == loop
+    assert as_patterns(["a", *loop[:4]]) == ["a", *loop[:4]]
 
 
 def test_what_counts_is_the_name_then_an_alias_then_the_first_pattern():

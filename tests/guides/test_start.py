@@ -7,11 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import init_to_value
+from pyro.infer import SVI
+from pyro.infer.autoguide import init_to_median, init_to_sample, init_to_value
 
 import pyro_ibvi as ibvi
-from pyro_ibvi import AutoMuPNormal, Diagonal
+from pyro_ibvi import AutoMuPNormal, Diagonal, TraceExpectedLogLikelihood
 from pyro_ibvi.guides import start
 
 
@@ -76,26 +76,41 @@ def test_a_factor_that_fills_memory_is_told_of_before_it_does(monkeypatch):
     ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
 
 
-@pytest.mark.parametrize("concentration", [0.02, 0.005])
-def test_a_prior_most_of_whose_draws_are_one_number_has_a_scale(concentration):
-    torch.manual_seed(1)
-    # A Gamma variable is one of a greater concentration times a power of a uniform one.
-    logs = torch.distributions.Gamma(concentration + 1.0, 1.0).sample((100_000,)).log()
-    logs += torch.rand(100_000).log() / concentration
-    logs = logs.clamp(min=math.log(torch.finfo(torch.float32).tiny))
-    assert (logs.median() == logs.min()) == (concentration == 0.005)
-    scale = start_of(dist.Gamma(concentration, 1.0)).item()
-    assert scale == pytest.approx(logs.std().item(), rel=0.1)
+@pytest.mark.parametrize("concentration", [0.02, 1e-3, 1e-12])
+@pytest.mark.parametrize("init_loc_fn", [init_to_sample, init_to_median])
+def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentration, init_loc_fn):
+    y = torch.tensor([-3.0, 1.0, 2.0, 0.5])
 
-
-def test_draws_that_are_all_alike_say_nothing_of_a_scale():
     def model():
-        rate = pyro.sample("rate", dist.Gamma(torch.tensor([1e-12, 2.0]), 1.0).to_event(1))
-        pyro.sample("y", dist.Normal(rate.sum(), 1.0), obs=torch.tensor(1.0))
+        priors = dist.Gamma(torch.tensor([concentration, 2.0]), 1.0)
+        precision, _ = pyro.sample("precision", priors.to_event(1))
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Normal(0.0, precision**-0.5), obs=y)
 
-    guide = AutoMuPNormal(model, covariance=Diagonal())
-    assert guide.scale("rate")[0] == 1.0
-    assert math.isfinite(Trace_ELBO().loss(model, guide))
+    pyro.set_rng_seed(0)
+    with pytest.warns(UserWarning, match=r"'precision' reaches over more orders of magnitude"):
+        guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=init_loc_fn)
+    assert guide.loc("precision")[0] == 0.0
+    assert guide.scale("precision")[0] == 1.0
+    # The other is where its prior is: log Gamma(2) has the variance trigamma(2).
+    spread = torch.special.polygamma(1, torch.tensor(2.0)).sqrt()
+    torch.testing.assert_close(guide.scale("precision")[1].detach(), spread, rtol=0.1, atol=0.0)
+    assert guide.loc("precision")[1] != 0.0
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), TraceExpectedLogLikelihood())
+    for _ in range(800):
+        svi.step()
+    best = 1 / y.square().mean()  # maximum likelihood, where the objective goes without a KL
+    assert guide.median()["precision"][0].item() == pytest.approx(best.item(), rel=0.15)
+
+
+def test_a_start_that_is_given_stands_whatever_the_prior():
+    def model():
+        pyro.sample("rate", dist.Gamma(1e-3, 1e-3))
+
+    start_at = init_to_value(values={"rate": 5e-4})
+    with pytest.warns(UserWarning, match="'rate' reaches over"):
+        guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=start_at)
+    assert guide.median()["rate"].item() == pytest.approx(5e-4)
 
 
 def two_latents():

@@ -336,3 +336,21 @@ def test_weights_are_not_drawn_for_each_datum():
         model(x)
     with pyro.plate("members", 3, dim=-1):  # an ensemble
         assert net(x).shape == (3, 5, 1)
+
+
+def test_a_network_on_what_a_plate_draws_runs_between_two_uses_of_the_plate():
+    net = RandomModule(mlp(), stochastic="all")
+
+    def model(x):
+        data = pyro.plate("data", 20, subsample_size=len(x))
+        with data:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        out = net(z)
+        with data:
+            pyro.sample("obs", dist.Normal(out, 1.0).to_event(1), obs=x)
+
+    trace = poutine.trace(model).get_trace(torch.randn(5, 1))
+    trace.compute_log_prob()
+    assert trace.nodes["0.weight"]["scale"] == 1.0
+    assert trace.nodes["z"]["log_prob"].shape == trace.nodes["obs"]["log_prob"].shape == (5,)
+    assert trace.nodes["z"]["scale"] == trace.nodes["obs"]["scale"] == 4.0

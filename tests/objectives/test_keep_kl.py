@@ -156,3 +156,41 @@ def test_keep_kl_beside_a_flat_guide():
     kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl="a"), case)[0]
     prior = dist.LogNormal(0.0, 1.0).log_prob(guide.median()["a"]).item()
     assert kept == pytest.approx(free - prior, rel=1e-12)
+
+
+def labelled(x, label):
+    loc = pyro.param("decoder", torch.tensor(0.7))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc * z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("has_rsample", [True, False])
+def test_a_loss_in_the_guide_is_told_and_may_be_kept(has_rsample):
+    """As semi-supervised autoencoders have it, whose classifier is a part of the guide."""
+    label = (X > 0).to(X.dtype)
+
+    def classified(x, label):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(pyro.param("encoder", torch.tensor(0.5)) * x, 1.0))
+            logits = pyro.param("classifier", torch.tensor(0.3)) * z
+            log_prob = dist.Bernoulli(logits=logits).log_prob(label)
+            pyro.factor("labels", -2.0 * log_prob, has_rsample=has_rsample)
+
+    case = Case(labelled, classified, (X, label))
+    with pytest.warns(UserWarning, match=r"keep_kl=\['labels'\]"):
+        free, free_grads = loss_and_grads(TraceExpectedLogLikelihood(allow_local=True), case)
+    loss = TraceExpectedLogLikelihood(keep_kl="labels", allow_local=True)
+    kept, grads = loss_and_grads(loss, case)
+    pyro.set_rng_seed(7)
+    z = poutine.trace(classified).get_trace(X, label).nodes["z"]["value"].detach()
+    log_prob = dist.Bernoulli(logits=0.3 * z).log_prob(label)
+    assert kept == pytest.approx(free - 2.0 * log_prob.sum().item(), rel=1e-12)
+    gradient = -2.0 * ((label - torch.sigmoid(0.3 * z)) * z).sum().item()
+    whole = loss_and_grads(TraceExpectedLogLikelihood(keep_kl="*"), case)
+    elbo = loss_and_grads(Trace_ELBO(), case)
+    assert whole[0] == pytest.approx(elbo[0], rel=1e-12)
+    if has_rsample:  # else a score function is added
+        assert grads["classifier"].item() == pytest.approx(gradient, rel=1e-12)
+        assert free_grads["classifier"].item() == 0.0
+        assert_same(whole, elbo)

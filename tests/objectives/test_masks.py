@@ -10,10 +10,12 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from tests.objectives.zoo import (
     PAIRS,
+    Case,
     X,
     assert_same,
     built,
@@ -53,7 +55,7 @@ MASKED = [masked_by_poutine, masked_distribution, masked_inside_the_event, maske
 
 @pytest.mark.parametrize("model", MASKED)
 @pytest.mark.parametrize("estimator", ["trace", "graph", "mean_field"])
-@pytest.mark.filterwarnings("ignore:The expected log-likelihood cannot move")
+@pytest.mark.filterwarnings("ignore:The latent sites .* are missing data")
 def test_masked_nan_is_harmless(model, estimator):
     keep = torch.tensor([True, False, True, False])
     y = torch.where(keep, X, torch.nan)
@@ -154,6 +156,27 @@ def test_every_mask_of_a_distribution_counts():
     seen = built(line, X[:1], X[:1])  # what a, b and the handler leave
     mean = loss_and_grads(TraceExpectedLogLikelihood(reduction="mean"), case)
     assert_same(mean, loss_and_grads(TraceExpectedLogLikelihood(), seen))
+
+
+def test_an_event_that_a_mask_leaves_nothing_of_is_no_observation():
+    """As the steps after the end of a sequence are in a batch of several."""
+    lengths, seen = torch.tensor([2, 4, 3]), torch.arange(4) < torch.tensor([[2], [4], [3]])
+
+    def model(y, cells):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("sequences", 3, dim=-1):
+            for t in pyro.markov(range(4)):
+                law = dist.Normal(w, 1.0).expand([3, 2]).mask(cells[:, t])
+                pyro.sample(f"y_{t}", law.to_event(1), obs=y[:, t])
+
+    y, guide = torch.randn(3, 4, 2), AutoNormal(model)
+    for of_step in ([True, True], [True, False]):  # a step of which a part is missing is one
+        cells = seen.unsqueeze(-1) & torch.tensor(of_step)
+        guide(y, cells)
+        case = Case(model, guide, (y, cells))
+        total = loss_and_grads(TraceExpectedLogLikelihood(), case)
+        mean = loss_and_grads(TraceExpectedLogLikelihood(reduction="mean"), case)
+        assert_same(mean, total, factor=1 / lengths.sum().item())
 
 
 def test_a_mask_below_a_transform_hides_no_jacobian():

@@ -1,6 +1,7 @@
 """The objectives on networks with random weights, with every covariance of the package's guide."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
@@ -85,3 +86,40 @@ def test_the_kl_of_a_diagonal_guide():
     assert exact[0] == pytest.approx(analytic[0], rel=1e-8)
     one = loss_and_grads(TraceExpectedLogLikelihood(kl_weight=1), case)
     assert one[0] == loss_and_grads(Trace_ELBO(), case)[0]
+
+
+class TwoNetworks(pyro.nn.PyroModule):
+    """A network on the output of another, and on a latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = RandomModule(torch.nn.Linear(3, 2))
+        self.second = RandomModule(torch.nn.Linear(2, 1))
+
+    def forward(self, x, y):
+        hidden = self.first(x)
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        loc = self.second(torch.tanh(hidden)).squeeze(-1) + shift
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def test_a_network_on_particles_is_refused_where_it_would_cross_them():
+    x, y = torch.randn(4, 3), torch.randn(4)
+    model = TwoNetworks()
+    guide = AutoMuPNormal(model)
+    guide.initialize(x, y)
+    options = {"num_particles": 5, "max_plate_nesting": 1}
+    together = TraceExpectedLogLikelihood(vectorize_particles=True, **options)
+    with pytest.raises(ValueError, match=r"'y' have the shape \(5, 5, 4\).*vectorize_particles=F"):
+        together.loss(model, guide, x, y)
+    pyro.set_rng_seed(0)
+    loss = TraceExpectedLogLikelihood(**options).loss(model, guide, x, y)
+    pyro.set_rng_seed(0)
+    truth = 0.0
+    for _ in range(5):
+        draw = guide(x, y)
+        hidden = torch.tanh(x @ draw["first.weight"].mT + model.first.network.bias)
+        loc = (hidden @ draw["second.weight"].mT + model.second.network.bias).squeeze(-1)
+        truth -= dist.Normal(loc + draw["shift"], 1.0).log_prob(y).sum().item() / 5
+    assert loss == pytest.approx(truth, rel=1e-5)

@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.usefixtures("double"),
     # What the models leave unmoved is the subject of another file.
     pytest.mark.filterwarnings("ignore:The expected log-likelihood cannot move"),
+    pytest.mark.filterwarnings("ignore:The latent sites .* are missing data"),
     pytest.mark.filterwarnings("ignore:Found vars in model but not guide"),
     pytest.mark.filterwarnings("ignore:The guide has no sites"),
     pytest.mark.filterwarnings("ignore:.*has one value per observation"),

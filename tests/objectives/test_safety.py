@@ -1,5 +1,8 @@
 """Where the objective is loud, and where it is silent."""
 
+import ast
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -95,6 +98,26 @@ def test_a_local_latent_is_refused():
     report = explain(TraceExpectedLogLikelihood(), vae, vae_guide, X, index)
     assert "'z' is local" in report.errors[0]
     assert "subsampled plate 'data'" in str(report)
+
+
+def test_all_local_latents_are_named_at_once():
+    """A loop has many, and one error for each would come in turn."""
+
+    def model(x, size):
+        with pyro.plate("data", len(x), size) as rows:
+            steps = [pyro.sample(f"z[{t}]", dist.Normal(0.0, 1.0)) for t in range(6)]
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(sum(steps) + shift, 1.0), obs=x[rows])
+
+    guide = AutoNormal(model, create_plates=lambda x, size: pyro.plate("data", len(x), size))
+    guide(X, 2)
+    with pytest.raises(ValueError, match=r"'z\[0\]' is local") as refusal:
+        TraceExpectedLogLikelihood().loss(model, guide, X, 2)
+    keep = ast.literal_eval(re.search(r"keep_kl=(\[.*?\]), or", str(refusal.value)).group(1))
+    assert keep == ["z[[]*]", "shift"]
+    case = Case(model, guide, (X, 2))
+    kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=keep), case)
+    assert_same(kept, loss_and_grads(Trace_ELBO(), case))
 
 
 def test_a_local_latent_is_accepted_on_request():
