@@ -20,7 +20,7 @@ from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.copying import state_to_copy, take_copied
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
-from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args
+from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, warn_of_temperature
 from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for, share_of_rate
 from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
 from pyro_ibvi.models import SupervisedModel
@@ -200,13 +200,13 @@ class VariationalNetwork:
             ValueError: If the number of data cannot be found, or the data do not fit.
         """
         check_parts(self)
+        warn_of_temperature(self.temperature)
         batches = self._batches(data, y, batch_size, shuffle=True)
         if valid_loader is not None:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
             draws = self._draws(_NUM_VALID_SAMPLES, None)
             options.setdefault("metrics", partial(validation_scores, **draws))
-        num_data = settled_num_data(num_data, batches, self.model.num_data_in)
-        self.set_num_data(num_data, batches)
+        self.set_num_data(settled_num_data(num_data, batches, self.model.num_data_in), batches)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,22 @@ def optimizer_args(
             f"IBVIRegressor call learning_rate=."
         )
     return args
+
+
+def warn_of_temperature(temperature: float) -> None:
+    """Warns where training goes on from weights for which a temperature was found.
+
+    Args:
+        temperature: The temperature of predictions.
+    """
+    if temperature != 1.0:
+        warnings.warn(
+            f"Predictions go by the temperature {temperature:.3g}, found for the weights as "
+            f"they were before this training: call calibrate again after it, or write "
+            f"bnn.temperature = 1.0.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_parts(network: Any) -> None:

@@ -16,6 +16,7 @@ in first order, for little more than the price of one draw.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,6 +125,7 @@ class Recipe:
             "init_loc_fn": self.init_loc_fn if init_loc_fn is None else init_loc_fn,
             "init_scale": 1.0 if init_scale is None else init_scale,
         }
+        _warn_of_scale(self.covariance, options["init_scale"])
         if num_components is None:
             num_components = self._num_components(net, convolutions)
         check_positive_int("num_components", num_components)
@@ -280,6 +282,17 @@ def _is_relative(covariance: Any) -> bool:
     choices = covariance.values() if isinstance(covariance, Mapping) else (covariance,)
     random = [choice for choice in choices if choice is not None]
     return bool(random) and all(isinstance(choice, Multiplicative) for choice in random)
+
+
+def _warn_of_scale(covariance: Any, init_scale: float) -> None:
+    """Warns where a start in units of the prior's changes nothing."""
+    if init_scale != 1.0 and _is_relative(covariance):
+        warnings.warn(
+            f"init_scale={init_scale!r} changes nothing: noise relative to the means starts at "
+            f"its own std, Multiplicative(std).",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:

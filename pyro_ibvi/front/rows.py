@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.models.batches import TARGETS
@@ -24,7 +25,7 @@ def check_holds_data(data: Any, y: Any) -> None:
         y: The targets, if they were given apart.
 
     Raises:
-        TypeError: If it is a file, or nothing.
+        TypeError: If it is a file, nothing, or targets beside what has its own.
         ValueError: If it is an empty list.
     """
     for part in (data, y):
@@ -37,6 +38,11 @@ def check_holds_data(data: Any, y: Any) -> None:
         raise TypeError(
             f"Data are expected, got {data!r}: pass inputs and targets (x, y), a data set, or a "
             f"DataLoader of both."
+        )
+    if y is not None and isinstance(data, (DataLoader, Dataset)):
+        raise TypeError(
+            f"The targets come with the {type(data).__name__}, whose data are pairs (x, y), and "
+            f"are given a second time: leave out y, or pass both as arrays."
         )
     if isinstance(data, (list, tuple)) and not data:
         raise ValueError(

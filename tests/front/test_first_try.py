@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import MultiTask
@@ -74,11 +75,16 @@ def test_rows_may_have_vectors_for_targets(rows):
         ((Path("train.csv"),), TypeError, "files are not read here"),
         ((b"1,2",), TypeError, "files are not read here"),
         ((X, "labels.csv"), TypeError, "got 'labels.csv', and files are not read here"),
+        (
+            (DataLoader(TensorDataset(X, X)), X),
+            TypeError,
+            "come with the DataLoader.* leave out y",
+        ),
         ((None,), TypeError, "Data are expected, got None: pass inputs and targets"),
         ((3,), TypeError, "Data are expected, got 3"),
         (([],), ValueError, "The data are an empty list"),
     ],
-    ids=["name", "path", "bytes", "name of labels", "nothing", "number", "empty"],
+    ids=["name", "path", "bytes", "name of labels", "given twice", "nothing", "number", "empty"],
 )
 def test_what_is_no_data_hears_what_is_expected(data, error, message):
     bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())

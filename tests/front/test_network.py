@@ -284,7 +284,8 @@ def test_whatever_scores_does_so_at_the_temperature_found(trained, data):
     one = {"covariance": {"*": None}, "lr": 1e-12}  # without noise all draws predict alike
     bnn = ibvi.VariationalNetwork(nn.Linear(2, 1), ibvi.Normal(0.3), **one)
     bnn.calibrate(x, y)
-    history = bnn.fit(x, y, valid_loader=(x, y), num_epochs=1, progress=False)
+    with pytest.warns(UserWarning, match=r"before this training: call calibrate again after it"):
+        history = bnn.fit(x, y, valid_loader=(x, y), num_epochs=1, progress=False)
     expected = bnn.evaluate(x, y)["nll"]
     assert history.metrics["nll"] == pytest.approx([expected], rel=1e-4)
 

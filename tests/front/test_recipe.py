@@ -283,6 +283,17 @@ def test_several_tasks_of_labels_have_the_recipe_for_labels() -> None:
     assert mixed.optim.pt_optim_constructor is torch.optim.Adam
 
 
+def test_a_start_that_relative_noise_does_not_have_is_told() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    relative = {"covariance": ibvi.Multiplicative(0.3)}
+    with pytest.warns(UserWarning, match=r"init_scale=0\.5 changes nothing.*Multiplicative\(std"):
+        half = ibvi.VariationalNetwork(net, ibvi.Categorical(), init_scale=0.5, **relative)
+    scale, loc = half.guide.scale("net.2.weight"), half.guide.loc("net.2.weight")
+    torch.testing.assert_close(scale, 0.3 * loc.abs())
+    ibvi.VariationalNetwork(net, ibvi.Categorical(), init_scale=1.0, **relative)  # in silence
+    ibvi.VariationalNetwork(net, ibvi.Categorical(), init_scale=0.5)
+
+
 def test_noise_on_features_is_the_scale_that_is_given_or_none() -> None:
     """Less of it where few features are read, but where the user says which weights are random."""
     net = nn.Sequential(nn.Linear(24, 6), nn.Tanh(), nn.Linear(6, 3))
