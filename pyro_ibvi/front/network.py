@@ -18,6 +18,7 @@ from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, settled_num_data
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.copying import state_to_copy, take_copied
+from pyro_ibvi.front.draws import settle_draws
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, warn_of_temperature
@@ -62,8 +63,7 @@ class VariationalNetwork:
             as in :class:`~pyro_ibvi.SupervisedModel`.
         inputs: Which parts of a batch the network gets.
         target: Which part of a batch is the target.
-        stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`; by default
-            as above, and so are covariance, start and draws.
+        stochastic: Which parameters are random, see :class:`~pyro_ibvi.RandomModule`; as above.
         parametrization: How scales and rates follow the widths, see there.
         roles: Roles of parameters that no known layer describes, see there.
         example_input: A batch of inputs, for networks that cannot be read without, see there.
@@ -83,7 +83,7 @@ class VariationalNetwork:
             or ``"constant"``. By default ``"cosine"`` for numbers, from 1,000 steps of fit on.
         clip_norm: Largest Euclidean norm of the gradient.
         draws: Draws in a step, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`; by default 2
-            for numbers by a ``Sequential`` of linear layers and activations, else as above.
+            for numbers where :meth:`fit` sees that each datum runs by itself, else as above.
         loss: The objective; by default the expected log-likelihood per datum.
 
     Attributes:
@@ -156,15 +156,13 @@ class VariationalNetwork:
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model))
-        made = scheduler_for(likelihood, scheduler)
-        self.optim = MuPOptim(
-            optimizer, args, self.guide, family=family, scheduler=made, clip_norm=clip_norm
-        )
+        options = {"scheduler": scheduler_for(likelihood, scheduler), "clip_norm": clip_norm}
+        self.optim = MuPOptim(optimizer, args, self.guide, family=family, **options)
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
         self.temperature = 1.0
-        self._recipe = recipe
+        self._recipe, self._is_open = recipe, loss is None and draws is None
 
     @named_arguments(passed_to=fit, elsewhere=OF_FIT)
     def fit(
@@ -189,9 +187,8 @@ class VariationalNetwork:
             batch_size: Number of data in a step, where they come without a loader.
             num_data: Number of training data, where the loader cannot tell.
             **options: As for :func:`~pyro_ibvi.fit`: ``patience``, ``callback``, ``checkpoint``,
-                ``device``, ``progress`` and the others. By default ``metrics`` are the scores of
-                predictions by 16 draws: the negative log predictive density, with accuracy and
-                calibration error of labels, or the root mean square error of numbers.
+                ``device``, ``progress`` and others. By default ``metrics`` are scores by 16 draws:
+                negative log density, accuracy and calibration error of labels, RMSE of numbers.
 
         Returns:
             The history, of all calls.
@@ -217,7 +214,7 @@ class VariationalNetwork:
 
         Args:
             num_data: Number of training data, with which the default's noise on tables goes.
-            batches: A loader of them, where a datum has several rows of features, as of points.
+            batches: A loader of them, which shows points of a datum, and if data run alone.
 
         Raises:
             ValueError: If it is no positive whole number.
@@ -227,6 +224,8 @@ class VariationalNetwork:
         check_no_data("batches", batches)
         self.model.num_data = int(num_data)
         self._recipe.settle(self.guide, self.model, num_data, batches)
+        if self._is_open:
+            settle_draws(self.loss, self.guide, self.model, batches)
 
     @named_arguments()
     def predict(

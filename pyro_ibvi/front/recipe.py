@@ -313,7 +313,8 @@ def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:
 def share_of_rate(model: SupervisedModel) -> float:
     """How much of SGD's default rate is borne by what a datum has several labels of.
 
-    The loss of a datum is the sum of theirs, whose gradients add up in all layers but the last.
+    The loss of a datum is the sum of theirs, whose gradients add up in all layers but the last,
+    and there the more, the more alike they are: of hundreds of labels many say the same or little.
     Adam does not feel it.
 
     Args:
@@ -328,7 +329,8 @@ def share_of_rate(model: SupervisedModel) -> float:
         num_labels = likelihood.num_targets
     elif kind_of(likelihood) == "bernoulli":
         num_labels = model.net.num_outputs
-    return min(1.0, _FEW_LABELS / max(1, num_labels))
+    num_labels = max(1, num_labels)
+    return min(1.0, max(_FEW_LABELS / num_labels, num_labels**-0.5))  # the root from 100 on
 
 
 def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:

@@ -84,6 +84,38 @@ def check_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence
         )
 
 
+@torch.no_grad()
+def runs_in_parts(model: SupervisedModel, guide: MuPGuide, x: Any, parts: Sequence[Any]) -> bool:
+    """Whether a batch may surely be cut: data do not see one another, and a run leaves no trace.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        x: A batch.
+        parts: The batch, cut at its first dimension in two or more.
+
+    Returns:
+        Whether it may; not where a run is random by itself but for dropout layers.
+    """
+    with _comparing(model, (x, *parts)) as (x, *parts):
+        values, seed = guide.rsample(), torch.initial_seed()
+        replica = _replica(model, values, training=True)
+        _run(replica, model, values, x, seed)
+        if replica.is_changed():  # batch statistics, or a state that goes on
+            return False
+        outputs = []
+        for data in (x, x, *parts):
+            replica, seed = _replica(model, values, training=True), seed + 1
+            for module in replica.network.modules():
+                module.training &= not isinstance(module, nn.modules.dropout._DropoutNd)
+            outputs.append(_run(replica, model, values, data, seed))
+    whole, again, *own = outputs
+    if not torch.equal(whole, again):
+        return False
+    joined = torch.cat(own)
+    return joined.shape == whole.shape and are_close(joined, whole, whole)
+
+
 def _is_aligned(
     per_datum: PerDatum,
     model: SupervisedModel,
@@ -139,16 +171,35 @@ def _output(
     seed: int,
 ) -> Tensor:
     """What the network makes of a batch, whose data do not see one another."""
-    net = model.net
-    named = {name: values[net.site_name(name)] for name in net.stochastic}
     # In the network's own mode: in evaluation torch's transformer layers go past their parts.
-    replica = Replica(net.network, own_buffers=True)
+    replica = _replica(model, values)
     for module in replica.network.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.training = False
-    replica.put(net.network_values(named), find_places(net.network))
     for layer, function in maps.items():
         replica.map_input(layer, function)
+    return _run(replica, model, values, x, seed)
+
+
+def _replica(
+    model: SupervisedModel, values: Mapping[str, Tensor], *, training: bool | None = None
+) -> Replica:
+    """The network with some weights."""
+    net = model.net
+    replica = Replica(net.network, own_buffers=True, training=training)
+    replica.put(net.network_values(_named(model, values)), find_places(net.network))
+    return replica
+
+
+def _run(
+    replica: Replica, model: SupervisedModel, values: Mapping[str, Tensor], x: Any, seed: int
+) -> Tensor:
+    """What a network with these weights makes of a batch."""
     with own_random_numbers(seed):  # dropout and other numbers are the same both times
         own = map_tensors(torch.Tensor.clone, x)  # the network may write on it
-        return model.picker.pick(model.call(replica.network, named, own))
+        return model.picker.pick(model.call(replica.network, _named(model, values), own))
+
+
+def _named(model: SupervisedModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names that they have in the network."""
+    return {name: values[model.net.site_name(name)] for name in model.net.stochastic}

@@ -266,8 +266,9 @@ class Replica:
         """Original, copy, and the names of attributes that the run set or took away."""
         for old, new in self._pairs.values():
             state, before, own = new.__dict__, self._before[id(new)], old.__dict__
+            changed = [] if _is_same(state, before) else [*_differing(state, before)]
             if (
-                not _is_same(state, before)
+                changed
                 or len(state["_parameters"]) != len(own["_parameters"])
                 or len(state["_modules"]) != len(own["_modules"])
                 or (
@@ -275,17 +276,7 @@ class Replica:
                     and not _is_same(state["_buffers"], own["_buffers"])
                 )
             ):
-                names = dict.fromkeys((*state, *before))  # what was taken away is a change too
-                yield (
-                    old,
-                    new,
-                    [
-                        name
-                        for name in names
-                        if name not in _INTERNAL
-                        and state.get(name, _MISSING) is not before.get(name, _MISSING)
-                    ],
-                )
+                yield old, new, changed
 
     def _changed_containers(self) -> Iterator[tuple[Any, Any]]:
         for original, new, before in self._containers.values():
@@ -304,6 +295,14 @@ def _is_same(state: Any, other: Any) -> bool:
         return bool(state == other)  # looks at what is not one object alone
     except Exception:  # tensors that differ have no truth value
         return False
+
+
+def _differing(state: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
+    """Names of what was set or taken away, but for what torch derives from the weights."""
+    for name in dict.fromkeys((*state, *before)):
+        is_kept = state.get(name, _MISSING) is before.get(name, _MISSING)
+        if name not in _INTERNAL and not is_kept:
+            yield name
 
 
 def _settle(value: Any, originals: dict[int, Any]) -> Any:
