@@ -149,15 +149,16 @@ class VariationalNetwork:
             is_scaled=init_scale is not None,
             optimizer=optimizer,
         )
-        self.model = SupervisedModel(
-            self.net, likelihood, output=output, inputs=inputs, target=target
-        )
+        parts = {"output": output, "inputs": inputs, "target": target}
+        self.model = SupervisedModel(self.net, likelihood, **parts)
         self.likelihood = self.model.likelihood
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model))
-        options = {"scheduler": scheduler_for(likelihood, scheduler), "clip_norm": clip_norm}
-        self.optim = MuPOptim(optimizer, args, self.guide, family=family, **options)
+        made = scheduler_for(likelihood, scheduler)
+        self.optim = MuPOptim(
+            optimizer, args, self.guide, family=family, scheduler=made, clip_norm=clip_norm
+        )
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()

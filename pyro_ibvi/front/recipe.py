@@ -16,6 +16,7 @@ in first order, for little more than the price of one draw.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -324,13 +325,14 @@ def share_of_rate(model: SupervisedModel) -> float:
         The share, 1 up to ten labels beside one another.
     """
     likelihood = without_wrappers(model.likelihood)
-    num_labels = 1
+    num_labels: int = 1
     if isinstance(likelihood, MultiTask):
         num_labels = likelihood.num_targets
     elif kind_of(likelihood) == "bernoulli":
         num_labels = model.net.num_outputs
-    num_labels = max(1, num_labels)
-    return min(1.0, max(_FEW_LABELS / num_labels, num_labels**-0.5))  # the root from 100 on
+    if num_labels <= _FEW_LABELS:
+        return 1.0
+    return max(_FEW_LABELS / num_labels, 1 / math.sqrt(num_labels))  # the root from 100 on
 
 
 def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:
