@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from pyro_ibvi._util.inputs import as_call, to_device
+from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.batches import batch_at_hand
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal
@@ -32,8 +33,8 @@ def settle_draws(
     if loss.draws != "batch" or is_of_labels(model.likelihood):
         return
     batch = batch_at_hand(batches)
-    if batch is None:
-        return
+    if batch is None or any(map(is_compiled, model.net.network.modules())):
+        return  # a compiled network would be compiled anew for each part
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
         args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
         x, _ = model.read(*args, **kwargs)

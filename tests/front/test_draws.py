@@ -106,6 +106,18 @@ def test_a_batch_that_cannot_surely_be_cut_has_one(net, target):
     assert after_fit(net, X, target) == "batch"
 
 
+def test_a_compiled_network_is_not_compiled_anew_for_parts():
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    assert after_fit(torch.compile(Own(), backend=count)) == "batch"
+    assert len(compiled) <= 2  # of the whole batch, and its gradient
+
+
 def test_what_is_chosen_stays():
     assert after_fit(Own(), draws="batch") == "batch"
     assert after_fit(Own(), loss=ibvi.TraceExpectedLogLikelihood(reduction="mean")) == "batch"
