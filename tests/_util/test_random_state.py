@@ -76,7 +76,9 @@ def start_at_a_prior_of_draws():
         def rsample(self, sample_shape=()):
             if sample_shape:  # many, to see how wide it is
                 torch.cuda.manual_seed_all(3)
-            return torch.ones(self.shape(sample_shape))  # none of the generator of the CPU
+            shape = self.shape(sample_shape)
+            # None of the generator of the CPU.
+            return torch.linspace(0.5, 2.0, shape.numel()).reshape(shape)
 
     return lambda: ibvi.AutoMuPNormal(lambda: pyro.sample("scale", Prior(2.0, 1.0)))
 
