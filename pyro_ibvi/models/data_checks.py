@@ -25,6 +25,9 @@ _LARGE_INPUT, _LARGE_OUTPUT = 20.0, 5.0
 #: Root mean square of targets, in units of the outputs' and of 1, that are of unscaled ones.
 _LARGE_TARGET = 20.0
 
+#: Number of targets from which on it can be told that they are small.
+_FEW = 8
+
 #: Operations, by torch's names, that make a number positive, and those that keep numbers as they
 #: are.
 _POSITIVE = frozenset({"Exp", "Softplus", "Relu"})
@@ -163,8 +166,10 @@ def _warn_of_targets(
         _warn_of_counts(y, output, task)
     if not isinstance(inner, (Normal, HeteroscedasticNormal)):
         return
-    size, made = _root_mean_square(y[~y.isnan()]), _root_mean_square(output)
-    is_small = 0.0 < size * _LARGE_TARGET < min(1.0, made)
+    seen = y[~y.isnan()]
+    size, made = _root_mean_square(seen), _root_mean_square(output)
+    # A few numbers may be small by chance.
+    is_small = seen.numel() >= _FEW and 0.0 < size * _LARGE_TARGET < min(1.0, made)
     if is_small or size > _LARGE_TARGET * max(1.0, made):
         kind, targets = type(inner).__name__, "y" if task is None else f"y[{task!r}]"
         warnings.warn(

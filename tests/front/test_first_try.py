@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import MultiTask
 
-X, LABELS = torch.randn(60, 4), torch.arange(60) % 3
+X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(60) % 3
 QUIET = {"num_epochs": 1, "progress": False, "batch_size": 20}
 
 
