@@ -20,6 +20,7 @@ from pyro_ibvi._util.inputs import (
     is_array,
     map_tensors,
     tensors_of,
+    to_device,
 )
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.samplers import num_drawn
@@ -194,6 +195,20 @@ def batch_at_hand(batches: Any) -> Any:
         options: Any = {name: getattr(batches, name) for name in names}
         return next(iter(DataLoader(dataset, 2, sampler=[0, 1], num_workers=1, **options)))
     return None
+
+
+def read_at_hand(model: SupervisedModel, batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch, where the model is.
+
+    Args:
+        model: The model.
+        batch: What :func:`batch_at_hand` gave.
+
+    Returns:
+        The inputs and the targets.
+    """
+    args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
+    return model.read(*args, **kwargs)
 
 
 def settled_num_data(

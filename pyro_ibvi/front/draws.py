@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi._util.random_state import own_random_numbers
-from pyro_ibvi.front.batches import batch_at_hand
+from pyro_ibvi.front.batches import batch_at_hand, read_at_hand
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal
 from pyro_ibvi.guides.alignment import runs_in_parts
 from pyro_ibvi.guides.direct import cut_batch
@@ -32,13 +31,12 @@ def settle_draws(
     """
     if loss.draws != "batch" or is_of_labels(model.likelihood):
         return
-    batch = batch_at_hand(batches)
-    if batch is None or any(map(is_compiled, model.net.network.modules())):
-        return  # a compiled network would be compiled anew for each part
+    # A compiled network would be compiled anew for each part.
+    is_compiled_anew = any(map(is_compiled, model.net.network.modules()))
+    if is_compiled_anew or guide.direct_route(model) is None:
+        return
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
-        x, _ = model.read(*args, **kwargs)
+        x, _ = read_at_hand(model, batch_at_hand(batches))
         parts = cut_batch(x, 2)
-        is_direct = guide.direct_route(model) is not None
-        if is_direct and len(parts) > 1 and runs_in_parts(model, guide.components[0], x, parts):
+        if len(parts) > 1 and runs_in_parts(model, guide.components[0], x, parts):
             loss.draws = 2

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ibvi._util.inputs import as_call, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
-from pyro_ibvi.front.batches import batch_at_hand
+from pyro_ibvi.front.batches import batch_at_hand, read_at_hand
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.mup.layers import NORM_LAYERS, owner_of
@@ -122,8 +121,7 @@ def _rows_for_labels(model: SupervisedModel, names: list[str], batch: Any) -> fl
     last = {owner_of(net.network, n)[0] for n, role in net.roles.items() if role.role == "output"}
     counts: dict[str, float] = {}
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
-        x, y = model.read(*args, **kwargs)
+        x, y = read_at_hand(model, batch)
         num_data = len(model.likelihood.as_target(y))
 
         def count(layer: str, output: Tensor) -> None:
