@@ -150,7 +150,7 @@ def test_a_class_learns_as_the_sequential_in_it_does():
 
 
 def test_recurrent_networks_fit_numbers_that_are_all_but_exact():
-    """By one draw a step the gradient's noise was four times what plain Adam leaves."""
+    """By one draw a step its noise in the gradient stays in what they predict."""
     torch.manual_seed(0)
     x = torch.randn(512, 20, 3)
     y, state = torch.zeros(512, 20), torch.zeros(512)
