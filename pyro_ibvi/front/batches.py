@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,7 @@ from pyro_ibvi._util.inputs import (
     is_array,
     map_tensors,
     tensors_of,
-    to_device,
 )
-from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._util.samplers import num_drawn
 from pyro_ibvi.front.rows import as_row, check_alike, check_holds_data, holds_rows
 from pyro_ibvi.models.data_checks import check_finite
@@ -169,46 +166,6 @@ def count_rows(batches: Iterable[Any], count: Count | None = None) -> int | None
     if isinstance(batches, (list, tuple)):
         return sum(_num_rows(batch, count) for batch in batches) or None
     return None
-
-
-def batch_at_hand(batches: Any) -> Any:
-    """Some data in the form of a batch, where they are to be had without an iteration.
-
-    Args:
-        batches: Batches, or a data loader, the data of which a worker reads where it has some.
-
-    Returns:
-        The batch, None where there is none.
-    """
-    if isinstance(batches, TensorBatches):
-        return map_tensors(lambda tensor: tensor[:2], batches.data)
-    if isinstance(batches, (list, tuple)):
-        return next(iter(batches), None)
-    if not isinstance(batches, DataLoader) or batches.batch_sampler is None:
-        return None
-    dataset: Any = batches.dataset
-    with own_random_numbers(), suppress(Exception):  # streams, and items by words
-        if batches.num_workers == 0 or isinstance(dataset, TensorDataset):
-            return batches.collate_fn([dataset[0], dataset[1]])
-        # A file that is opened here would be open in all worker processes.
-        names = ("collate_fn", "worker_init_fn", "multiprocessing_context", "timeout")
-        options: Any = {name: getattr(batches, name) for name in names}
-        return next(iter(DataLoader(dataset, 2, sampler=[0, 1], num_workers=1, **options)))
-    return None
-
-
-def read_at_hand(model: SupervisedModel, batch: Any) -> tuple[Any, Any]:
-    """Inputs and targets of a batch, where the model is.
-
-    Args:
-        model: The model.
-        batch: What :func:`batch_at_hand` gave.
-
-    Returns:
-        The inputs and the targets.
-    """
-    args, kwargs = as_call(to_device(batch, next(model.parameters()).device))
-    return model.read(*args, **kwargs)
 
 
 def settled_num_data(

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi._util.random_state import own_random_numbers
-from pyro_ibvi.front.batches import batch_at_hand, read_at_hand
+from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal
 from pyro_ibvi.guides.alignment import runs_in_parts
 from pyro_ibvi.guides.direct import cut_batch
@@ -16,7 +16,7 @@ from pyro_ibvi.models.kinds import is_of_labels
 
 
 def settle_draws(
-    loss: Any, guide: AutoMuPNormal | AutoMuPMixture, model: SupervisedModel, batches: Any
+    loss: Any, guide: AutoMuPNormal | AutoMuPMixture, model: SupervisedModel, first: FirstBatch
 ) -> None:
     """Sets two draws in the place of one for numbers, where a batch may be cut.
 
@@ -27,7 +27,7 @@ def settle_draws(
         loss: The objective.
         guide: The guide.
         model: The model.
-        batches: A loader or batches; None shows nothing.
+        first: Data; where there are none, they show nothing.
     """
     if loss.draws != "batch" or is_of_labels(model.likelihood):
         return
@@ -36,7 +36,7 @@ def settle_draws(
     if is_compiled_anew or guide.direct_route(model) is None:
         return
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        x, _ = read_at_hand(model, batch_at_hand(batches))
+        x, _ = first.read()
         parts = cut_batch(x, 2)
         if len(parts) > 1 and runs_in_parts(model, guide.components[0], x, parts):
             loss.draws = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from pyro_ibvi._version import __version__
 from pyro_ibvi.front.choices import as_key, find_others, restore
 from pyro_ibvi.front.files import check_fit, read_network, state_of
 from pyro_ibvi.front.network import VariationalNetwork
-from pyro_ibvi.front.recipe import RELATIVE
 from pyro_ibvi.models import RandomModule
 from pyro_ibvi.models.choices import Prior
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -125,7 +125,7 @@ def _rebuilt(
     bnn.model.num_data = made["num_data"]
     bnn.temperature = made["temperature"]
     if made.get("noise_follows_data", False):
-        bnn._recipe = RELATIVE
+        bnn._unsettled = replace(bnn._unsettled, noise=True)
     return bnn
 
 

@@ -18,12 +18,14 @@ from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, settled_num_data
 from pyro_ibvi.front.choices import describe_choices
 from pyro_ibvi.front.copying import state_to_copy, take_copied
-from pyro_ibvi.front.draws import settle_draws
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
+from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, warn_of_temperature
-from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for, share_of_rate
+from pyro_ibvi.front.rate import share_of_rate
+from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
 from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
+from pyro_ibvi.front.settling import Unsettled
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Family, Parametrization
@@ -75,7 +77,8 @@ class VariationalNetwork:
             :class:`~pyro_ibvi.AutoMuPMixture`; 1 for a guide that is one Gaussian.
         optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
-        lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default.
+        lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default; SGD's goes
+            with the number of labels of a datum.
         optim_args: Further arguments of the optimizer.
         family: How the steps of an optimizer that is not torch's go with the gradient, see
             :func:`~pyro_ibvi.mup_param_groups`.
@@ -155,15 +158,15 @@ class VariationalNetwork:
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model))
-        made = scheduler_for(likelihood, scheduler)
-        self.optim = MuPOptim(
-            optimizer, args, self.guide, family=family, scheduler=made, clip_norm=clip_norm
-        )
+        own: Any = {"scheduler": scheduler_for(likelihood, scheduler), "clip_norm": clip_norm}
+        self.optim = MuPOptim(optimizer, args, self.guide, family=family, **own)
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))
         self.svi = SVI(self.model, self.guide, self.optim, self.loss)
         self.history = History()
         self.temperature = 1.0
-        self._recipe, self._is_open = recipe, loss is None and draws is None
+        is_rated = lr is not None or "lr" in (optim_args or {})
+        is_drawn = loss is not None or draws is not None
+        self._unsettled = Unsettled(recipe.follows_data, draws=not is_drawn, rate=not is_rated)
 
     @named_arguments(passed_to=fit, elsewhere=OF_FIT)
     def fit(
@@ -202,8 +205,8 @@ class VariationalNetwork:
         batches = self._batches(data, y, batch_size, shuffle=True)
         if valid_loader is not None:
             valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
-            draws = self._draws(_NUM_VALID_SAMPLES, None)
-            options.setdefault("metrics", partial(validation_scores, **draws))
+            scores = partial(validation_scores, **self._draws(_NUM_VALID_SAMPLES, None))
+            options.setdefault("metrics", scores)
         self.set_num_data(settled_num_data(num_data, batches, self.model.num_data_in), batches)
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
@@ -224,9 +227,7 @@ class VariationalNetwork:
         check_positive_int("num_data", num_data)
         check_no_data("batches", batches)
         self.model.num_data = int(num_data)
-        self._recipe.settle(self.guide, self.model, num_data, batches)
-        if self._is_open:
-            settle_draws(self.loss, self.guide, self.model, batches)
+        self._unsettled.settle(self, FirstBatch(self.model, batches))
 
     @named_arguments()
     def predict(
@@ -254,9 +255,8 @@ class VariationalNetwork:
             The prediction, see :class:`~pyro_ibvi.Prediction`.
         """
         check_parts(self)
-        sizes: dict[str, Any] = {"chunk_size": chunk_size, "batch_size": batch_size}
-        draws = self._draws(num_samples, seed)
-        return predict(self.model, self.guide, x, max_memory=max_memory, **sizes, **draws)
+        how: Any = {"chunk_size": chunk_size, "batch_size": batch_size, "max_memory": max_memory}
+        return predict(self.model, self.guide, x, **how, **self._draws(num_samples, seed))
 
     @named_arguments()
     def evaluate(
@@ -323,7 +323,7 @@ class VariationalNetwork:
         check_parts(self)
         choices = describe_choices(self.model, self.guide)
         choices |= {"temperature": self.temperature, "draws": getattr(self.loss, "draws", None)}
-        choices |= {"noise_follows_data": self._recipe.follows_data}
+        choices |= {"noise_follows_data": self._unsettled.noise}
         write_network(path, choices, state_of(self.model, self.guide))
 
     def mean_network(self) -> nn.Module:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ibvi._util.random_state import own_random_numbers
-from pyro_ibvi.front.batches import batch_at_hand, read_at_hand
+from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.mup.layers import NORM_LAYERS, owner_of
@@ -86,7 +85,7 @@ def settle_noise(
     guide: AutoMuPNormal | AutoMuPMixture,
     model: SupervisedModel,
     num_data: int,
-    batches: Any = None,
+    first: FirstBatch,
 ) -> None:
     """Sets a guide's relative noise by the number of data, where the network is one of tables.
 
@@ -94,14 +93,13 @@ def settle_noise(
         guide: The guide, whose noise is held where it starts.
         model: The model.
         num_data: Number of training data.
-        batches: A loader or batches, which show how many rows of features a datum has; None for
-            one.
+        first: Data that show how many rows of features a datum has; where there are none, one.
     """
     net = model.net
     features = _features(net)
     if not features or not _is_of_tables(net.network):
         return
-    num_rows = _rows_for_labels(model, list(features), batch_at_hand(batches))
+    num_rows = _rows_for_labels(model, list(features), first)
     # Several layers may read the same features or others: by the former there is less noise.
     on_features, on_all = data_shares(num_data * num_rows / max(features.values()))
     shares = dict.fromkeys(net.stochastic, on_all) | dict.fromkeys(features, on_features)
@@ -114,14 +112,14 @@ def settle_noise(
                 component.factor(site.name).fill_(layer.covariance.std * by_site[site.name])
 
 
-def _rows_for_labels(model: SupervisedModel, names: list[str], batch: Any) -> float:
+def _rows_for_labels(model: SupervisedModel, names: list[str], first: FirstBatch) -> float:
     """How many rows of a table a datum is: with a label for each its rows, with one a part."""
     net = model.net
     readers = {owner_of(net.network, name)[0] for name in names}
     last = {owner_of(net.network, n)[0] for n, role in net.roles.items() if role.role == "output"}
     counts: dict[str, float] = {}
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        x, y = read_at_hand(model, batch)
+        x, y = first.read()
         num_data = len(model.likelihood.as_target(y))
 
         def count(layer: str, output: Tensor) -> None:

@@ -16,7 +16,6 @@ in first order, for little more than the price of one draw.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -30,10 +29,9 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import is_parallel
-from pyro_ibvi.front.noise import noise_on_features, settle_noise
+from pyro_ibvi.front.noise import noise_on_features
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
-    MultiTask,
     RandomModule,
     SupervisedModel,
     init_to_network,
@@ -44,7 +42,7 @@ from pyro_ibvi.models.choices import (
     LINEAR_AND_INNER_WEIGHTS,
     NothingChosenError,
 )
-from pyro_ibvi.models.kinds import is_of_labels, kind_of, without_wrappers
+from pyro_ibvi.models.kinds import is_of_labels
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.mup.flow import check_not_lazy
@@ -63,8 +61,6 @@ _OF_EACH_DATUM |= {nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, n
 
 #: Steps of training from which on the rate falls: with fewer a network has not learned yet.
 _MIN_STEPS_OF_SCHEDULE = 1000
-#: Labels of a datum up to which SGD bears its default rate.
-_FEW_LABELS = 10
 #: Number of random weights of a component up to which several of them are the default.
 _MAX_OF_COMPONENT = 10**6
 
@@ -152,24 +148,6 @@ class Recipe:
     def follows_data(self) -> bool:
         """Whether the noise goes with the number of data, as where the user has chosen none."""
         return self == RELATIVE
-
-    def settle(
-        self,
-        guide: AutoMuPNormal | AutoMuPMixture,
-        model: SupervisedModel,
-        num_data: int,
-        batches: Any,
-    ) -> None:
-        """Sets the noise by the number of data, where the user has chosen none.
-
-        Args:
-            guide: The guide.
-            model: The model.
-            num_data: Number of training data.
-            batches: Batches of them, or None.
-        """
-        if self.follows_data:
-            settle_noise(guide, model, num_data, batches)
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
         """More than one behind convolutions, where that costs little time and memory."""
@@ -309,30 +287,6 @@ def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:
         SGD for class labels, Adam for the rest.
     """
     return torch.optim.SGD if is_of_labels(likelihood) else torch.optim.Adam
-
-
-def share_of_rate(model: SupervisedModel) -> float:
-    """How much of SGD's default rate is borne by what a datum has several labels of.
-
-    The loss of a datum is the sum of theirs, whose gradients add up in all layers but the last,
-    and there the more, the more alike they are: of hundreds of labels many say the same or little.
-    Adam does not feel it.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The share, 1 up to ten labels beside one another.
-    """
-    likelihood = without_wrappers(model.likelihood)
-    num_labels: int = 1
-    if isinstance(likelihood, MultiTask):
-        num_labels = likelihood.num_targets
-    elif kind_of(likelihood) == "bernoulli":
-        num_labels = model.net.num_outputs
-    if num_labels <= _FEW_LABELS:
-        return 1.0
-    return max(_FEW_LABELS / num_labels, 1 / math.sqrt(num_labels))  # the root from 100 on
 
 
 def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:

@@ -51,14 +51,21 @@ def note_gradients(model: Any, guide: Any, objective: str, num_terms: float | No
     if num_terms is None:
         _scales.pop(owner, None)
         return
-    num_places = _places_of_datum(model) if num_terms == 1 else 1
+    num_places = places_of_datum(model) if num_terms == 1 else 1
     scale = LossScale(objective, num_terms * num_places, num_places > 1)
     if _scales.get(owner) != scale:
         _scales[owner] = scale
 
 
-def _places_of_datum(model: Any) -> int:
-    """Number of places at which a datum has labels, of which its loss is the sum."""
+def places_of_datum(model: Any) -> int:
+    """Number of places at which a datum has labels, of which its loss is the sum.
+
+    Args:
+        model: The model, which has seen targets.
+
+    Returns:
+        The number, 1 where labels are beside one another.
+    """
     owner = owner_module(model)
     likelihood: Any = getattr(owner, "likelihood", None)
     while hasattr(likelihood, "likelihood"):  # those around it, such as Masked

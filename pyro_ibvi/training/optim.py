@@ -105,6 +105,7 @@ class MuPOptim(PyroOptim):
         check_scheduler(scheduler)
         super().__init__(optimizer, optim_args)
         self.lr = checked_rate(optim_args["lr"])
+        self._kind_of_optimizer: str = getattr(optimizer, "__name__", repr(optimizer))
         self.guide = guide
         self.decayed = decayed
         self.clip_norm = clip_norm
@@ -210,8 +211,8 @@ class MuPOptim(PyroOptim):
         Returns:
             A dictionary of tensors, numbers and names.
         """
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        state["kind"] = self._kind_of_optimizer
+        state: dict[str, Any] = {"kind": self._kind_of_optimizer}
+        state["optimizer"] = self.optimizer.state_dict()
         state["names"] = [group["param_names"] for group in self.optimizer.param_groups]
         state["shapes"] = {name: list(p.shape) for p, name in self._names.items()}
         state["entries"] = entries(state["optimizer"], state["names"])
@@ -249,17 +250,25 @@ class MuPOptim(PyroOptim):
         """
         self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
 
+    def start_at(self, lr: float) -> None:
+        """Sets the global rate of a torch optimizer that is not made yet; later it stays.
+
+        Args:
+            lr: The rate.
+        """
+        if self._optimizer is None:
+            self.lr = self.pt_optim_args["lr"] = checked_rate(lr)  # type: ignore[index]
+
     def warn_of_scale(self, scale: LossScale) -> None:
         """Warns once if the rates are too large for what the loss is a sum of."""
-        args: dict[str, Any] = self.pt_optim_args  # type: ignore[assignment]
         if not self._told_of_sum:
+            args: Any = self.pt_optim_args
             self._told_of_sum = warn_of_rate(args, self.family, scale)
 
     def _begin(self, params: list[Tensor]) -> None:
         """Checks, at the first step, that it is one of this guide and of a loss for its rates."""
         check_takes_part(self.guide, params, self.family)
-        scale = noted_scale(self.guide)
-        if scale is not None:
+        if (scale := noted_scale(self.guide)) is not None:
             self.warn_of_scale(scale)
         self._has_stepped = True
 
@@ -299,10 +308,6 @@ class MuPOptim(PyroOptim):
                 raise  # at each try: no step is taken without the state that was given
 
     @property
-    def _kind_of_optimizer(self) -> str:
-        return getattr(self.pt_optim_constructor, "__name__", repr(self.pt_optim_constructor))
-
-    @property
     def _adamw_lr(self) -> float:
         return float(self.pt_optim_args.get("adamw", {}).get("lr", self.lr))  # type: ignore[union-attr]
 
@@ -333,7 +338,7 @@ class MuPOptim(PyroOptim):
             named[self._free_name(name, {*params, *rates})] = parameter
         # SVI passes a set, whose order changes; a restored optimizer keeps the order it had,
         # since the norm of the gradient is rounded in that order.
-        before = [n for names in self._waiting_state.get("names", []) for n in names]
+        before = (n for names in self._waiting_state.get("names", []) for n in names)
         rank = {name: i for i, name in enumerate(before)}
         for name in sorted(named, key=lambda name: (rank.get(name, len(rank)), name)):
             parameter = named[name]

@@ -23,7 +23,8 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.front.batches import batch_at_hand, count_rows
+from pyro_ibvi.front.batches import count_rows
+from pyro_ibvi.front.first_batch import batch_at_hand
 from tests.layouts import Bags, Graphs, TimeFirst
 
 #: Roles are not the subject here.

@@ -158,9 +158,14 @@ def of_pixels(**options):
 
 def test_a_sum_over_pixels_is_told_and_what_it_names_works():
     with pytest.warns(UserWarning, match=r"144 binary labels.*pass lr=0\.0007, or .*Adam"):
-        default = of_pixels()
+        too_large = of_pixels(lr=0.1)
     by_rate, by_adam = of_pixels(lr=0.0007), of_pixels(optimizer=torch.optim.Adam)  # in silence
-    assert default < 0.8 < min(by_rate, by_adam)
+    assert too_large < 0.8 < min(by_rate, by_adam)
+
+
+def test_the_default_rate_is_one_for_the_labels_of_all_pixels():
+    """It is that which learns the mean over them: the same steps as by the rate that is named."""
+    assert of_pixels() == of_pixels(lr=0.1 / 144)
 
 
 def test_labels_beside_one_another_are_no_pixels():
@@ -186,6 +191,11 @@ def test_labels_of_times_are_places_without_a_dimension_of_their_own_too():
 
     x = torch.randn(20, 40, 3)
     with pytest.warns(UserWarning, match="40 binary labels, of pixels or times"):
-        ibvi.VariationalNetwork(Times(), BINARY).fit(
+        ibvi.VariationalNetwork(Times(), BINARY, lr=0.1).fit(
             x, (x[..., 0] > 0).float(), num_epochs=1, progress=False
         )
+    bnn = ibvi.VariationalNetwork(Times(), BINARY)
+    bnn.fit(x, (x[..., 0] > 0).float(), num_epochs=1, progress=False)
+    assert bnn.optim.lr == pytest.approx(0.1 / 40)
+    bnn.fit(x[:, :20], (x[:, :20, 0] > 0).float(), num_epochs=1, progress=False)  # goes on
+    assert bnn.optim.lr == pytest.approx(0.1 / 40)

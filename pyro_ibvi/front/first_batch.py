@@ -1,0 +1,64 @@
+"""Some data of a training, before its first step."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.front.batches import TensorBatches
+from pyro_ibvi.models import SupervisedModel
+
+
+class FirstBatch:
+    """Some data of a training, read when they are first asked for, and once.
+
+    Args:
+        model: The model.
+        batches: A loader or batches; None has no data.
+    """
+
+    def __init__(self, model: SupervisedModel, batches: Any) -> None:
+        self._model, self._batches = model, batches
+        self._read: tuple[Any, Any] | None = None
+
+    def read(self) -> tuple[Any, Any]:
+        """The data where the model is.
+
+        Returns:
+            Inputs and targets; what the model does not understand, it refuses.
+        """
+        if self._read is None:
+            batch = batch_at_hand(self._batches)
+            args, kwargs = as_call(to_device(batch, next(self._model.parameters()).device))
+            self._read = self._model.read(*args, **kwargs)
+        return self._read
+
+
+def batch_at_hand(batches: Any) -> Any:
+    """Some data in the form of a batch, where they are to be had without an iteration.
+
+    Args:
+        batches: Batches, or a data loader, the data of which a worker reads where it has some.
+
+    Returns:
+        The batch, None where there is none.
+    """
+    if isinstance(batches, TensorBatches):
+        return map_tensors(lambda tensor: tensor[:2], batches.data)
+    if isinstance(batches, (list, tuple)):
+        return next(iter(batches), None)
+    if not isinstance(batches, DataLoader) or batches.batch_sampler is None:
+        return None
+    dataset: Any = batches.dataset
+    with own_random_numbers(), suppress(Exception):  # streams, and items by words
+        if batches.num_workers == 0 or isinstance(dataset, TensorDataset):
+            return batches.collate_fn([dataset[0], dataset[1]])
+        # A file that is opened here would be open in all worker processes.
+        names = ("collate_fn", "worker_init_fn", "multiprocessing_context", "timeout")
+        options: Any = {name: getattr(batches, name) for name in names}
+        return next(iter(DataLoader(dataset, 2, sampler=[0, 1], num_workers=1, **options)))
+    return None

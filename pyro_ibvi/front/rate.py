@@ -1,0 +1,64 @@
+"""SGD's default rate where the loss of a datum is the sum over its labels.
+
+Adam does not feel how large a loss is. Labels beside one another have weights of their own in the
+last layer, those of places, such as pixels and times, share all of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+
+import torch
+
+from pyro_ibvi._util.random_state import own_random_numbers
+from pyro_ibvi.front.first_batch import FirstBatch
+from pyro_ibvi.models import MultiTask, SupervisedModel
+from pyro_ibvi.models.kinds import kind_of, without_wrappers
+from pyro_ibvi.pairing.loss_scale import places_of_datum
+from pyro_ibvi.training import MuPOptim, default_rate
+
+#: Labels of a datum up to which SGD bears its default rate.
+_FEW_LABELS = 10
+
+
+def share_of_rate(model: SupervisedModel) -> float:
+    """How much of SGD's default rate is borne by what a datum has several labels of.
+
+    Their gradients add up in all layers but the last, and there the more, the more alike they
+    are: of hundreds of labels many say the same or little.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The share, 1 up to ten labels beside one another.
+    """
+    likelihood = without_wrappers(model.likelihood)
+    num_labels: int = 1
+    if isinstance(likelihood, MultiTask):
+        num_labels = likelihood.num_targets
+    elif kind_of(likelihood) == "bernoulli":
+        num_labels = model.net.num_outputs
+    if num_labels <= _FEW_LABELS:
+        return 1.0
+    return max(_FEW_LABELS / num_labels, 1 / math.sqrt(num_labels))  # the root from 100 on
+
+
+def settle_rate(optim: MuPOptim, model: SupervisedModel, first: FirstBatch) -> None:
+    """Sets the default rate by the number of places at which a datum has labels.
+
+    With a share of one over their number SGD learns as it does by the mean over them, which is
+    what ``Categorical`` takes.
+
+    Args:
+        optim: The optimizer, which has the default rate.
+        model: The model.
+        first: Data; where there are none, the rate stays.
+    """
+    with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
+        _, y = first.read()
+        target = model.likelihood.as_target(y)
+        model.likelihood.check_target(target, target)  # counts the labels
+        share = share_of_rate(model) / places_of_datum(model)
+        optim.start_at(default_rate(torch.optim.SGD) * share)
