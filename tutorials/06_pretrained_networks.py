@@ -203,11 +203,9 @@ print(f"mean of the head's standard deviations: {guide.scale('net.head.weight').
 
 
 # %%
-def make_bayesian(net, stochastic, init_scale, roles=None):
+def make_bayesian(net, stochastic, init_scale):
     pyro.set_rng_seed(seed)
-    random_net = ibvi.RandomModule(
-        net, stochastic=stochastic, parametrization=ibvi.Standard(), roles=roles
-    )
+    random_net = ibvi.RandomModule(net, stochastic=stochastic, parametrization=ibvi.Standard())
     model = ibvi.SupervisedModel(random_net, ibvi.Categorical(), num_data=len(x_train))
     guide = ibvi.AutoMuPNormal(model, init_loc_fn=ibvi.init_to_network, init_scale=init_scale)
     return model, guide
@@ -223,12 +221,12 @@ def held_out(model, guide):
     return ibvi.score(ibvi.predict(model, guide, x_valid, num_samples=num_draws), y_valid)
 
 
-def compare_scales(net, *training, roles=None):
+def compare_scales(net, *training):
     """Trains from several initial scales; gives the models and guides by scale."""
     print("init_scale  accuracy at the start  NLL at the start  NLL after training")
     trained = {}
     for init_scale in (1.0, 0.5, 0.2):
-        model, guide = make_bayesian(net, "input+output weights", init_scale, roles)
+        model, guide = make_bayesian(net, "input+output weights", init_scale)
         start = held_out(model, guide)
         train_bayesian(model, guide, *training)
         end = held_out(model, guide)
@@ -334,7 +332,7 @@ print_scores(resnet_scores)
 # turned digits, of which it has seen none, and 98 right of 100 become 60. And it is one seed, so
 # look at your own network before you believe the third digit.
 #
-# ## A transformer, and a parameter that nobody knows
+# ## A transformer, and a parameter of its own
 #
 # Each image is a sequence of eight rows. The network keeps a table of positions as a bare
 # `nn.Parameter`, as many do, and has dropout.
@@ -359,26 +357,15 @@ torch.manual_seed(seed)
 transformer = Transformer()
 train(transformer, torch.optim.Adam(transformer.parameters(), lr=0.003), 2 * num_epochs)
 
-try:
-    ibvi.RandomModule(transformer, parametrization=ibvi.Standard())
-except ValueError as error:
-    print(error)
+print(ibvi.roles(ibvi.RandomModule(transformer, parametrization=ibvi.Standard())))
 
 # %% [markdown]
-# The package does not guess what a parameter is. The message is the line to write, but for what
-# only you can know: added to the tokens, a position is a bias, one vector of the network's width
-# for each row. As a bias it stays a point estimate where `stochastic` says "weights". An override
-# may also be a plain role for a known layer, `roles={"head": "hidden"}`, by name or pattern.
-
-# %%
-position_role = {"position": ibvi.WeightRole.of("bias", fan_in=1, fan_out=48)}
-print(
-    ibvi.roles(
-        ibvi.RandomModule(transformer, parametrization=ibvi.Standard(), roles=position_role)
-    )
-)
-
-# %% [markdown]
+# The package sees what the forward pass does with it: added to the tokens, a position is a bias,
+# one vector of the network's width for each row. As a bias it stays a point estimate where
+# `stochastic` says "weights". What a matrix of the network's own is only you can know; then an
+# error shows the line to write. A role may be given for a known layer as well,
+# `roles={"head": "hidden"}`, by name or pattern.
+#
 # `Standard()` has another reason here. muP's rates serve every width only if attention divides
 # its logits by the size of a head, and PyTorch's divides by the square root of it, which
 # `MaximalUpdate(attention="1/d")` makes good. At one width that is no matter, and nothing need be
@@ -386,10 +373,10 @@ print(
 
 # %%
 adam = torch.optim.Adam, {"lr": 0.003}, num_epochs
-transformer_ends = compare_scales(transformer, *adam, roles=position_role)
+transformer_ends = compare_scales(transformer, *adam)
 
 # %%
-transformer_last = make_bayesian(transformer, "last weights", 1.0, position_role)
+transformer_last = make_bayesian(transformer, "last weights", 1.0)
 train_bayesian(*transformer_last, *adam)
 transformer_scores = {
     "as it came": predict_plain(transformer),
@@ -447,7 +434,7 @@ for name, net, (_, guide) in (
 model, guide = transformer_ends[0.2]
 torch.save({"model": model.state_dict(), "guide": guide.state_dict()}, out / "transformer.pt")
 
-new_model, new_guide = make_bayesian(Transformer(), "input+output weights", 1.0, position_role)
+new_model, new_guide = make_bayesian(Transformer(), "input+output weights", 1.0)
 saved = torch.load(out / "transformer.pt", weights_only=True)
 new_model.load_state_dict(saved["model"])
 new_guide.load_state_dict(saved["guide"])

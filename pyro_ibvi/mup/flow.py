@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_ibvi._util.network_copies import copy_network, unwrap
-from pyro_ibvi.mup.forward_pass import Step, record_steps, trace_steps
+from pyro_ibvi.mup.forward_pass import Step, Use, record_steps, trace_steps
 from pyro_ibvi.mup.layers import NORM_LAYERS, TABLES, is_known, owner_of
 
 
@@ -32,6 +32,8 @@ class Flow:
             ``scaled_dot_product_attention`` without a scale.
         tied: By parameter name, the table whose rows an index picks and whose weight is a
             read-out matrix too.
+        uses: What parameters of no known layer are, as far as the steps that read them tell:
+            added to data or put beside them, or factors of theirs that no sum makes a matrix.
         assumption: A sentence where the order of registration stands for that of the data.
         assumed: The ends that it is about, ``"input"`` and ``"output"``, without those whose
             layer has no parameters of its own, as a read-out by the table of the embedding.
@@ -42,6 +44,7 @@ class Flow:
     outputs: set[str] = field(default_factory=set)
     calls_attention: bool = False
     tied: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, Use | None] = field(default_factory=dict)
     assumption: str | None = None
     assumed: frozenset[str] = frozenset()
 
@@ -88,6 +91,7 @@ def find_flow(net: nn.Module, example_input: Any = None) -> Flow:
         {prefix + name for name in flow.outputs},
         flow.calls_attention,
         {prefix + name: prefix + table for name, table in flow.tied.items()},
+        {prefix + name: use for name, use in flow.uses.items()},
         flow.assumption,
         flow.assumed,
     )
@@ -180,6 +184,7 @@ class _Walk:
         self._feeding: set[str] = set()
         self._first: set[str] = set()  # run at least once on what no other has made
         self._last: set[str] = set()  # whose last result no other has taken
+        self._scaled: dict[Any, frozenset[str]] = {}  # parameters that are factors in a value
 
     def follow(self, steps: Iterable[Step]) -> bool:
         """Replaces what the flow says by what the steps tell, and tells whether that is all."""
@@ -207,6 +212,7 @@ class _Walk:
         self._flow.calls_attention |= is_attention and step.kwargs.get("scale") is None
         if step.is_product:
             _note_tied(self._flow, self._net, [self._parameters[name] for name in reads])
+        self._note_uses(step, reads)
         nothing: frozenset[str] = frozenset()
         reached = nothing.union(*(self._reached.get(key, nothing) for key in step.inputs))
         for layer in _layers_of(self._net, step, reads, self._weights):
@@ -219,6 +225,20 @@ class _Walk:
             reached |= {layer}
         for key in step.outputs:
             self._reached[key] = reached
+
+    def _note_uses(self, step: Step, reads: tuple[str, ...]) -> None:
+        """Notes what the step makes of parameters, and of those that are factors already."""
+        uses, nothing = self._flow.uses, frozenset[str]()
+        for name in reads:
+            before = uses.get(name, step.use)
+            is_told = None not in (before, step.use)
+            uses[name] = ("bias" if "bias" in (before, step.use) else "gain") if is_told else None
+        scaled = nothing.union(*(self._scaled.get(key, nothing) for key in step.inputs))
+        if step.is_sum:
+            uses.update(dict.fromkeys(scaled))
+        if step.is_computed and not step.is_product:
+            scaled |= frozenset(reads) if step.use == "gain" else nothing
+            self._scaled.update(dict.fromkeys(step.outputs, scaled))
 
 
 def _layers_of(

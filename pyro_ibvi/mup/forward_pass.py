@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from pyro_ibvi._util.network_copies import is_parallel
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.mup.layers import is_known
 
+#: What a parameter is that is applied to data number by number.
+Use: TypeAlias = Literal["bias", "gain"]
+
 #: Functions, methods and operators by name that take rows from a table.
 _LOOKUPS = {"embedding", "embedding_bag", "index_select", "gather", "take_along_dim"}
 #: Those that multiply by a matrix, so that its columns are summed over.
@@ -28,6 +31,13 @@ _PRODUCTS |= {"addmm", "addmv", "addbmm", "baddbmm", "einsum", "conv1d", "conv2d
 #: Those that give another form to their first argument, by sizes that may come from data.
 _FORMS = {"getitem", "narrow", "expand", "expand_as", "broadcast_to", "repeat", "tile", "view"}
 _FORMS |= {"view_as", "reshape", "reshape_as", "to", "type", "type_as"}
+#: Those that add to a value or put something beside it, and those that multiply each number by
+#: one of its own.
+_ADDITIONS = {"add", "iadd", "radd", "sub", "isub", "rsub", "subtract", "cat", "concat", "stack"}
+_ADDITIONS |= {"concatenate", "hstack", "vstack", "dstack"}
+_FACTORS = {"mul", "imul", "rmul", "multiply", "truediv", "itruediv", "div", "divide"}
+#: Those by which factors of numbers become weights of a sum.
+_SUMS = {"sum", "mean", "nansum", "nanmean", "norm", "cumsum"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,22 @@ class Step:
     def is_product(self) -> bool:
         """Whether the step multiplies by a matrix, not by numbers one for each of another."""
         return not self.is_module and _name(self.target) in _PRODUCTS
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the step sums or averages."""
+        return not self.is_module and _name(self.target) in _SUMS
+
+    @property
+    def use(self) -> Use | None:
+        """What a parameter is that the step applies to data; None if the step does not tell.
+
+        What is put beside data, picked as a row, or read by a layer is as data are.
+        """
+        name = _name(self.target)
+        if self.is_module or self.is_lookup or name in _ADDITIONS:
+            return "bias"
+        return "gain" if name in _FACTORS else None
 
 
 def _name(target: Any) -> str:

@@ -1,9 +1,10 @@
 """Roles: which layer a weight belongs to, what part it plays there, and its widths.
 
 The only place that looks for them. Roles come from module objects, never from pieces of a name:
-each known kind of layer says what its own parameters are. Weight layers that data reach first are
+each known kind of layer says what its own parameters are, and what is added to data or multiplies
+them number by number is told by the forward pass. Weight layers that data reach first are
 the network's inputs, those that feed no other its outputs, in the order in which data flow through
-it. An unknown kind of layer is an error that shows what to write.
+it. Any other parameter of an unknown layer is an error that shows what to write.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pyro_ibvi.mup.layers import (
     owner_of,
 )
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
-from pyro_ibvi.mup.unknown import check_known
+from pyro_ibvi.mup.unknown import check_known, vector_size
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
@@ -219,7 +220,12 @@ def find_roles(
             roles[name] = given if given.layer else replace(given, layer=layer or name)
             continue
         if layer not in flow.layers or not knows(flow.layers[layer], own_name):
-            unknown[name] = tuple(parameter.shape)
+            use = flow.uses.get(name) if given is None else given
+            if use in ("bias", "gain"):
+                of_vector = WeightRole.of(use, fan_in=1, fan_out=vector_size(parameter.shape))
+                roles[name] = replace(of_vector, layer=layer or name)
+            else:
+                unknown[name] = tuple(parameter.shape)
             continue
         table = flow.tied.get(name)
         if table is not None:
@@ -227,7 +233,7 @@ def find_roles(
         part = describe_parameter(flow.layers[layer], own_name, parameter.shape)
         role = _role_in_layer(part, layer, flow, given)
         roles[name] = replace(role, tied=table is not None)
-    check_known(net, unknown, keys)
+    check_known(net, unknown, keys, was_seen=flow.assumption is None)
     if unused:
         raise ValueError(
             f"roles names {sorted(unused)}, which match no parameter; the parameters are "

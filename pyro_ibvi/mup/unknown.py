@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
 
+def vector_size(shape: Sequence[int]) -> int:
+    """Number of units of a parameter that has a number for each, or of a list of such ones.
+
+    Args:
+        shape: Its shape.
+
+    Returns:
+        The number: all of it where one dimension alone is above one, and else the last.
+    """
+    size = math.prod(shape)
+    return size if max(shape, default=1) == size else shape[-1]
+
+
 def check_known(
-    net: nn.Module, shapes: Mapping[str, tuple[int, ...]], named: Collection[str]
+    net: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    named: Collection[str],
+    *,
+    was_seen: bool,
 ) -> None:
     """Refuses parameters whose roles nothing tells, all at once.
 
@@ -17,6 +34,7 @@ def check_known(
         net: The network.
         shapes: Shapes of the parameters in question, by name.
         named: Names of the parameters of which the user has said something.
+        was_seen: Whether the forward pass was seen.
 
     Raises:
         ValueError: If there are any such parameters.
@@ -29,21 +47,18 @@ def check_known(
         f"The parameter {name!r} of shape {shapes[name]} belongs to a {kind}, a kind of "
         f"layer whose role is not known. Say what it is: "
     )
-    size = math.prod(shapes[name])
-    if max(shapes[name], default=1) == size:
-        message += (
-            f'roles={{"{name}": WeightRole.of("bias", fan_in=1, fan_out={size})}} if it is added '
-            f'to data or put beside them, "gain" in the place of "bias" if they are multiplied '
-            f"by it."
-        )
+    message += f'roles={{"{name}": "bias"}} if it is added to data or put beside them, "gain" '
+    message += 'in the place of "bias" if it multiplies them number by number, and '
+    if (size := vector_size(shapes[name])) == math.prod(shapes[name]):
+        message += f'WeightRole.of("hidden", fan_in={size}, fan_out=1) if these are summed.'
     else:
+        message += 'WeightRole.of("hidden", fan_in=..., fan_out=...) if it is a matrix of a layer.'
+    if not was_seen:
         message += (
-            f'roles={{"{name}": WeightRole.of("hidden", fan_in=..., fan_out=...)}} for a matrix '
-            f'that data are multiplied by, "bias" in the place of "hidden", and fan_in=1, for '
-            f'what is added to them, such as positions, "gain" for factors of theirs.'
+            " Or pass example_input=x, a batch of inputs, of which one pass tells the first two."
         )
     if name in named:
-        message += " A role's name alone, as roles has it there, does not say how wide it is."
+        message += " The role of a matrix, as roles has it there, does not say how wide it is."
     if others:
         message += f" The same goes for {', '.join(f'{n!r} {shapes[n]}' for n in others)}."
     raise ValueError(message)

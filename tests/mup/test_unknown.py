@@ -11,22 +11,125 @@ from pyro_ibvi import MaximalUpdate, RandomModule, WeightRole, roles
 from pyro_ibvi.mup.roles import find_roles
 
 
-@pytest.mark.parametrize("shape", [(), (8,), (1, 1, 8)])
-def test_an_unknown_vector_is_shown_as_one(shape):
-    class Shifted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.shift = nn.Linear(3, 8), nn.Parameter(torch.zeros(shape))
+class Vision(nn.Module):
+    """A transformer of patches, with a class token, positions, factors and a temperature."""
 
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.position = nn.Parameter(torch.zeros(1, 17, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1)
+        self.scale, self.temperature = nn.Parameter(torch.ones(16)), nn.Parameter(torch.ones(()))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = self.patches(x).flatten(2).transpose(1, 2)
+        h = torch.cat([self.token.expand(h.shape[0], -1, -1), h], 1)
+        h = self.layers(h + self.position[:, : h.shape[1]]) * self.scale
+        return self.head(h[:, 0]) / self.temperature
+
+
+class Queries(nn.Module):
+    """Attention of learned queries, and a recurrent layer with a learned state."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.state = nn.Parameter(torch.ones(4, 8)), nn.Parameter(torch.ones(1, 1, 8))
+        self.rnn = nn.GRU(3, 8, batch_first=True)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 1)
+
+    def forward(self, x):
+        h, _ = self.rnn(x, self.state.expand(-1, x.size(0), -1).contiguous())
+        query = self.query.unsqueeze(0).expand(x.size(0), -1, -1)
+        return self.head(self.attention(query, h, h)[0].mean(1))
+
+
+class Rows(nn.Module):
+    """Rows that the data pick, and a shift of the network's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.shift = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.zeros(1, 8))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.rows[x.long()[:, 0]] - self.shift))
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize(
+    ("net", "x", "expected"),
+    [
+        (
+            Vision(),
+            torch.zeros(2, 1, 16, 16),
+            {
+                "token": ("bias", 16),
+                "position": ("bias", 16),
+                "scale": ("gain", 16),
+                "temperature": ("gain", 1),
+            },
+        ),
+        (Queries(), torch.zeros(2, 5, 3), {"query": ("bias", 8), "state": ("bias", 8)}),
+        (Rows(), torch.zeros(2, 1), {"rows": ("bias", 8), "shift": ("bias", 8)}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_is_added_or_multiplies_number_by_number_is_seen(net, x, expected, is_recorded):
+    found = find_roles(net, example_input=x if is_recorded else None)
+    for name, (role, size) in expected.items():
+        assert found[name] == WeightRole.of(role, fan_in=1, fan_out=size, layer=name)
+
+
+class Pooling(nn.Module):
+    """A matrix of one row, written as factors that are summed, in one way or another."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.layer, self.weight = nn.Linear(3, 8), nn.Parameter(torch.ones(8))
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(self.layer(x), self.weight)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda h, w: (h * w).sum(-1),
+        lambda h, w: (h + h * w).unsqueeze(1).mean(-1),
+        lambda h, w: h @ w,
+        lambda h, w: torch.einsum("bi,i->b", h + w, w),
+        lambda h, w: h + w + (w * h).relu().sum(-1, keepdim=True),
+        lambda h, w: h**w,
+    ],
+)
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_what_is_or_may_be_a_matrix_is_asked_for(pool, is_recorded):
+    example = torch.ones(2, 3) if is_recorded else None
+    with pytest.raises(ValueError, match=r"fan_in=8, fan_out=1\) if these are summed") as error:
+        find_roles(Pooling(pool), example_input=example)
+    shown = re.search(r"WeightRole.of\(.*?\)", str(error.value))[0]
+    role = eval(shown, {"WeightRole": WeightRole})
+    assert find_roles(Pooling(pool), overrides={"weight": role})["weight"].fans.fan_in == 8
+    found = find_roles(Pooling(pool), overrides={"weight": "gain"})["weight"]
+    assert found == WeightRole.of("gain", fan_in=1, fan_out=8, layer="weight")
+
+
+def test_a_pass_that_cannot_be_traced_is_asked_for():
+    class Untraced(Vision):
         def forward(self, x):
-            return self.layer(x) + self.shift
+            return super().forward(x) if x.mean() > -1 else x
 
-    with pytest.raises(ValueError, match="if it is added to data") as error:
-        find_roles(Shifted())
-    shown = re.search(r"roles=(\{.*?\)\})", str(error.value))[1]
-    weights = find_roles(Shifted(), overrides=eval(shown, {"WeightRole": WeightRole}))
-    size = Shifted().shift.numel()
-    assert weights["shift"] == WeightRole.of("bias", fan_in=1, fan_out=size, layer="shift")
+    with (
+        pytest.warns(UserWarning, match="cannot be traced"),
+        pytest.raises(ValueError, match="Or pass example_input=x, a batch of inputs"),
+    ):
+        find_roles(Untraced())
+    found = find_roles(Untraced(), example_input=torch.zeros(2, 1, 16, 16))
+    assert found["position"].role == "bias"
 
 
 class Own(nn.Module):
