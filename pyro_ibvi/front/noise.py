@@ -80,6 +80,19 @@ def noise_on_features(
     }
 
 
+def has_few_features(net: RandomModule) -> bool:
+    """Whether a network is one of tables, and reads too few features to learn data by heart.
+
+    Args:
+        net: The random network.
+
+    Returns:
+        Whether it is, and reads fewer than bear all of the noise.
+    """
+    widths = [role.fans.fan_in for role in net.roles.values() if role.role == "input"]
+    return _is_of_tables(net.network) and max(widths, default=0) < _MANY_FEATURES
+
+
 @torch.no_grad()
 def settle_noise(
     guide: AutoMuPNormal | AutoMuPMixture,

@@ -1,9 +1,9 @@
 """What is random, and how, where a user says nothing of it.
 
-Class labels and numbers ask for different noise. On images the standard deviations of an additive
-factor keep their size while the means grow around them, so that the noise fades beside the signal;
-noise relative to the mean grows with it (page *Choose a guide and its covariance*). On tables with
-a learned noise scale it was the other way round.
+Class labels and tables of numbers ask for different noise. On images the standard deviations of an
+additive factor keep their size while the means grow around them, so that the noise fades beside
+the signal; noise relative to the mean grows with it (page *Choose a guide and its covariance*). On
+tables of few features, with a learned noise scale, it was the other way round.
 
 A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
 convolutions are the trunk, a mixture over the linear layers behind them costs little and is what
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import is_parallel
-from pyro_ibvi.front.noise import noise_on_features
+from pyro_ibvi.front.noise import has_few_features, noise_on_features
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
     RandomModule,
@@ -53,6 +54,10 @@ from pyro_ibvi.training.cosine import CosineOverFit
 from pyro_ibvi.training.scheduler_maker import MakeScheduler
 
 _CONV = nn.modules.conv._ConvNd
+#: Layers of networks that read tokens, whose positions and tables data have in common.
+_OF_TOKENS = (nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag)
+#: What biases, gains and positions learn at there, in units of the rate (page *Results*).
+_RATE_OF_POSITIONS = 0.03
 
 #: Layers that take each row by itself.
 _OF_EACH_DATUM = {nn.Sequential, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Dropout}
@@ -147,7 +152,7 @@ class Recipe:
     @property
     def follows_data(self) -> bool:
         """Whether the noise goes with the number of data, as where the user has chosen none."""
-        return self == RELATIVE
+        return self in (RELATIVE, NUMBERS)
 
     def _num_components(self, net: RandomModule, convolutions: Collection[str]) -> int:
         """More than one behind convolutions, where that costs little time and memory."""
@@ -173,6 +178,12 @@ RELATIVE = Recipe(
     init_loc_fn=init_to_network,
     draws="datum",
     num_components=4,
+)
+#: The same with less of it, which may learn: targets that are all but exact bear no more.
+NUMBERS = replace(
+    RELATIVE,
+    covariance=Multiplicative(0.2, rate=0.03),
+    of_convolutions=Multiplicative(0.1, rate=0.03),
 )
 #: The paper's: a low-rank factor in the first and the last layer, one draw for a batch.
 PAPER = Recipe(None, None, None, init_to_sample, "batch")
@@ -214,10 +225,11 @@ def as_random(
     choices = {"stochastic": stochastic, **choices}
     given = {name: value for name, value in choices.items() if value is not None}
     is_open = stochastic is None and not isinstance(net, RandomModule)
+    of_labels = is_of_labels(likelihood)
     if covariance is not None:
-        recipe = _recipe_of(covariance, is_open=is_open, of_labels=is_of_labels(likelihood))
-    elif is_open and not is_scaled and is_of_labels(likelihood):
-        recipe = RELATIVE
+        recipe = _recipe_of(covariance, is_open=is_open, of_labels=of_labels)
+    elif is_open and not is_scaled:
+        recipe = RELATIVE if of_labels else NUMBERS
     else:
         recipe = PAPER
     if isinstance(net, RandomModule):
@@ -227,24 +239,47 @@ def as_random(
                 f"{' and '.join(given)} to RandomModule(net, ...)."
             )
         return net, recipe
+    if recipe == NUMBERS:
+        return _of_numbers(net, given)
     if recipe.stochastic is not None:
-        own = dict(given)
+        own = given
         if (optimizer or default_optimizer(likelihood)) is torch.optim.SGD:
             if any(map(is_parallel, net.modules())):
                 net = admit_network(net)  # under the names that it has on one device
-            # Means that start as the network does learn as it would: it is the base of its own
-            # rates. The default rate of adaptive optimizers is for those of the absolute table.
-            example = choices.get("example_input")  # may give it its shapes
-            base = net if example is None else admit_network(net, example)
-            check_not_lazy(base)
-            # By its shapes, for a network that is kept is memory.
-            shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
-            own = {"parametrization": MaximalUpdate(base=shapes), **given}
+            own = _at_ordinary_rates(net, given)
         try:
             return RandomModule(net, stochastic=recipe.stochastic, **own), recipe
         except NothingChosenError:  # no dense layer behind another
             recipe = recipe if covariance is not None else PAPER
     return RandomModule(net, **given), recipe
+
+
+def _at_ordinary_rates(net: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices, with the network as the base of its own rates."""
+    # Means that start as the network does learn as it would. The default rate of adaptive
+    # optimizers is for those of the absolute table.
+    example = given.get("example_input")  # may give it its shapes
+    base = net if example is None else admit_network(net, example)
+    check_not_lazy(base)
+    # By its shapes, for a network that is kept is memory.
+    shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
+    return {"parametrization": MaximalUpdate(base=shapes), **given}
+
+
+def _of_numbers(net: nn.Module, given: Mapping[str, Any]) -> tuple[RandomModule, Recipe]:
+    """The random network and the recipe for numbers: the paper's on tables of few features."""
+    # What is learned by heart leaves a noise scale that learns with nothing to explain. Relative
+    # noise is in its way, where a network reads many features, or words, pixels and times.
+    own = dict(given)
+    if any(isinstance(module, _OF_TOKENS) for module in net.modules()):
+        rates = MaximalUpdate(vectors=_RATE_OF_POSITIONS, attention="1/sqrt(d)")  # as torch has it
+        own = {"parametrization": rates, **given}
+    random = RandomModule(net, **own)
+    if has_few_features(random):
+        return random, PAPER
+    with suppress(NothingChosenError), warnings.catch_warnings(action="ignore"):  # heard before
+        return RandomModule(net, stochastic=LINEAR_AND_INNER_WEIGHTS, **own), NUMBERS
+    return random, PAPER
 
 
 def _recipe_of(covariance: Any, *, is_open: bool, of_labels: bool) -> Recipe:

@@ -197,36 +197,33 @@ class MaximalUpdate:
             ratio to the base's, and 1 for a network's own inputs and outputs.
         multiplicative: What the scale of noise relative to the mean learns at, before the
             covariance's own ``rate``. ``"reference"`` is the rate of a hidden layer's weights,
-            which leaves the scale near its start in wide networks; ``"maximal"`` is that of a gain
-            of the layer's inputs, at which its change is flat in the width, and a random walk.
+            which leaves it near its start in wide networks; ``"maximal"`` is that of a gain of the
+            layer's inputs, at which its change is flat in the width.
         rank_exponent: The rate of a factor that shares ``R`` noise variables is the mean's times
             ``R^-rank_exponent``; 1 is the limit of stability for single-draw training.
         num_particles: Number ``M`` of weight draws in a step, the objective's ``num_particles``:
             the rate of a factor that shares ``R`` noise variables is the mean's times
-            ``M / (R + 1 + M)``, see :func:`~pyro_ibvi.theory.rank_rate_factor`, in the place of a
-            power of ``R``. Many draws are steadier than one and allow a larger rate. Then the
-            factor's limit of stability is the mean's, each taken alone; together they need a
-            smaller global rate, see :func:`~pyro_ibvi.theory.max_stable_rate`.
+            ``M / (R + 1 + M)``, see :func:`~pyro_ibvi.theory.rank_rate_factor`, whose limit of
+            stability is the mean's; of both together :func:`~pyro_ibvi.theory.max_stable_rate`.
         attention: What the logits of attention are divided by, of a head size ``d``. torch divides
             by ``sqrt(d)``, the maximal parametrization by ``d``. ``"1/d"`` multiplies the queries
             of every ``nn.MultiheadAttention``, those in transformer layers included, by
-            ``sqrt(d_base / d)``, so that at the base nothing changes and the logits of wider heads
-            are ``q k sqrt(d_base) / d`` (``d_base`` is 1 with ``base=None``; with a base width or
-            base shapes the number of heads is taken to be the same). ``"1/sqrt(d)"`` leaves the
-            logits as they are, which is right if ``d`` is the same at every width and the number
-            of heads grows. None leaves them too, and :class:`~pyro_ibvi.RandomModule` warns if
-            ``d`` is not known to be the base's.
-        inputs: What the weights that read data learn at in the absolute table. A step changes
-            their outputs in proportion to the sum of the data's squares, by SGD, or of their
-            sizes, by Adam; ``"normalized"`` divides the rate by the number of features that one
-            output sums over, so that for standardized data the first layer is as stable as the
-            hidden ones. ``"reference"``, the rule of the paper's code, does not. With a base the
-            rates there are the standard ones.
-        branches: What the network multiplies the residual branches of its repeated blocks by:
-            ``"1/depth"`` or ``"1/sqrt(depth)"``, relative to the base's depth. The rates and
-            epsilons of their weights follow; the multiplication is the network's to write. With
-            None the depth changes nothing, and :class:`~pyro_ibvi.RandomModule` warns if it is
-            not the base's.
+            ``sqrt(d_base / d)``: the logits are ``q k sqrt(d_base) / d`` (``d_base`` is 1 with
+            ``base=None``; with a base the number of heads is taken to be the same).
+            ``"1/sqrt(d)"`` leaves them as they are, which is right if ``d`` is the same at every
+            width and the number of heads grows. None leaves them too, and
+            :class:`~pyro_ibvi.RandomModule` warns if ``d`` is not known to be the base's.
+        inputs: What the weights that read data learn at in the absolute table. A step by Adam
+            changes their outputs in proportion to the sum of the data's sizes, by SGD of their
+            squares; ``"normalized"`` divides the rate by the number of features, so that for
+            standardized data the first layer is as stable as the hidden ones. ``"reference"``,
+            the rule of the paper's code, does not.
+        vectors: Factor on what biases, gains and rows of tables learn at by Adam in the absolute
+            table, which muP leaves open. Positions of tokens bear a small one.
+        branches: What the network multiplies the residual branches of its repeated blocks by,
+            ``"1/depth"`` or ``"1/sqrt(depth)"`` relative to the base's depth: rates and epsilons
+            of their weights follow. With None the depth changes nothing, and
+            :class:`~pyro_ibvi.RandomModule` warns if it is not the base's.
 
     Scaled queries are the network's forward pass, not its parameters: a site's value is the
     projection before the factor, so weights that are taken out of a guide have the first
@@ -253,6 +250,7 @@ class MaximalUpdate:
     attention: Literal["1/d", "1/sqrt(d)"] | None = None
     num_particles: int | None = None
     inputs: Literal["normalized", "reference"] = "normalized"
+    vectors: float = 1.0
     branches: Literal["1/depth", "1/sqrt(depth)"] | None = None
 
     def __post_init__(self) -> None:
@@ -267,6 +265,8 @@ class MaximalUpdate:
             raise ValueError(
                 f"rank_exponent must be finite and not negative, got {self.rank_exponent!r}."
             )
+        if not math.isfinite(self.vectors) or self.vectors <= 0:
+            raise ValueError(f"vectors must be positive and finite, got {self.vectors!r}.")
         if self.num_particles is not None:
             check_positive_int("num_particles", self.num_particles)
             if self.rank_exponent != 1:
@@ -292,6 +292,9 @@ class MaximalUpdate:
             rate *= growth_out
         if role == "input" and self.base is None and self.inputs == "normalized":
             rate /= fans.fan_in
+        is_vector = role in ("bias", "gain") or (role == "input" and fans.fan_in == 1)
+        if is_vector and self.base is None and family == "adam":
+            rate *= self.vectors
         return rate * self._depth_rate(fans, family)
 
     def factor_rate(self, role: Role, fans: Fans, family: Family, *, rank: int | None) -> float:

@@ -86,7 +86,9 @@ def test_a_network_whose_data_run_alone_has_two(layers):
 
 
 def test_a_network_of_time_or_of_several_inputs_has_two():
-    assert after_fit(Times(5), torch.randn(40, 6, 5), torch.randn(40, 6)) == 2
+    times = torch.randn(40, 6, 5), torch.randn(40, 6)
+    assert after_fit(Times(5), *times, covariance=ibvi.LowRank(2)) == 2
+    assert after_fit(Times(5), *times) == "datum"  # of relative noise
     assert after_fit(Joined(), (X, torch.randn(40, 3)), Y) == 2
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=10)
     assert after_fit(Own(), loader) == 2
