@@ -20,7 +20,16 @@ ALLOWED = {
     "objectives": {"_util", "theory", "mup", "pairing", "models"},
     "training": {"_util", "theory", "mup", "pairing"},
     "prediction": {"_util", "theory", "mup", "pairing", "models", "guides"},
-    "front": {"_util", "mup", "models", "guides", "objectives", "training", "prediction"},
+    "front": {
+        "_util",
+        "mup",
+        "pairing",
+        "models",
+        "guides",
+        "objectives",
+        "training",
+        "prediction",
+    },
 }
 #: These look at what the rooms below made; what leads to another library stands at the edge.
 TOP = {"diagnostics", "arviz"}

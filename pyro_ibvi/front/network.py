@@ -78,7 +78,7 @@ class VariationalNetwork:
         optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default; SGD's goes
-            with the number of labels of a datum.
+            with the number of labels of a datum, Adam's with that of layers.
         optim_args: Further arguments of the optimizer.
         family: How the steps of an optimizer that is not torch's go with the gradient, see
             :func:`~pyro_ibvi.mup_param_groups`.
@@ -157,7 +157,7 @@ class VariationalNetwork:
         self.likelihood = self.model.likelihood
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
         optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
-        args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model))
+        args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model, optimizer))
         own: Any = {"scheduler": scheduler_for(likelihood, scheduler), "clip_norm": clip_norm}
         self.optim = MuPOptim(optimizer, args, self.guide, family=family, **own)
         self.loss = as_objective(loss, draws, recipe.draws_for(self.model))

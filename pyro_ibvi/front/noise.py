@@ -9,10 +9,15 @@ the layers behind (page *Results*).
 What counts is the labels for each feature behind one of them. A layer over the points or the times
 of a datum reads its features as often as there are points: of a datum with one label they are as
 many features more, and with a label for each they are data.
+
+Of numbers what counts is how many of them there are, of all data, times and pixels: few are
+learned by heart sooner and ask for more noise, many bear less (page *Results*).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,6 +28,7 @@ from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule, SupervisedModel
+from pyro_ibvi.models.kinds import is_of_labels
 from pyro_ibvi.mup.layers import NORM_LAYERS, owner_of
 
 #: Numbers of features up to which a layer that reads data bears no noise, and from which on it
@@ -31,6 +37,8 @@ _FEW_FEATURES, _MANY_FEATURES = 16, 32
 #: Data for each feature from which on features bear less, and from which on they bear none and
 #: the layers behind bear less.
 _SOME_DATA, _MANY_DATA = 200, 400
+#: Number of numbers to learn that the noise is meant for, and how far it goes from there.
+_NUM_NUMBERS, _LEAST, _MOST = 1000, 0.5, 1.75
 
 #: Layers of networks that read each feature once: others read words, pixels or times.
 _OF_TABLES: tuple[type[nn.Module], ...] = (nn.Linear, *NORM_LAYERS)
@@ -60,6 +68,18 @@ def data_shares(density: float) -> tuple[float, float]:
     return 1 - _ramp(_SOME_DATA, density, _MANY_DATA), min(1.0, _MANY_DATA / density)
 
 
+def share_of_numbers(num_numbers: float) -> float:
+    """Relative noise, in units of what is meant for a thousand numbers, by how many there are.
+
+    Args:
+        num_numbers: Number of the targets' numbers in all training data.
+
+    Returns:
+        The share, between a half and one and three quarters.
+    """
+    return min(_MOST, max(_LEAST, math.sqrt(_NUM_NUMBERS / num_numbers)))
+
+
 def noise_on_features(
     net: RandomModule, noise: Multiplicative
 ) -> dict[str, Multiplicative | None]:
@@ -80,19 +100,6 @@ def noise_on_features(
     }
 
 
-def has_few_features(net: RandomModule) -> bool:
-    """Whether a network is one of tables, and reads too few features to learn data by heart.
-
-    Args:
-        net: The random network.
-
-    Returns:
-        Whether it is, and reads fewer than bear all of the noise.
-    """
-    widths = [role.fans.fan_in for role in net.roles.values() if role.role == "input"]
-    return _is_of_tables(net.network) and max(widths, default=0) < _MANY_FEATURES
-
-
 @torch.no_grad()
 def settle_noise(
     guide: AutoMuPNormal | AutoMuPMixture,
@@ -100,7 +107,7 @@ def settle_noise(
     num_data: int,
     first: FirstBatch,
 ) -> None:
-    """Sets a guide's relative noise by the number of data, where the network is one of tables.
+    """Sets a guide's relative noise by the number of data: of labels where they come in tables.
 
     Args:
         guide: The guide, whose noise is held where it starts.
@@ -109,20 +116,40 @@ def settle_noise(
         first: Data that show how many rows of features a datum has; where there are none, one.
     """
     net = model.net
+    if not is_of_labels(model.likelihood):
+        share = share_of_numbers(num_data * _numbers_of_datum(model, first))
+        _set_shares(guide, model, dict.fromkeys(net.stochastic, share))
+        return
     features = _features(net)
-    if not features or not _is_of_tables(net.network):
+    if not features or not is_of_tables(net.network):
         return
     num_rows = _rows_for_labels(model, list(features), first)
     # Several layers may read the same features or others: by the former there is less noise.
     on_features, on_all = data_shares(num_data * num_rows / max(features.values()))
     shares = dict.fromkeys(net.stochastic, on_all) | dict.fromkeys(features, on_features)
-    by_site = {net.site_name(name): share for name, share in shares.items()}
+    _set_shares(guide, model, shares)
+
+
+def _set_shares(
+    guide: AutoMuPNormal | AutoMuPMixture, model: SupervisedModel, shares: Mapping[str, float]
+) -> None:
+    """Sets relative noise to shares of what it is by the covariance, by parameter."""
+    by_site = {model.net.site_name(name): share for name, share in shares.items()}
     for component in guide.components:
         for layer in component.layers:
             if not isinstance(layer.covariance, Multiplicative):
                 continue
             for site in layer.sites:
                 component.factor(site.name).fill_(layer.covariance.std * by_site[site.name])
+
+
+def _numbers_of_datum(model: SupervisedModel, first: FirstBatch) -> float:
+    """How many numbers a datum has to be learned, 1 where there are no data to look at."""
+    with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
+        _, y = first.read()
+        target = model.likelihood.as_target(y)
+        return float(target.numel() / len(target))
+    return 1.0
 
 
 def _rows_for_labels(model: SupervisedModel, names: list[str], first: FirstBatch) -> float:
@@ -150,7 +177,7 @@ def _features(net: RandomModule) -> dict[str, int]:
     roles = {name: net.roles[name] for name in net.stochastic}
     names = {name for name, role in roles.items() if role.role == "input"}
     # Where one layer alone has noise, without it nothing would be random.
-    if not names and len(roles) > 1 and _is_of_tables(net.network):
+    if not names and len(roles) > 1 and is_of_tables(net.network):
         names = {name for name in [_first_behind_frozen(net)] if name in roles}
     return {name: roles[name].fans.fan_in for name in names}
 
@@ -173,8 +200,15 @@ def _first_behind_frozen(net: RandomModule) -> str | None:
     return learns[first][0] if first else None
 
 
-def _is_of_tables(network: nn.Module) -> bool:
-    """Whether a network has no layer that reads words, pixels or times."""
+def is_of_tables(network: nn.Module) -> bool:
+    """Whether a network has no layer that reads words, pixels or times.
+
+    Args:
+        network: The network.
+
+    Returns:
+        Whether all of its layers are linear or norms.
+    """
     owners = {owner_of(network, name)[0] for name, _ in network.named_parameters()}
     return all(isinstance(network.get_submodule(name), _OF_TABLES) for name in owners)
 

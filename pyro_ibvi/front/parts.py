@@ -55,7 +55,7 @@ def optimizer_args(
     optimizer: type[Optimizer],
     lr: float | None,
     optim_args: Mapping[str, Any] | None,
-    share_of_sgd: float = 1.0,
+    share: float = 1.0,
 ) -> dict[str, Any]:
     """Arguments of an optimizer, with the default rate and what goes with it.
 
@@ -63,7 +63,7 @@ def optimizer_args(
         optimizer: Class of the optimizer.
         lr: Global learning rate, or None.
         optim_args: Further arguments.
-        share_of_sgd: How much of SGD's default rate the loss bears.
+        share: How much of the default rate the model bears.
 
     Returns:
         The arguments.
@@ -86,7 +86,6 @@ def optimizer_args(
     kind = MuonWithAdamW if optimizer is getattr(torch.optim, "Muon", None) else optimizer
     default = next((a for c, a in _DEFAULT_ARGS.items() if c is kind), None)
     if default is not None:
-        share = share_of_sgd if kind is torch.optim.SGD else 1.0
         return {"lr": default_rate(optimizer) * share, **default, **args}
     if "lr" not in args:
         name = getattr(optimizer, "__name__", repr(optimizer))

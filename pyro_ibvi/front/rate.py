@@ -1,7 +1,8 @@
-"""SGD's default rate where the loss of a datum is the sum over its labels.
+"""How much of a default rate a network bears.
 
-Adam does not feel how large a loss is. Labels beside one another have weights of their own in the
-last layer, those of places, such as pixels and times, share all of theirs.
+By SGD it goes with the labels of a datum, of whose losses its own is the sum. Labels beside one
+another have weights of their own in the last layer, those of places, such as pixels and times,
+share all of theirs. Adam does not feel how large a loss is, but the steps of all layers add up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from contextlib import suppress
 
 import torch
+from torch.optim import Optimizer
 
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.first_batch import FirstBatch
@@ -18,22 +20,39 @@ from pyro_ibvi.models.kinds import kind_of, without_wrappers
 from pyro_ibvi.pairing.loss_scale import places_of_datum
 from pyro_ibvi.training import MuPOptim, default_rate
 
+#: Weight layers one behind another up to which Adam's default rate is borne.
+_FEW_LAYERS = 3
 #: Labels of a datum up to which SGD bears its default rate.
 _FEW_LABELS = 10
 
 
-def share_of_rate(model: SupervisedModel) -> float:
-    """How much of SGD's default rate is borne by what a datum has several labels of.
-
-    Their gradients add up in all layers but the last, and there the more, the more alike they
-    are: of hundreds of labels many say the same or little.
+def share_of_rate(model: SupervisedModel, optimizer: type[Optimizer]) -> float:
+    """How much of an optimizer's default rate a model bears.
 
     Args:
         model: The model.
+        optimizer: Class of the optimizer.
 
     Returns:
-        The share, 1 up to ten labels beside one another.
+        The share, at most 1.
     """
+    if optimizer is torch.optim.SGD:
+        return _share_of_labels(model)
+    return _share_of_layers(model) if optimizer in (torch.optim.Adam, torch.optim.AdamW) else 1.0
+
+
+def _share_of_layers(model: SupervisedModel) -> float:
+    """The share by depth: what a step changes grows with the layers that take it."""
+    roles = model.net.roles.values()
+    layers = {role.layer for role in roles if role.role == "hidden"}
+    ends = {role.role for role in roles if role.role in ("input", "output")}  # side by side
+    return min(1.0, _FEW_LAYERS / max(1, len(layers) + len(ends)))
+
+
+def _share_of_labels(model: SupervisedModel) -> float:
+    """The share by what a datum has several labels of, 1 up to ten beside one another."""
+    # Their gradients add up in all layers but the last, and there the more, the more alike they
+    # are: of hundreds of labels many say the same or little.
     likelihood = without_wrappers(model.likelihood)
     num_labels: int = 1
     if isinstance(likelihood, MultiTask):
@@ -60,5 +79,5 @@ def settle_rate(optim: MuPOptim, model: SupervisedModel, first: FirstBatch) -> N
         _, y = first.read()
         target = model.likelihood.as_target(y)
         model.likelihood.check_target(target, target)  # counts the labels
-        share = share_of_rate(model) / places_of_datum(model)
+        share = share_of_rate(model, torch.optim.SGD) / places_of_datum(model)
         optim.start_at(default_rate(torch.optim.SGD) * share)

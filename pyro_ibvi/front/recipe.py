@@ -3,7 +3,7 @@
 Class labels and tables of numbers ask for different noise. On images the standard deviations of an
 additive factor keep their size while the means grow around them, so that the noise fades beside
 the signal; noise relative to the mean grows with it (page *Choose a guide and its covariance*). On
-tables of few features, with a learned noise scale, it was the other way round.
+tables with a learned noise scale it was the other way round.
 
 A convolution is used at many places, whose noise is one: it bears less than a linear layer. Where
 convolutions are the trunk, a mixture over the linear layers behind them costs little and is what
@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import is_parallel
-from pyro_ibvi.front.noise import has_few_features, noise_on_features
+from pyro_ibvi.front.noise import is_of_tables, noise_on_features
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
     RandomModule,
@@ -267,19 +267,17 @@ def _at_ordinary_rates(net: nn.Module, given: Mapping[str, Any]) -> dict[str, An
 
 
 def _of_numbers(net: nn.Module, given: Mapping[str, Any]) -> tuple[RandomModule, Recipe]:
-    """The random network and the recipe for numbers: the paper's on tables of few features."""
-    # What is learned by heart leaves a noise scale that learns with nothing to explain. Relative
-    # noise is in its way, where a network reads many features, or words, pixels and times.
+    """The random network and the recipe for numbers: on tables the paper's."""
     own = dict(given)
     if any(isinstance(module, _OF_TOKENS) for module in net.modules()):
         rates = MaximalUpdate(vectors=_RATE_OF_POSITIONS, attention="1/sqrt(d)")  # as torch has it
         own = {"parametrization": rates, **given}
-    random = RandomModule(net, **own)
-    if has_few_features(random):
-        return random, PAPER
-    with suppress(NothingChosenError), warnings.catch_warnings(action="ignore"):  # heard before
-        return RandomModule(net, stochastic=LINEAR_AND_INNER_WEIGHTS, **own), NUMBERS
-    return random, PAPER
+    # What is learned by heart leaves a noise scale that learns with nothing to explain. Networks
+    # that read words, pixels and times can, and relative noise is in their way.
+    if not is_of_tables(net):
+        with suppress(NothingChosenError):
+            return RandomModule(net, stochastic=LINEAR_AND_INNER_WEIGHTS, **own), NUMBERS
+    return RandomModule(net, **own), PAPER
 
 
 def _recipe_of(covariance: Any, *, is_open: bool, of_labels: bool) -> Recipe:
