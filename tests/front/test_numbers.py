@@ -48,7 +48,7 @@ def test_numbers_of_images_and_series_get_relative_noise(
     assert bnn.net.stochastic == stochastic
     assert bnn.loss.draws == "datum"
     assert bnn.optim.pt_optim_constructor is torch.optim.Adam
-    assert bnn.optim.lr == 0.1
+    assert bnn.optim.lr == pytest.approx(0.1 if make is OfTimes else 0.075)  # four layers
     for name in bnn.net.stochastic:  # from the network on
         site = bnn.net.site_name(name)
         own = bnn.guide.components[0].loc(site)
