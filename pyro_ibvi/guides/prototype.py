@@ -19,6 +19,7 @@ from torch.distributions import biject_to
 
 from pyro_ibvi._util.distributions import is_delta, unwrapped
 from pyro_ibvi.guides.sites import Site
+from pyro_ibvi.guides.start import start_inside
 from pyro_ibvi.models.padding import KEEP_KEY
 from pyro_ibvi.mup.roles import NETWORK_KEY, WEIGHT_KEY, NetworkWeight, WeightRole
 from pyro_ibvi.pairing.belonging import check_unwrapped
@@ -131,7 +132,7 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
     """Where a latent site starts; most functions for that draw from its prior."""
     try:
         with helpful_support_errors(site):
-            return _in_shape(init_loc_fn(site), site)
+            value = init_loc_fn(site)
     except NotImplementedError as error:
         name, kind = site["name"], type(site["fn"]).__name__
         reason = str(error).split("\n")[0]  # Pyro adds shapes of traces
@@ -140,6 +141,9 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
             f"Give it one, init_loc_fn=init_to_value(values={{{name!r}: ...}}), of "
             f"pyro.infer.autoguide."
         ) from error
+    is_given = getattr(value, "_pyro_custom_init", True)  # Pyro's functions say that it is not
+    value = _in_shape(value, site)
+    return value if is_given else start_inside(site["fn"], _mappable(site["fn"].support), value)
 
 
 def _in_shape(value: Any, site: Any) -> Tensor:

@@ -37,8 +37,10 @@ _LARGE = 4 * 10**8
 #: A standard deviation that exceeds the median deviation's by so much says nothing.
 _HEAVY_TAIL = 2.5
 
-#: A standard deviation in unconstrained space, of a logarithm say, that numbers do not bear.
-_TOO_WIDE = 15.0
+#: A standard deviation in unconstrained space, of a logarithm say, at which no training starts:
+#: two of it to either side are seven orders of magnitude, the digits of single precision. That of
+#: HalfCauchy is 1.6, of Beta(0.5, 0.5) 3.1, of Gamma(0.1, 0.1) and LogNormal(0, 10) it is 10.
+_TOO_WIDE = 4.0
 
 #: A share of draws that are one number, by which a prior lies at the edge of its support.
 _CROWD = 0.1
@@ -98,8 +100,16 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             f"support, {site.support}: give it a start inside, as init_to_median and "
             f"init_to_value(values={{{site.name!r}: ...}}) of pyro.infer.autoguide do."
         )
-    scale = _prior_scale(site, node["fn"], loc).expand(loc.shape).detach().clone()
-    loc, scale = _within_numbers(site, loc, scale)
+    try:
+        scale = _prior_scale(node["fn"], site.support).expand(loc.shape).detach().clone()
+    except NotImplementedError:
+        warnings.warn(
+            f"The prior of {site.name!r} cannot be sampled, so it has no scale to start at: "
+            f"its standard deviation starts at init_scale, in unconstrained space.",
+            stacklevel=2,
+        )
+        scale = torch.ones_like(loc)
+    scale = _within_numbers(site, scale)
     for frame in site.frames:
         full_size = frame.full_size or frame.size
         if full_size != frame.size:
@@ -109,36 +119,53 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return (loc.clone() if site.keep is None else site.keep(loc)), scale
 
 
-def _within_numbers(site: Site, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The start for priors such as Gamma(0.001, 0.001), whose draws are mostly 0 in floats.
+def start_inside(fn: Any, support: Any, value: Tensor) -> Tensor:
+    """A start that is no draw from priors such as Gamma(0.001, 0.001), mostly 0 in floats.
+
+    It is for a site before the model goes on, so that the priors that depend on the site are those
+    at its start.
 
     Args:
-        site: The site.
-        loc: Its mean in unconstrained space.
-        scale: Its prior's standard deviation there, infinite if draws crowd at an edge.
+        fn: The prior.
+        support: Its support.
+        value: A start that was made from the prior.
 
     Returns:
-        Mean and standard deviation.
+        The start, at 0 in unconstrained space where the prior is too wide, as `AutoNormal` has it.
     """
-    too_wide = scale > (math.inf if is_real(site.support) else _TOO_WIDE)
+    if is_real(support):
+        return value
+    try:
+        transform, scale = biject_to(support), _prior_scale(fn, support)
+    except NotImplementedError:  # no map, or no draws, which others tell of
+        return value
+    loc = transform.inv(value)
+    too_wide = (scale > _TOO_WIDE).expand(loc.shape)
+    start: Tensor = transform(loc.masked_fill(too_wide, 0.0)) if too_wide.any() else value
+    return start
+
+
+def _within_numbers(site: Site, scale: Tensor) -> Tensor:
+    """A prior's standard deviation, or 1 where it is too wide for a start, or infinite."""
+    too_wide = scale > (math.inf if site.is_real else _TOO_WIDE)
     if not too_wide.any():
-        return loc, scale
+        return scale
     warnings.warn(
-        f"The prior of {site.name!r} reaches over more orders of magnitude than numbers do, as "
-        f"Gamma(0.001, 0.001) does: its draws overflow, or lie at the edge of the support. The "
-        f"guide starts with standard deviations of init_scale in unconstrained space, and at 0 "
-        f"there, as init_to_feasible does, instead of at such draws.",
+        f"The prior of {site.name!r} reaches over more orders of magnitude than numbers have "
+        f"digits, as Gamma(0.001, 0.001) and LogNormal(0, 10) do: draws from it overflow, lie at "
+        f"the edge of the support, or teach nothing. The guide starts with standard deviations of "
+        f"init_scale in unconstrained space, and at 0 there unless init_loc_fn gives a value, as "
+        f"AutoNormal does.",
         UserWarning,
         stacklevel=2,
     )
-    is_far = too_wide & (loc.abs() > _TOO_WIDE)
-    return loc.masked_fill(is_far, 0.0), scale.masked_fill(too_wide, 1.0)
+    return scale.masked_fill(too_wide, 1.0)
 
 
-def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
+def _prior_scale(fn: Any, support: Any) -> Tensor:
     """Standard deviation of the prior in unconstrained space, of a shape that expands to it."""
     base = per_element(fn)
-    if is_real(site.support):
+    if is_real(support):
         try:
             stddev: Tensor = base.stddev
         except NotImplementedError:
@@ -146,24 +173,16 @@ def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
         else:
             if stddev.isfinite().all():
                 return stddev
-    if isinstance(base, TransformedDistribution) and _undoes(biject_to(site.support), base):
+    if isinstance(base, TransformedDistribution) and _undoes(biject_to(support), base):
         # LogNormal and the like, whose own transform is the support's.
         return base.base_dist.stddev
-    try:
-        with own_random_numbers():
-            distinct = _distinct(base)
-            if distinct is None:
-                return _sampled_scale(fn, biject_to(site.support))
-            reduced, index = distinct
-            scale = _sampled_scale(reduced, biject_to(reduced.support))[index]
-            return scale.reshape(*base.batch_shape, *scale.shape[1:])
-    except NotImplementedError:
-        warnings.warn(
-            f"The prior of {site.name!r} cannot be sampled, so it has no scale to start at: "
-            f"its standard deviation starts at init_scale, in unconstrained space.",
-            stacklevel=2,
-        )
-        return torch.ones_like(loc)
+    with own_random_numbers():
+        distinct = _distinct(base)
+        if distinct is None:
+            return _sampled_scale(fn, biject_to(support))
+        reduced, index = distinct
+        scale = _sampled_scale(reduced, biject_to(reduced.support))[index]
+        return scale.reshape(*base.batch_shape, *scale.shape[1:])
 
 
 def _sampled_scale(fn: Any, transform: Transform) -> Tensor:

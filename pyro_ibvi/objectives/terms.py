@@ -74,6 +74,7 @@ def run_traces(
 
     Raises:
         TypeError: If they are one and the same.
+        ValueError: If the model refuses what the guide draws.
     """
     check_distinct(model, guide)
     unwrapped = poutine.unwrap(guide)
@@ -84,7 +85,29 @@ def run_traces(
     if any(site_is_subsample(site) for site in guide_trace.nodes.values()):
         model = _SameRows()(model)
     replayed = poutine.replay(model, trace=guide_trace)
-    return poutine.trace(replayed, graph_type=graph_type).get_trace(*args, **kwargs), guide_trace
+    try:
+        model_trace = poutine.trace(replayed, graph_type=graph_type).get_trace(*args, **kwargs)
+    except ValueError as error:
+        _explain_lost_draws(guide_trace, error)
+        raise
+    return model_trace, guide_trace
+
+
+def _explain_lost_draws(guide_trace: Trace, error: ValueError) -> None:
+    """Tells of draws that are not finite, where a model's laws refuse what is made of them."""
+    lost = [
+        name
+        for name, site in guide_trace.nodes.items()
+        if site["type"] == "sample" and not torch.as_tensor(site["value"]).isfinite().all()
+    ]
+    if lost:
+        raise ValueError(
+            f"The guide's draws of {lost} are not finite, which the model refuses: they overflow, "
+            f"or the gradient of an earlier step did and left NaN among the parameters. Begin "
+            f"anew with a smaller learning rate, or with a start that is not at wide priors: "
+            f"AutoMuPNormal(model, init_scale=0.1, init_loc_fn=init_to_feasible). NaN in the data "
+            f"does that, too."
+        ) from error
 
 
 class _SameRows(Messenger):

@@ -76,7 +76,7 @@ def test_a_factor_that_fills_memory_is_told_of_before_it_does(monkeypatch):
     ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
 
 
-@pytest.mark.parametrize("concentration", [0.02, 1e-3, 1e-12])
+@pytest.mark.parametrize("concentration", [0.1, 0.02, 1e-3, 1e-12])
 @pytest.mark.parametrize("init_loc_fn", [init_to_sample, init_to_median])
 def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentration, init_loc_fn):
     y = torch.tensor([-3.0, 1.0, 2.0, 0.5])
@@ -103,14 +103,44 @@ def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentrati
     assert guide.median()["precision"][0].item() == pytest.approx(best.item(), rel=0.15)
 
 
-def test_a_start_that_is_given_stands_whatever_the_prior():
+@pytest.mark.parametrize("value", [5e-4, 1e-12])
+def test_a_start_that_is_given_stands_whatever_the_prior(value):
     def model():
         pyro.sample("rate", dist.Gamma(1e-3, 1e-3))
 
-    start_at = init_to_value(values={"rate": 5e-4})
+    start_at = init_to_value(values={"rate": value})
     with pytest.warns(UserWarning, match="'rate' reaches over"):
         guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=start_at)
-    assert guide.median()["rate"].item() == pytest.approx(5e-4)
+    assert guide.median()["rate"].item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "prior", [dist.LogNormal(0.0, 10.0), dist.InverseGamma(0.1, 0.1), dist.Beta(0.1, 0.1)]
+)
+def test_what_depends_on_a_prior_too_wide_starts_as_if_it_were_at_its_start(prior):
+    def model():
+        spread = pyro.sample("spread", prior)
+        pyro.sample("effect", dist.Normal(torch.zeros(200), spread).to_event(1))
+
+    pyro.set_rng_seed(0)
+    with pytest.warns(UserWarning, match="'spread' reaches over"):
+        guide = AutoMuPNormal(model, covariance=Diagonal())
+    middle = torch.distributions.biject_to(prior.support)(torch.tensor(0.0))
+    torch.testing.assert_close(guide.median()["spread"], middle)
+    torch.testing.assert_close(guide.scale("effect").detach(), middle.expand(200))
+    assert guide.loc("effect").std().item() == pytest.approx(middle.item(), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("prior", "deviation"),
+    [
+        (dist.HalfCauchy(25.0), math.pi / 2),  # log |Cauchy| has a hyperbolic secant's law
+        (dist.Beta(0.5, 0.5), math.pi),
+        (dist.LogNormal(0.0, 3.0), 3.0),
+    ],
+)
+def test_usual_weak_priors_are_started_at(prior, deviation):
+    assert start_of(prior).item() == pytest.approx(deviation, rel=0.1)
 
 
 def two_latents():

@@ -8,10 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from torch.distributions import constraints
 
+from pyro_ibvi import AutoMuPNormal
 from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import (
@@ -57,6 +58,30 @@ def test_a_guide_of_the_model_before_it_was_conditioned():
     with pytest.raises(ValueError, match=remedy):
         TraceExpectedLogLikelihood().loss(conditioned, AutoNormal(model))
     assert TraceExpectedLogLikelihood().loss(conditioned, AutoNormal(conditioned)) > 0
+
+
+def test_a_start_at_wide_priors_that_overflows_names_the_start_that_does_not():
+    counts = torch.tensor([0.0, 2.0, 1.0, 3.0])
+
+    def model():
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 400.0).to_event(1))
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Poisson((w[0] + w[1] * X[:4]).exp()), obs=counts)
+
+    def train(guide, num_steps):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), TraceExpectedLogLikelihood())
+        for _ in range(num_steps):
+            svi.step()
+
+    pyro.set_rng_seed(0)
+    message = r"draws of \['w'\] are not finite.*init_scale=0\.1, init_loc_fn=init_to_feasible"
+    with pytest.raises(ValueError, match=message):
+        train(AutoMuPNormal(model), 100)
+    narrow = AutoMuPNormal(model, init_scale=1e-3, init_loc_fn=init_to_feasible)
+    train(narrow, 500)
+    rate = (narrow.loc("w")[0] + narrow.loc("w")[1] * X[:4]).exp()
+    # At the maximum of the likelihood the residuals are orthogonal to the inputs.
+    torch.testing.assert_close((rate - counts).sum(), torch.zeros(()), atol=0.1, rtol=0.0)
 
 
 def test_a_model_without_observations():
