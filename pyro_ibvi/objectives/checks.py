@@ -128,5 +128,6 @@ def reject_empty_objective(
         raise ValueError(
             "The model observed nothing, so no term of the objective is left. Pass the targets to "
             f"the step, svi.step(x, y), or let the loader yield (x, y); the model's "
-            f"sites are {sorted(model_weights)}."
+            f"sites are {sorted(model_weights)}. A loss that has targets in some batches only, "
+            "as of an autoencoder's labels, is Pyro's Trace_ELBO(), which is 0 in the others."
         )

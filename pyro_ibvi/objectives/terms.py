@@ -25,7 +25,7 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 
 from pyro_ibvi.objectives.masks import batch_shape, real_scalar, without_masked_values
 from pyro_ibvi.objectives.sites import Site
@@ -158,6 +158,18 @@ def is_reparametrized(fn: Any) -> bool:
     return getattr(type(fn), "score_parts", None) is Distribution.score_parts
 
 
+def is_given(site: Site) -> bool:
+    """Whether a site holds a value that is given, and is neither a draw nor a factor.
+
+    Args:
+        site: A sample site.
+
+    Returns:
+        Whether it does.
+    """
+    return site["is_observed"] and not site_is_factor(site)
+
+
 def zero_terms(site: Site, *, score: bool) -> None:
     """Writes zeros for the terms of a dropped site, with its batch shape.
 
@@ -195,10 +207,14 @@ def evaluate_model_site(site: Site, power: float = 1.0) -> None:
 def evaluate_guide_site(site: Site) -> None:
     """Evaluates the score parts of a guide site, scaled and masked.
 
+    What the guide observes is no draw and has no score function, but its density has a gradient.
+
     Args:
         site: A sample site; it gets the fields that Pyro's estimators read.
     """
     parts = _guarded(site, "score_parts")
+    if is_given(site):
+        parts = ScoreParts(parts.log_prob, 0, parts.log_prob)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = parts.log_prob
     site["score_parts"] = parts.scale_and_mask(site["scale"], site["mask"])
     site["log_prob"] = site["score_parts"].log_prob

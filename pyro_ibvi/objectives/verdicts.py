@@ -94,12 +94,13 @@ class Verdict:
         found += [f"parameters {list(self.params)}"] * bool(self.params)
         if found:
             keep = as_patterns(dict.fromkeys((*self.latents, *self.users)))
+            way = f"keep the KL of the sites whose prior they enter with keep_kl={keep}, or "
             yield (
                 f"The expected log-likelihood cannot move the {' and the '.join(found)}: they "
                 "reach only terms that it drops (a prior, or the guide's entropy), so they stay "
                 "where they started. Write the model so that they reach the likelihood "
-                "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
-                f"they enter with keep_kl={keep}, or train with kl_weight=1."
+                f"(non-centered: theta = mu + tau * eps), or {way * bool(keep)}train with "
+                "kl_weight=1."
             )
 
     def _of_idle(self) -> Iterator[str]:
