@@ -8,7 +8,7 @@ import torch
 from pyro.poutine import Trace
 from pyro.util import check_site_shape
 
-from pyro_ibvi._util.names import as_patterns
+from pyro_ibvi.objectives.kept import auxiliary_sources, names_to_keep
 from pyro_ibvi.objectives.sites import (
     PARTICLES,
     Traces,
@@ -75,12 +75,12 @@ def reject_local_latents(kept: set[str], traces: Traces) -> None:
             f"If it does, keep their KL, keep_kl={missing}, or train "
             "with kl_weight above 0; allow_local=True drops it all the same."
         )
+    keep = names_to_keep(local, auxiliary_sources(traces))
     raise ValueError(
         f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
         f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "
-        f"exactly and the rest of the model learns nothing. Keep that of all such, "
-        f"keep_kl={as_patterns(local)}, or train with kl_weight above 0; "
-        "allow_local=True drops it all the same."
+        "exactly and the rest of the model learns nothing. Keep that of all such, "
+        f"keep_kl={keep}, or train with kl_weight above 0; allow_local=True drops it all the same."
     )
 
 
