@@ -155,6 +155,8 @@ def _in_shape(value: Any, site: Any) -> Tensor:
         like = next((v for v in known if isinstance(v, Tensor) and v.is_floating_point()), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
         value = torch.as_tensor(value, dtype=dtype, device=None if like is None else like.device)
+    while value.dim() > len(shape) and len(value) == 1:  # Pyro's Predictive leaves such of plates
+        value = value[0]
     try:
         return value if value.shape == shape else value.expand(shape)
     except RuntimeError as error:

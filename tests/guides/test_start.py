@@ -156,6 +156,7 @@ def two_latents():
         ({"w": 0.5, "rate": 3}, [0.5] * 3, [3.0] * 2),
         ({"w": [0.0, 1.0, 2.0], "rate": np.array([1.5, 2.5])}, [0.0, 1.0, 2.0], [1.5, 2.5]),
         ({"w": torch.tensor([1, 2, 3]), "rate": torch.tensor(2.0)}, [1.0, 2.0, 3.0], [2.0] * 2),
+        ({"w": torch.ones(1, 1, 3), "rate": torch.tensor([[1.5, 2.5]])}, [1.0] * 3, [1.5, 2.5]),
     ],
 )
 def test_starts_are_numbers_and_arrays_too(values, w, rate):
