@@ -43,7 +43,7 @@ def kept_names(keep_kl: KeepKL, traces: Traces) -> set[str]:
 
     A choice is tried on the sites that are drawn and on those whose ``Delta`` holds a prior. The
     auxiliary site ``<name>_unconstrained``, by which Pyro's `AutoNormal` draws ``<name>``, goes
-    with its latent.
+    with its latent, and so does ``<name>_aux`` of `AutoStructured`.
 
     Args:
         keep_kl: Names and patterns, or a function of a site.
@@ -59,7 +59,8 @@ def kept_names(keep_kl: KeepKL, traces: Traces) -> set[str]:
         kept = {name for name, site in candidates.items() if keep_kl(site)}
     else:  # an exact name is its site's, also where that is data in this batch
         kept = chosen_by_any(keep_kl, _names(traces)) & candidates.keys()
-    return kept | {f"{name}_unconstrained" for name in kept}
+    own = {f"{name}{suffix}" for name in kept for suffix in ("_unconstrained", "_aux")}
+    return kept | {name for name in own if traces.guide_kinds.get(name) == "auxiliary"}
 
 
 def reject_unknown(keep_kl: KeepKL, traces: Traces) -> None:
