@@ -266,8 +266,7 @@ class AutoMuPNormal(LayeredGuide):
         for kind in parameters.KINDS:
             self._modules[kind] = nn.Module()
         with torch.no_grad():
-            for layer in layers:
-                make_parameters(self, layer, trace, self._init_scale)
+            make_parameters(self, layers, trace, self._init_scale)
         self._layers = layers
         self._plates = Plates(sites.values(), self._init_loc_fn)
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}

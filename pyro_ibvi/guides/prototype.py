@@ -143,7 +143,7 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
         ) from error
     is_given = getattr(value, "_pyro_custom_init", True)  # Pyro's functions say that it is not
     value = _in_shape(value, site)
-    return value if is_given else start_inside(site["fn"], _mappable(site["fn"].support), value)
+    return value if is_given else start_inside(site, _mappable(site["fn"].support), value)
 
 
 def _in_shape(value: Any, site: Any) -> Tensor:

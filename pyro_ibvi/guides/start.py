@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,20 +43,44 @@ _HEAVY_TAIL = 2.5
 #: HalfCauchy is 1.6, of Beta(0.5, 0.5) 3.1, of Gamma(0.1, 0.1) and LogNormal(0, 10) it is 10.
 _TOO_WIDE = 4.0
 
+#: Key of a site's ``infer`` dictionary under which its prior's standard deviation stands.
+_SCALE_KEY = "ibvi_prior_scale"
+
 #: A share of draws that are one number, by which a prior lies at the edge of its support.
 _CROWD = 0.1
 
 
-def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: float) -> None:
-    """Makes the parameters of a layer's sites.
+def make_parameters(
+    guide: nn.Module, layers: Iterable[Layer], trace: Any, init_scale: float
+) -> None:
+    """Makes the parameters of a guide's layers.
 
     Args:
         guide: The guide, which takes them.
-        layer: The layer.
+        layers: The layers.
         trace: The prototype trace.
         init_scale: Start of the standard deviations, in units of the prior's.
     """
-    moments = [_initial_moments(site, trace.nodes[site.name]) for site in layer.sites]
+    wide: list[str] = []
+    for layer in layers:
+        moments = [_initial_moments(site, trace.nodes[site.name], wide) for site in layer.sites]
+        _make_layer(guide, layer, moments, init_scale)
+    if wide:
+        warnings.warn(
+            f"The priors of {wide} reach over more orders of magnitude than numbers have digits, "
+            f"as Gamma(0.001, 0.001) and LogNormal(0, 10) do: draws from such overflow, lie at "
+            f"the edge of the support, or teach nothing. The guide starts there with standard "
+            f"deviations of init_scale in unconstrained space, and at 0 unless init_loc_fn gives "
+            f"a value, as AutoNormal does.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _make_layer(
+    guide: nn.Module, layer: Layer, moments: list[tuple[Tensor, Tensor]], init_scale: float
+) -> None:
+    """Makes the parameters of a layer's sites, whose means and prior's deviations are given."""
     for site, (loc, _) in zip(layer.sites, moments, strict=True):
         parameters.register(guide, "locs", site, loc)
     if layer.covariance is None:
@@ -89,7 +114,7 @@ def _warn_of_size(layer: Layer, locs: list[Tensor]) -> None:
         )
 
 
-def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _initial_moments(site: Site, node: dict[str, Any], wide: list[str]) -> tuple[Tensor, Tensor]:
     """Initial mean and the prior's standard deviation, in the site's shape at full size."""
     value = node["value"].detach()
     value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
@@ -101,7 +126,9 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             f"init_to_value(values={{{site.name!r}: ...}}) of pyro.infer.autoguide do."
         )
     try:
-        scale = _prior_scale(node["fn"], site.support).expand(loc.shape).detach().clone()
+        known = node["infer"].get(_SCALE_KEY)
+        scale = _prior_scale(node["fn"], site.support) if known is None else known
+        scale = scale.expand(loc.shape).detach().clone()
     except NotImplementedError:
         warnings.warn(
             f"The prior of {site.name!r} cannot be sampled, so it has no scale to start at: "
@@ -109,7 +136,7 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             stacklevel=2,
         )
         scale = torch.ones_like(loc)
-    scale = _within_numbers(site, scale)
+    scale = _within_numbers(site, scale, wide)
     for frame in site.frames:
         full_size = frame.full_size or frame.size
         if full_size != frame.size:
@@ -119,46 +146,41 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return (loc.clone() if site.keep is None else site.keep(loc)), scale
 
 
-def start_inside(fn: Any, support: Any, value: Tensor) -> Tensor:
+def start_inside(site: Any, support: Any, value: Tensor) -> Tensor:
     """A start that is no draw from priors such as Gamma(0.001, 0.001), mostly 0 in floats.
 
-    It is for a site before the model goes on, so that the priors that depend on the site are those
-    at its start.
+    A draw may lie at the edge by rounding, too: of a million from ``HalfNormal``, some are 0. It
+    is for a site before the model goes on, so that the priors that depend on the site are those at
+    its start.
 
     Args:
-        fn: The prior.
+        site: The site in Pyro's words, in which the prior's scale is left for later.
         support: Its support.
         value: A start that was made from the prior.
 
     Returns:
-        The start, at 0 in unconstrained space where the prior is too wide, as `AutoNormal` has it.
+        The start, at 0 in unconstrained space, as `AutoNormal` has it, where the prior is too wide
+        and where the start lies at the edge.
     """
     if is_real(support):
         return value
     try:
-        transform, scale = biject_to(support), _prior_scale(fn, support)
+        transform, scale = biject_to(support), _prior_scale(site["fn"], support)
     except NotImplementedError:  # no map, or no draws, which others tell of
         return value
+    site["infer"] = {**site["infer"], _SCALE_KEY: scale}
     loc = transform.inv(value)
-    too_wide = (scale > _TOO_WIDE).expand(loc.shape)
-    start: Tensor = transform(loc.masked_fill(too_wide, 0.0)) if too_wide.any() else value
+    outside = (scale > _TOO_WIDE).expand(loc.shape) | ~loc.isfinite()
+    start: Tensor = transform(loc.masked_fill(outside, 0.0)) if outside.any() else value
     return start
 
 
-def _within_numbers(site: Site, scale: Tensor) -> Tensor:
+def _within_numbers(site: Site, scale: Tensor, wide: list[str]) -> Tensor:
     """A prior's standard deviation, or 1 where it is too wide for a start, or infinite."""
     too_wide = scale > (math.inf if site.is_real else _TOO_WIDE)
     if not too_wide.any():
         return scale
-    warnings.warn(
-        f"The prior of {site.name!r} reaches over more orders of magnitude than numbers have "
-        f"digits, as Gamma(0.001, 0.001) and LogNormal(0, 10) do: draws from it overflow, lie at "
-        f"the edge of the support, or teach nothing. The guide starts with standard deviations of "
-        f"init_scale in unconstrained space, and at 0 there unless init_loc_fn gives a value, as "
-        f"AutoNormal does.",
-        UserWarning,
-        stacklevel=2,
-    )
+    wide.append(site.name)
     return scale.masked_fill(too_wide, 1.0)
 
 

@@ -88,7 +88,7 @@ def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentrati
             pyro.sample("y", dist.Normal(0.0, precision**-0.5), obs=y)
 
     pyro.set_rng_seed(0)
-    with pytest.warns(UserWarning, match=r"'precision' reaches over more orders of magnitude"):
+    with pytest.warns(UserWarning, match=r"'precision'\] reach over more orders of magnitude"):
         guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=init_loc_fn)
     assert guide.loc("precision")[0] == 0.0
     assert guide.scale("precision")[0] == 1.0
@@ -109,7 +109,7 @@ def test_a_start_that_is_given_stands_whatever_the_prior(value):
         pyro.sample("rate", dist.Gamma(1e-3, 1e-3))
 
     start_at = init_to_value(values={"rate": value})
-    with pytest.warns(UserWarning, match="'rate' reaches over"):
+    with pytest.warns(UserWarning, match=r"'rate'\] reach over"):
         guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=start_at)
     assert guide.median()["rate"].item() == pytest.approx(value)
 
@@ -123,12 +123,36 @@ def test_what_depends_on_a_prior_too_wide_starts_as_if_it_were_at_its_start(prio
         pyro.sample("effect", dist.Normal(torch.zeros(200), spread).to_event(1))
 
     pyro.set_rng_seed(0)
-    with pytest.warns(UserWarning, match="'spread' reaches over"):
+    with pytest.warns(UserWarning, match=r"'spread'\] reach over"):
         guide = AutoMuPNormal(model, covariance=Diagonal())
     middle = torch.distributions.biject_to(prior.support)(torch.tensor(0.0))
     torch.testing.assert_close(guide.median()["spread"], middle)
     torch.testing.assert_close(guide.scale("effect").detach(), middle.expand(200))
     assert guide.loc("effect").std().item() == pytest.approx(middle.item(), rel=0.2)
+
+
+def test_a_draw_that_is_rounded_to_the_edge_of_its_support_starts_inside():
+    def draw(site):  # as init_to_sample, which Pyro marks as given by no one
+        value = site["fn"].sample()
+        value[2] = 0.0
+        value._pyro_custom_init = False
+        return value
+
+    def model():
+        pyro.sample("x", dist.HalfNormal(torch.ones(5)).to_event(1))
+
+    start_at = AutoMuPNormal(model, init_loc_fn=draw).loc("x")
+    assert ((start_at == 0.0) == torch.tensor([False, False, True, False, False])).all()
+
+
+def test_all_priors_too_wide_are_told_in_one_warning():
+    def model():
+        for i in range(3):
+            pyro.sample(f"rate_{i}", dist.Gamma(0.01, 0.01))
+
+    with pytest.warns(UserWarning, match="'rate_0', 'rate_1', 'rate_2'") as caught:
+        AutoMuPNormal(model)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize(
