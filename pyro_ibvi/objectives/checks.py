@@ -105,9 +105,10 @@ def reject_wrong_shapes(traces: Iterable[Trace], max_plate_nesting: float) -> No
         if particles and not enumerates and shape[: -int(max_plate_nesting)].numel() > 1:
             raise ValueError(
                 f"The terms of the site {site['name']!r} have the shape {tuple(shape)}, in which "
-                f"each particle is joined with every other. A RandomModule does that which is "
-                f"called on what has particles in front already, a latent or the output of "
-                f"another network: each draw of its weights runs on all of its input. Write "
+                f"each particle is joined with every other. A latent with to_event(...) does that "
+                f"which is used as one value per element of a plate: its particles stand in front "
+                f"of the plate's dimensions. So does a RandomModule that is called on what has "
+                f"particles in front already, a latent or the output of another network. Write "
                 f"vectorize_particles=False."
             )
 
