@@ -17,7 +17,7 @@ from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_ibvi._util.distributions import is_delta, unwrapped
+from pyro_ibvi._util.distributions import innermost, is_delta, unwrapped
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.guides.start import start_inside
 from pyro_ibvi.models.padding import KEEP_KEY
@@ -130,11 +130,19 @@ def _check_arguments(model: Callable[..., Any]) -> None:
 
 def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
     """Where a latent site starts; most functions for that draw from its prior."""
+    name, kind = site["name"], type(innermost(site["fn"])).__name__
+    try:
+        support = _mappable(site["fn"].support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The latent site {name!r}, of law {kind}, does not say what its support is, by which "
+            f"a guide maps it to unconstrained space: give the class one, "
+            f"support = constraints.real of torch.distributions, say."
+        ) from error
     try:
         with helpful_support_errors(site):
             value = init_loc_fn(site)
     except NotImplementedError as error:
-        name, kind = site["name"], type(site["fn"]).__name__
         reason = str(error).split("\n")[0]  # Pyro adds shapes of traces
         raise ValueError(
             f"The latent site {name!r}, of law {kind}, has no start by init_loc_fn ({reason}). "
@@ -143,7 +151,7 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
         ) from error
     is_given = getattr(value, "_pyro_custom_init", True)  # Pyro's functions say that it is not
     value = _in_shape(value, site)
-    return value if is_given else start_inside(site, _mappable(site["fn"].support), value)
+    return value if is_given else start_inside(site, support, value)
 
 
 def _in_shape(value: Any, site: Any) -> Tensor:

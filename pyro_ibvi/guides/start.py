@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor, nn
-from torch.distributions import Normal, TransformedDistribution, biject_to
+from torch.distributions import Normal, TransformedDistribution, VonMises, biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_ibvi._util.distributions import per_element
@@ -187,7 +187,7 @@ def _within_numbers(site: Site, scale: Tensor, wide: list[str]) -> Tensor:
 def _prior_scale(fn: Any, support: Any) -> Tensor:
     """Standard deviation of the prior in unconstrained space, of a shape that expands to it."""
     base = per_element(fn)
-    if is_real(support):
+    if is_real(support) and not isinstance(base, VonMises):  # whose own is that of a circle
         try:
             stddev: Tensor = base.stddev
         except NotImplementedError:
@@ -239,8 +239,12 @@ def _distinct(base: Any) -> tuple[Any, Tensor] | None:
     size = Size(base.batch_shape).numel()
     if size < 2:
         return None
+    try:
+        known = base.arg_constraints.items()
+    except NotImplementedError:  # a law of one's own
+        return None
     rows = {}
-    for name, constraint in base.arg_constraints.items():
+    for name, constraint in known:
         value = base.__dict__.get(name, getattr(type(base), name, None))
         if isinstance(value, property):
             value = getattr(base, name)

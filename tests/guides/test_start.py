@@ -161,6 +161,7 @@ def test_all_priors_too_wide_are_told_in_one_warning():
         (dist.HalfCauchy(25.0), math.pi / 2),  # log |Cauchy| has a hyperbolic secant's law
         (dist.Beta(0.5, 0.5), math.pi),
         (dist.LogNormal(0.0, 3.0), 3.0),
+        (dist.VonMises(0.0, 1e-3), math.pi / 3**0.5),  # nearly uniform on the circle
     ],
 )
 def test_usual_weak_priors_are_started_at(prior, deviation):
