@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import Tensor, nn
 from torch.distributions import biject_to
@@ -151,7 +151,8 @@ def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
         ) from error
     is_given = getattr(value, "_pyro_custom_init", True)  # Pyro's functions say that it is not
     value = _in_shape(value, site)
-    return value if is_given else start_inside(site, support, value)
+    is_draw = init_loc_fn is init_to_sample
+    return value if is_given else start_inside(site, support, value, is_draw=is_draw)
 
 
 def _in_shape(value: Any, site: Any) -> Tensor:

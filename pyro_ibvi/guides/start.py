@@ -43,6 +43,9 @@ _HEAVY_TAIL = 2.5
 #: HalfCauchy is 1.6, of Beta(0.5, 0.5) 3.1, of Gamma(0.1, 0.1) and LogNormal(0, 10) it is 10.
 _TOO_WIDE = 4.0
 
+#: A median or mean in unconstrained space that is too far off, as that of Gamma(0.02, 0.02) is.
+_FAR = 15.0
+
 #: Key of a site's ``infer`` dictionary under which its prior's standard deviation stands.
 _SCALE_KEY = "ibvi_prior_scale"
 
@@ -70,8 +73,8 @@ def make_parameters(
             f"The priors of {wide} reach over more orders of magnitude than numbers have digits, "
             f"as Gamma(0.001, 0.001) and LogNormal(0, 10) do: draws from such overflow, lie at "
             f"the edge of the support, or teach nothing. The guide starts there with standard "
-            f"deviations of init_scale in unconstrained space, and at 0 unless init_loc_fn gives "
-            f"a value, as AutoNormal does.",
+            f"deviations of init_scale in unconstrained space, and at 0 instead of at a draw, as "
+            f"AutoNormal does.",
             UserWarning,
             stacklevel=2,
         )
@@ -146,7 +149,7 @@ def _initial_moments(site: Site, node: dict[str, Any], wide: list[str]) -> tuple
     return (loc.clone() if site.keep is None else site.keep(loc)), scale
 
 
-def start_inside(site: Any, support: Any, value: Tensor) -> Tensor:
+def start_inside(site: Any, support: Any, value: Tensor, *, is_draw: bool) -> Tensor:
     """A start that is no draw from priors such as Gamma(0.001, 0.001), mostly 0 in floats.
 
     A draw may lie at the edge by rounding, too: of a million from ``HalfNormal``, some are 0. It
@@ -157,10 +160,11 @@ def start_inside(site: Any, support: Any, value: Tensor) -> Tensor:
         site: The site in Pyro's words, in which the prior's scale is left for later.
         support: Its support.
         value: A start that was made from the prior.
+        is_draw: Whether it is a draw, and not the median, say.
 
     Returns:
         The start, at 0 in unconstrained space, as `AutoNormal` has it, where the prior is too wide
-        and where the start lies at the edge.
+        for draws or the start far, and where the start lies at the edge.
     """
     if is_real(support):
         return value
@@ -170,7 +174,8 @@ def start_inside(site: Any, support: Any, value: Tensor) -> Tensor:
         return value
     site["infer"] = {**site["infer"], _SCALE_KEY: scale}
     loc = transform.inv(value)
-    outside = (scale > _TOO_WIDE).expand(loc.shape) | ~loc.isfinite()
+    is_far = (scale > _TOO_WIDE).expand(loc.shape) & (is_draw | (loc.abs() > _FAR))
+    outside = is_far | ~loc.isfinite()
     start: Tensor = transform(loc.masked_fill(outside, 0.0)) if outside.any() else value
     return start
 

@@ -1,5 +1,6 @@
 """The start has the prior's standard deviation in unconstrained space, whatever its size."""
 
+import itertools
 import math
 
 import numpy as np
@@ -76,8 +77,13 @@ def test_a_factor_that_fills_memory_is_told_of_before_it_does(monkeypatch):
     ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
 
 
-@pytest.mark.parametrize("concentration", [0.1, 0.02, 1e-3, 1e-12])
-@pytest.mark.parametrize("init_loc_fn", [init_to_sample, init_to_median])
+@pytest.mark.parametrize(
+    ("concentration", "init_loc_fn"),
+    [
+        (0.1, init_to_sample),
+        *itertools.product([0.02, 1e-3, 1e-12], [init_to_sample, init_to_median]),
+    ],
+)
 def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentration, init_loc_fn):
     y = torch.tensor([-3.0, 1.0, 2.0, 0.5])
 
@@ -112,6 +118,16 @@ def test_a_start_that_is_given_stands_whatever_the_prior(value):
     with pytest.warns(UserWarning, match=r"'rate'\] reach over"):
         guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=start_at)
     assert guide.median()["rate"].item() == pytest.approx(value)
+
+
+def test_the_median_of_a_wide_prior_stands_where_it_is_near():
+    def model():
+        pyro.sample("rate", dist.LogNormal(-5.0, 6.0))
+
+    pyro.set_rng_seed(0)
+    with pytest.warns(UserWarning, match=r"'rate'\] reach over"):
+        guide = AutoMuPNormal(model, init_loc_fn=init_to_median(num_samples=10_000))
+    assert guide.loc("rate").item() == pytest.approx(-5.0, abs=0.5)
 
 
 @pytest.mark.parametrize(
