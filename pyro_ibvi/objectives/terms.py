@@ -158,15 +158,20 @@ def is_reparametrized(fn: Any) -> bool:
     return getattr(type(fn), "score_parts", None) is Distribution.score_parts
 
 
-def is_given(site: Site) -> bool:
-    """Whether a site holds a value that is given, and is neither a draw nor a factor.
+def needs_score(site: Site) -> bool:
+    """Whether the gradient of an expectation over a site of the guide needs a score function.
 
     Args:
         site: A sample site.
 
     Returns:
-        Whether it does.
+        Whether it does: not for what the guide observes, nor where draws have pathwise gradients.
     """
+    return not _is_given(site) and not is_reparametrized(site["fn"])
+
+
+def _is_given(site: Site) -> bool:
+    """Whether a site holds a value that is given, and is neither a draw nor a factor."""
     return site["is_observed"] and not site_is_factor(site)
 
 
@@ -213,7 +218,7 @@ def evaluate_guide_site(site: Site) -> None:
         site: A sample site; it gets the fields that Pyro's estimators read.
     """
     parts = _guarded(site, "score_parts")
-    if is_given(site):
+    if _is_given(site):
         parts = ScoreParts(parts.log_prob, 0, parts.log_prob)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = parts.log_prob
     site["score_parts"] = parts.scale_and_mask(site["scale"], site["mask"])

@@ -11,6 +11,7 @@ from pyro.distributions.testing.rejection_gamma import RejectionGamma
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
+from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import (
     TraceEnumExpectedLogLikelihood,
@@ -335,7 +336,9 @@ def test_what_a_guide_observes_has_the_gradient_of_its_density_and_no_score_func
         pyro.sample("hint", law, obs=hints, infer=infer)
 
     options = {"strict_enumeration_warning": False, "max_plate_nesting": 1}
-    _, grads = loss_and_grads(loss(kl_weight=weight, **options), Case(conjugate, guide, (X, Y)))
+    objective = loss(kl_weight=weight, **options)
+    _, grads = loss_and_grads(objective, Case(conjugate, guide, (X, Y)))
     # The loss has weight * log q(hints), whose derivative is that of the log-density.
     expected = weight * (hints - torch.tensor(0.3).sigmoid()).sum()
     assert grads["logit"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert "score function" not in str(explain(objective, conjugate, guide, X, Y))
