@@ -184,6 +184,30 @@ def test_usual_weak_priors_are_started_at(prior, deviation):
     assert start_of(prior).item() == pytest.approx(deviation, rel=0.1)
 
 
+class Triangular(dist.TorchDistribution):
+    """A law of one's own that does not say its support, nor what its parameters are."""
+
+    def rsample(self, sample_shape=()):
+        shape = torch.Size(sample_shape) + self.batch_shape
+        return torch.rand(shape) + torch.rand(shape)
+
+    def log_prob(self, value):
+        return (1.0 - (value - 1.0).abs()).log()
+
+
+def test_a_law_that_does_not_say_its_support_hears_how():
+    def model():
+        pyro.sample("x", Triangular(torch.Size([3]), validate_args=False).to_event(1))
+
+    with pytest.raises(ValueError, match=r"'x', of law Triangular, does not say.*support = con"):
+        AutoMuPNormal(model)
+    Triangular.support = dist.constraints.interval(0.0, 2.0)
+    guide = AutoMuPNormal(model)
+    draws = torch.rand(10_000) + torch.rand(10_000)
+    spread = (draws / (2.0 - draws)).log().std()  # in unconstrained space
+    torch.testing.assert_close(guide.scale("x").detach(), spread.expand(3), rtol=0.15, atol=0.0)
+
+
 def two_latents():
     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("groups", 2):
