@@ -98,7 +98,9 @@ def _explain_lost_draws(guide_trace: Trace, error: ValueError) -> None:
     lost = [
         name
         for name, site in guide_trace.nodes.items()
-        if site["type"] == "sample" and not torch.as_tensor(site["value"]).isfinite().all()
+        if site["type"] == "sample"
+        and isinstance(site["value"], torch.Tensor)
+        and not site["value"].isfinite().all()
     ]
     if lost:
         raise ValueError(
