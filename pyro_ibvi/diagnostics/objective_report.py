@@ -19,7 +19,7 @@ from pyro_ibvi.objectives import checks
 from pyro_ibvi.objectives.kept import kept_names
 from pyro_ibvi.objectives.mixin import ExpectedLogLikelihood
 from pyro_ibvi.objectives.sites import Kind, Site, Traces, subsampled_plate
-from pyro_ibvi.objectives.terms import is_reparametrized
+from pyro_ibvi.objectives.terms import needs_score
 from pyro_ibvi.objectives.verdicts import Verdict, verdict_on
 from pyro_ibvi.pairing.belonging import check_pair
 
@@ -195,7 +195,7 @@ def _errors(loss: ExpectedLogLikelihood, kept: set[str], traces: Traces) -> list
 
 def _guide_row(site: Site, kind: Kind, weight: float, kept: bool) -> SiteReport:
     why = "log q dropped"
-    if not is_reparametrized(site["fn"]):
+    if needs_score(site):
         why += ", but evaluated for the score function"
     return _row(site, "guide", kind, weight, kept=kept, dropped_because=why)
 

@@ -71,6 +71,7 @@ class AutoMuPNormal(LayeredGuide):
         init_scale: Start of the standard deviations, in units of the prior's. Implicit
             regularization is about 1. As a drop-in for `AutoNormal` on a hand-written model pass
             0.1: a Bayesian regression then trains in as many steps, and in ten times as many at 1.
+            With priors such as ``Normal(0, 100)`` pass ``init_loc_fn=init_to_feasible`` as well.
         create_plates: As in Pyro's autoguides, for subsampled local latents.
         roles: For hand-written models: which sites are network weights, by site name.
 
@@ -265,8 +266,7 @@ class AutoMuPNormal(LayeredGuide):
         for kind in parameters.KINDS:
             self._modules[kind] = nn.Module()
         with torch.no_grad():
-            for layer in layers:
-                make_parameters(self, layer, trace, self._init_scale)
+            make_parameters(self, layers, trace, self._init_scale)
         self._layers = layers
         self._plates = Plates(sites.values(), self._init_loc_fn)
         self._prototype_frames = {f.name: f for site in sites.values() for f in site.frames}

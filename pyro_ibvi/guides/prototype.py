@@ -12,13 +12,14 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_ibvi._util.distributions import is_delta, unwrapped
+from pyro_ibvi._util.distributions import innermost, is_delta, unwrapped
 from pyro_ibvi.guides.sites import Site
+from pyro_ibvi.guides.start import start_inside
 from pyro_ibvi.models.padding import KEEP_KEY
 from pyro_ibvi.mup.roles import NETWORK_KEY, WEIGHT_KEY, NetworkWeight, WeightRole
 from pyro_ibvi.pairing.belonging import check_unwrapped
@@ -129,17 +130,29 @@ def _check_arguments(model: Callable[..., Any]) -> None:
 
 def _start_of(init_loc_fn: Callable[..., Any], site: Any) -> Any:
     """Where a latent site starts; most functions for that draw from its prior."""
+    name, kind = site["name"], type(innermost(site["fn"])).__name__
+    try:
+        support = _mappable(site["fn"].support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The latent site {name!r}, of law {kind}, does not say what its support is, by which "
+            f"a guide maps it to unconstrained space: give the class one, "
+            f"support = constraints.real of torch.distributions, say."
+        ) from error
     try:
         with helpful_support_errors(site):
-            return _in_shape(init_loc_fn(site), site)
+            value = init_loc_fn(site)
     except NotImplementedError as error:
-        name, kind = site["name"], type(site["fn"]).__name__
         reason = str(error).split("\n")[0]  # Pyro adds shapes of traces
         raise ValueError(
             f"The latent site {name!r}, of law {kind}, has no start by init_loc_fn ({reason}). "
             f"Give it one, init_loc_fn=init_to_value(values={{{name!r}: ...}}), of "
             f"pyro.infer.autoguide."
         ) from error
+    is_given = getattr(value, "_pyro_custom_init", True)  # Pyro's functions say that it is not
+    value = _in_shape(value, site)
+    is_draw = init_loc_fn is init_to_sample
+    return value if is_given else start_inside(site, support, value, is_draw=is_draw)
 
 
 def _in_shape(value: Any, site: Any) -> Tensor:
@@ -151,6 +164,8 @@ def _in_shape(value: Any, site: Any) -> Tensor:
         like = next((v for v in known if isinstance(v, Tensor) and v.is_floating_point()), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
         value = torch.as_tensor(value, dtype=dtype, device=None if like is None else like.device)
+    while value.dim() > len(shape) and len(value) == 1:  # Pyro's Predictive leaves such of plates
+        value = value[0]
     try:
         return value if value.shape == shape else value.expand(shape)
     except RuntimeError as error:

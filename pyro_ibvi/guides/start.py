@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor, nn
-from torch.distributions import Normal, TransformedDistribution, biject_to
+from torch.distributions import Normal, TransformedDistribution, VonMises, biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_ibvi._util.distributions import per_element
@@ -37,23 +38,52 @@ _LARGE = 4 * 10**8
 #: A standard deviation that exceeds the median deviation's by so much says nothing.
 _HEAVY_TAIL = 2.5
 
-#: A standard deviation in unconstrained space, of a logarithm say, that numbers do not bear.
-_TOO_WIDE = 15.0
+#: A standard deviation in unconstrained space, of a logarithm say, at which no training starts:
+#: two of it to either side are seven orders of magnitude, the digits of single precision. That of
+#: HalfCauchy is 1.6, of Beta(0.5, 0.5) 3.1, of Gamma(0.1, 0.1) and LogNormal(0, 10) it is 10.
+_TOO_WIDE = 4.0
+
+#: A median or mean in unconstrained space that is too far off, as that of Gamma(0.02, 0.02) is.
+_FAR = 15.0
+
+#: Key of a site's ``infer`` dictionary under which its prior's standard deviation stands.
+_SCALE_KEY = "ibvi_prior_scale"
 
 #: A share of draws that are one number, by which a prior lies at the edge of its support.
 _CROWD = 0.1
 
 
-def make_parameters(guide: nn.Module, layer: Layer, trace: Any, init_scale: float) -> None:
-    """Makes the parameters of a layer's sites.
+def make_parameters(
+    guide: nn.Module, layers: Iterable[Layer], trace: Any, init_scale: float
+) -> None:
+    """Makes the parameters of a guide's layers.
 
     Args:
         guide: The guide, which takes them.
-        layer: The layer.
+        layers: The layers.
         trace: The prototype trace.
         init_scale: Start of the standard deviations, in units of the prior's.
     """
-    moments = [_initial_moments(site, trace.nodes[site.name]) for site in layer.sites]
+    wide: list[str] = []
+    for layer in layers:
+        moments = [_initial_moments(site, trace.nodes[site.name], wide) for site in layer.sites]
+        _make_layer(guide, layer, moments, init_scale)
+    if wide:
+        warnings.warn(
+            f"The priors of {wide} reach over more orders of magnitude than numbers have digits, "
+            f"as Gamma(0.001, 0.001) and LogNormal(0, 10) do: draws from such overflow, lie at "
+            f"the edge of the support, or teach nothing. The guide starts there with standard "
+            f"deviations of init_scale in unconstrained space, and at 0 instead of at a draw, as "
+            f"AutoNormal does.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _make_layer(
+    guide: nn.Module, layer: Layer, moments: list[tuple[Tensor, Tensor]], init_scale: float
+) -> None:
+    """Makes the parameters of a layer's sites, whose means and prior's deviations are given."""
     for site, (loc, _) in zip(layer.sites, moments, strict=True):
         parameters.register(guide, "locs", site, loc)
     if layer.covariance is None:
@@ -87,7 +117,7 @@ def _warn_of_size(layer: Layer, locs: list[Tensor]) -> None:
         )
 
 
-def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _initial_moments(site: Site, node: dict[str, Any], wide: list[str]) -> tuple[Tensor, Tensor]:
     """Initial mean and the prior's standard deviation, in the site's shape at full size."""
     value = node["value"].detach()
     value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
@@ -98,8 +128,18 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
             f"support, {site.support}: give it a start inside, as init_to_median and "
             f"init_to_value(values={{{site.name!r}: ...}}) of pyro.infer.autoguide do."
         )
-    scale = _prior_scale(site, node["fn"], loc).expand(loc.shape).detach().clone()
-    loc, scale = _within_numbers(site, loc, scale)
+    try:
+        known = node["infer"].get(_SCALE_KEY)
+        scale = _prior_scale(node["fn"], site.support) if known is None else known
+        scale = scale.expand(loc.shape).detach().clone()
+    except NotImplementedError:
+        warnings.warn(
+            f"The prior of {site.name!r} cannot be sampled, so it has no scale to start at: "
+            f"its standard deviation starts at init_scale, in unconstrained space.",
+            stacklevel=2,
+        )
+        scale = torch.ones_like(loc)
+    scale = _within_numbers(site, scale, wide)
     for frame in site.frames:
         full_size = frame.full_size or frame.size
         if full_size != frame.size:
@@ -109,36 +149,50 @@ def _initial_moments(site: Site, node: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return (loc.clone() if site.keep is None else site.keep(loc)), scale
 
 
-def _within_numbers(site: Site, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The start for priors such as Gamma(0.001, 0.001), whose draws are mostly 0 in floats.
+def start_inside(site: Any, support: Any, value: Tensor, *, is_draw: bool) -> Tensor:
+    """A start that is no draw from priors such as Gamma(0.001, 0.001), mostly 0 in floats.
+
+    A draw may lie at the edge by rounding, too: of a million from ``HalfNormal``, some are 0. It
+    is for a site before the model goes on, so that the priors that depend on the site are those at
+    its start.
 
     Args:
-        site: The site.
-        loc: Its mean in unconstrained space.
-        scale: Its prior's standard deviation there, infinite if draws crowd at an edge.
+        site: The site in Pyro's words, in which the prior's scale is left for later.
+        support: Its support.
+        value: A start that was made from the prior.
+        is_draw: Whether it is a draw, and not the median, say.
 
     Returns:
-        Mean and standard deviation.
+        The start, at 0 in unconstrained space, as `AutoNormal` has it, where the prior is too wide
+        for draws or the start far, and where the start lies at the edge.
     """
-    too_wide = scale > (math.inf if is_real(site.support) else _TOO_WIDE)
+    if is_real(support):
+        return value
+    try:
+        transform, scale = biject_to(support), _prior_scale(site["fn"], support)
+    except NotImplementedError:  # no map, or no draws, which others tell of
+        return value
+    site["infer"] = {**site["infer"], _SCALE_KEY: scale}
+    loc = transform.inv(value)
+    is_far = (scale > _TOO_WIDE).expand(loc.shape) & (is_draw | (loc.abs() > _FAR))
+    outside = is_far | ~loc.isfinite()
+    start: Tensor = transform(loc.masked_fill(outside, 0.0)) if outside.any() else value
+    return start
+
+
+def _within_numbers(site: Site, scale: Tensor, wide: list[str]) -> Tensor:
+    """A prior's standard deviation, or 1 where it is too wide for a start, or infinite."""
+    too_wide = scale > (math.inf if site.is_real else _TOO_WIDE)
     if not too_wide.any():
-        return loc, scale
-    warnings.warn(
-        f"The prior of {site.name!r} reaches over more orders of magnitude than numbers do, as "
-        f"Gamma(0.001, 0.001) does: its draws overflow, or lie at the edge of the support. The "
-        f"guide starts with standard deviations of init_scale in unconstrained space, and at 0 "
-        f"there, as init_to_feasible does, instead of at such draws.",
-        UserWarning,
-        stacklevel=2,
-    )
-    is_far = too_wide & (loc.abs() > _TOO_WIDE)
-    return loc.masked_fill(is_far, 0.0), scale.masked_fill(too_wide, 1.0)
+        return scale
+    wide.append(site.name)
+    return scale.masked_fill(too_wide, 1.0)
 
 
-def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
+def _prior_scale(fn: Any, support: Any) -> Tensor:
     """Standard deviation of the prior in unconstrained space, of a shape that expands to it."""
     base = per_element(fn)
-    if is_real(site.support):
+    if is_real(support) and not isinstance(base, VonMises):  # whose own is that of a circle
         try:
             stddev: Tensor = base.stddev
         except NotImplementedError:
@@ -146,24 +200,16 @@ def _prior_scale(site: Site, fn: Any, loc: Tensor) -> Tensor:
         else:
             if stddev.isfinite().all():
                 return stddev
-    if isinstance(base, TransformedDistribution) and _undoes(biject_to(site.support), base):
+    if isinstance(base, TransformedDistribution) and _undoes(biject_to(support), base):
         # LogNormal and the like, whose own transform is the support's.
         return base.base_dist.stddev
-    try:
-        with own_random_numbers():
-            distinct = _distinct(base)
-            if distinct is None:
-                return _sampled_scale(fn, biject_to(site.support))
-            reduced, index = distinct
-            scale = _sampled_scale(reduced, biject_to(reduced.support))[index]
-            return scale.reshape(*base.batch_shape, *scale.shape[1:])
-    except NotImplementedError:
-        warnings.warn(
-            f"The prior of {site.name!r} cannot be sampled, so it has no scale to start at: "
-            f"its standard deviation starts at init_scale, in unconstrained space.",
-            stacklevel=2,
-        )
-        return torch.ones_like(loc)
+    with own_random_numbers():
+        distinct = _distinct(base)
+        if distinct is None:
+            return _sampled_scale(fn, biject_to(support))
+        reduced, index = distinct
+        scale = _sampled_scale(reduced, biject_to(reduced.support))[index]
+        return scale.reshape(*base.batch_shape, *scale.shape[1:])
 
 
 def _sampled_scale(fn: Any, transform: Transform) -> Tensor:
@@ -198,8 +244,12 @@ def _distinct(base: Any) -> tuple[Any, Tensor] | None:
     size = Size(base.batch_shape).numel()
     if size < 2:
         return None
+    try:
+        known = base.arg_constraints.items()
+    except NotImplementedError:  # a law of one's own
+        return None
     rows = {}
-    for name, constraint in base.arg_constraints.items():
+    for name, constraint in known:
         value = base.__dict__.get(name, getattr(type(base), name, None))
         if isinstance(value, property):
             value = getattr(base, name)

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine import Trace
 from pyro.util import check_site_shape
 
-from pyro_ibvi._util.names import as_patterns
+from pyro_ibvi.objectives.kept import auxiliary_sources, names_to_keep
 from pyro_ibvi.objectives.sites import (
     PARTICLES,
     Traces,
@@ -75,12 +75,12 @@ def reject_local_latents(kept: set[str], traces: Traces) -> None:
             f"If it does, keep their KL, keep_kl={missing}, or train "
             "with kl_weight above 0; allow_local=True drops it all the same."
         )
+    keep = names_to_keep(local, auxiliary_sources(traces))
     raise ValueError(
         f"Latent site {name!r} is local: it lies in the subsampled plate {frame.name!r} "
         f"({frame.size} of {frame.full_size}). Without its KL it fits its own data "
-        f"exactly and the rest of the model learns nothing. Keep that of all such, "
-        f"keep_kl={as_patterns(local)}, or train with kl_weight above 0; "
-        "allow_local=True drops it all the same."
+        "exactly and the rest of the model learns nothing. Keep that of all such, "
+        f"keep_kl={keep}, or train with kl_weight above 0; allow_local=True drops it all the same."
     )
 
 
@@ -105,9 +105,10 @@ def reject_wrong_shapes(traces: Iterable[Trace], max_plate_nesting: float) -> No
         if particles and not enumerates and shape[: -int(max_plate_nesting)].numel() > 1:
             raise ValueError(
                 f"The terms of the site {site['name']!r} have the shape {tuple(shape)}, in which "
-                f"each particle is joined with every other. A RandomModule does that which is "
-                f"called on what has particles in front already, a latent or the output of "
-                f"another network: each draw of its weights runs on all of its input. Write "
+                f"each particle is joined with every other. A latent with to_event(...) does that "
+                f"which is used as one value per element of a plate: its particles stand in front "
+                f"of the plate's dimensions. So does a RandomModule that is called on what has "
+                f"particles in front already, a latent or the output of another network. Write "
                 f"vectorize_particles=False."
             )
 
@@ -128,5 +129,6 @@ def reject_empty_objective(
         raise ValueError(
             "The model observed nothing, so no term of the objective is left. Pass the targets to "
             f"the step, svi.step(x, y), or let the loader yield (x, y); the model's "
-            f"sites are {sorted(model_weights)}."
+            f"sites are {sorted(model_weights)}. A loss that has targets in some batches only, "
+            "as of an autoencoder's labels, is Pyro's Trace_ELBO(), which is 0 in the others."
         )

@@ -79,8 +79,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
 
     ``keep_kl`` keeps, for each latent that it names, the prior's and the guide's term, and those
     factors of the guide that it names. The auxiliary site ``<name>_unconstrained`` of Pyro's
-    `AutoNormal` goes with its latent; guides that draw many latents from one auxiliary site
-    (`AutoDiagonalNormal`) need all named, ``"*"``.
+    `AutoNormal`, or ``<name>_aux`` of `AutoStructured`, goes with its latent; guides that draw
+    many latents from one auxiliary site (`AutoDiagonalNormal`) need all named, ``"*"``.
 
     After its first step a pair whose guide offers a ``direct_route(model)``, as `AutoMuPNormal`
     does for a `SupervisedModel`, is evaluated without Pyro's traces, unless a handler or hook

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from pyro_ibvi._util.distributions import innermost, is_delta
-from pyro_ibvi._util.names import chosen, chosen_by_any
+from pyro_ibvi._util.names import as_patterns, chosen, chosen_by_any
 from pyro_ibvi.objectives.masks import is_masked_out
 from pyro_ibvi.objectives.reach import Reachable
 from pyro_ibvi.objectives.sites import Site, Traces
@@ -43,7 +43,7 @@ def kept_names(keep_kl: KeepKL, traces: Traces) -> set[str]:
 
     A choice is tried on the sites that are drawn and on those whose ``Delta`` holds a prior. The
     auxiliary site ``<name>_unconstrained``, by which Pyro's `AutoNormal` draws ``<name>``, goes
-    with its latent.
+    with its latent, and so does ``<name>_aux`` of `AutoStructured`.
 
     Args:
         keep_kl: Names and patterns, or a function of a site.
@@ -59,7 +59,8 @@ def kept_names(keep_kl: KeepKL, traces: Traces) -> set[str]:
         kept = {name for name, site in candidates.items() if keep_kl(site)}
     else:  # an exact name is its site's, also where that is data in this batch
         kept = chosen_by_any(keep_kl, _names(traces)) & candidates.keys()
-    return kept | {f"{name}_unconstrained" for name in kept}
+    own = {f"{name}{suffix}" for name in kept for suffix in ("_unconstrained", "_aux")}
+    return kept | {name for name in own if traces.guide_kinds.get(name) == "auxiliary"}
 
 
 def reject_unknown(keep_kl: KeepKL, traces: Traces) -> None:
@@ -119,7 +120,7 @@ def reject_half_kept(keep_kl: KeepKL, kept: set[str], traces: Traces) -> None:
                 f"{parts} while the prior stands at {name!r}: name them all, "
                 f"keep_kl={given + lacking!r}, or none."
             )
-    sources = _auxiliary_sources(traces) if kept else {}
+    sources = auxiliary_sources(traces) if kept else {}
     whole = _completed(kept, sources)
     if whole != kept:
         latents = [name for name in sources if name in whole]
@@ -133,8 +134,33 @@ def reject_half_kept(keep_kl: KeepKL, kept: set[str], traces: Traces) -> None:
         )
 
 
-def _auxiliary_sources(traces: Traces) -> dict[str, list[str]]:
-    """The auxiliary sites that each computed latent of the guide comes from, as they are drawn."""
+def names_to_keep(names: Iterable[str], sources: Mapping[str, list[str]]) -> list[str]:
+    """What ``keep_kl`` must name to keep the KL of some latents.
+
+    Args:
+        names: Names of the latents.
+        sources: The auxiliary sites that latents come from.
+
+    Returns:
+        Names and patterns: the latents, and with whatever shares a draw of the guide with them.
+    """
+    given = dict.fromkeys(names)
+    whole = _completed(set(given), sources)
+    parts = (part for name, own in sources.items() for part in (name, *own))
+    implied = {f"{name}_unconstrained" for name in whole}
+    given |= dict.fromkeys(part for part in parts if part in whole and part not in implied)
+    return as_patterns(given)
+
+
+def auxiliary_sources(traces: Traces) -> dict[str, list[str]]:
+    """The auxiliary sites that each computed latent of the guide comes from, as they are drawn.
+
+    Args:
+        traces: The traces.
+
+    Returns:
+        Their names by the latents'.
+    """
     auxiliary = {
         name: site["value"]
         for name, site in traces.guide_sites.items()
@@ -148,7 +174,7 @@ def _auxiliary_sources(traces: Traces) -> dict[str, list[str]]:
     return {name: own for name, own in sources.items() if own}
 
 
-def _completed(kept: set[str], sources: dict[str, list[str]]) -> set[str]:
+def _completed(kept: set[str], sources: Mapping[str, list[str]]) -> set[str]:
     """Sites that are kept, and those without which their densities would lack a counterpart.
 
     A latent needs all of its sources. The last one is its own, as a guide with dependencies draws

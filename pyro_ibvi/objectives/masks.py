@@ -230,7 +230,7 @@ def _point_of_support(support: Any, value: Tensor) -> Tensor | None:
             return torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]
         if hasattr(support, "upper_bound") and support.event_dim:  # counts that sum to a total
             first = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]
-            return first * support.upper_bound
+            return first * torch.as_tensor(support.upper_bound, device=value.device)[..., None]
         low = getattr(support, "lower_bound", 0)
         return torch.as_tensor(low, dtype=value.dtype, device=value.device)
     try:

@@ -25,7 +25,7 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 
 from pyro_ibvi.objectives.masks import batch_shape, real_scalar, without_masked_values
 from pyro_ibvi.objectives.sites import Site
@@ -74,6 +74,7 @@ def run_traces(
 
     Raises:
         TypeError: If they are one and the same.
+        ValueError: If the model refuses what the guide draws.
     """
     check_distinct(model, guide)
     unwrapped = poutine.unwrap(guide)
@@ -84,7 +85,31 @@ def run_traces(
     if any(site_is_subsample(site) for site in guide_trace.nodes.values()):
         model = _SameRows()(model)
     replayed = poutine.replay(model, trace=guide_trace)
-    return poutine.trace(replayed, graph_type=graph_type).get_trace(*args, **kwargs), guide_trace
+    try:
+        model_trace = poutine.trace(replayed, graph_type=graph_type).get_trace(*args, **kwargs)
+    except ValueError as error:
+        _explain_lost_draws(guide_trace, error)
+        raise
+    return model_trace, guide_trace
+
+
+def _explain_lost_draws(guide_trace: Trace, error: ValueError) -> None:
+    """Tells of draws that are not finite, where a model's laws refuse what is made of them."""
+    lost = [
+        name
+        for name, site in guide_trace.nodes.items()
+        if site["type"] == "sample"
+        and isinstance(site["value"], torch.Tensor)
+        and not site["value"].isfinite().all()
+    ]
+    if lost:
+        raise ValueError(
+            f"The guide's draws of {lost} are not finite, which the model refuses: they overflow, "
+            f"or the gradient of an earlier step did and left NaN among the parameters. Begin "
+            f"anew with a smaller learning rate, or with a start that is not at wide priors: "
+            f"AutoMuPNormal(model, init_scale=0.1, init_loc_fn=init_to_feasible). NaN in the data "
+            f"does that, too."
+        ) from error
 
 
 class _SameRows(Messenger):
@@ -135,6 +160,23 @@ def is_reparametrized(fn: Any) -> bool:
     return getattr(type(fn), "score_parts", None) is Distribution.score_parts
 
 
+def needs_score(site: Site) -> bool:
+    """Whether the gradient of an expectation over a site of the guide needs a score function.
+
+    Args:
+        site: A sample site.
+
+    Returns:
+        Whether it does: not for what the guide observes, nor where draws have pathwise gradients.
+    """
+    return not _is_given(site) and not is_reparametrized(site["fn"])
+
+
+def _is_given(site: Site) -> bool:
+    """Whether a site holds a value that is given, and is neither a draw nor a factor."""
+    return site["is_observed"] and not site_is_factor(site)
+
+
 def zero_terms(site: Site, *, score: bool) -> None:
     """Writes zeros for the terms of a dropped site, with its batch shape.
 
@@ -172,10 +214,14 @@ def evaluate_model_site(site: Site, power: float = 1.0) -> None:
 def evaluate_guide_site(site: Site) -> None:
     """Evaluates the score parts of a guide site, scaled and masked.
 
+    What the guide observes is no draw and has no score function, but its density has a gradient.
+
     Args:
         site: A sample site; it gets the fields that Pyro's estimators read.
     """
     parts = _guarded(site, "score_parts")
+    if _is_given(site):
+        parts = ScoreParts(parts.log_prob, 0, parts.log_prob)  # type: ignore[arg-type]
     site["unscaled_log_prob"] = parts.log_prob
     site["score_parts"] = parts.scale_and_mask(site["scale"], site["mask"])
     site["log_prob"] = site["score_parts"].log_prob

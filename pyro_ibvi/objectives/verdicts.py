@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from pyro.infer.inspect import site_is_deterministic
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_ibvi._util.distributions import innermost, is_delta
 from pyro_ibvi._util.names import as_patterns
+from pyro_ibvi.objectives.kept import auxiliary_sources, names_to_keep
 from pyro_ibvi.objectives.locality import latents_of_single_data
 from pyro_ibvi.objectives.reach import Reachable, tensors_of
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces, is_missing
@@ -39,6 +40,7 @@ class Verdict:
         constant: Observed sites that a mean counts and nothing learned has a part in.
         drawn: Sites that are drawn from their prior in each step.
         factors: The guide's factors that are dropped and may be losses.
+        sources: The guide's auxiliary sites that its latents come from.
     """
 
     latents: tuple[str, ...]
@@ -52,6 +54,7 @@ class Verdict:
     constant: tuple[str, ...]
     drawn: tuple[str, ...]
     factors: tuple[str, ...]
+    sources: Mapping[str, list[str]]
 
     @property
     def names(self) -> set[str]:
@@ -93,13 +96,14 @@ class Verdict:
         found = [f"latent sites {list(self.latents)}"] * bool(self.latents)
         found += [f"parameters {list(self.params)}"] * bool(self.params)
         if found:
-            keep = as_patterns(dict.fromkeys((*self.latents, *self.users)))
+            keep = names_to_keep((*self.latents, *self.users), self.sources)
+            way = f"keep the KL of the sites whose prior they enter with keep_kl={keep}, or "
             yield (
                 f"The expected log-likelihood cannot move the {' and the '.join(found)}: they "
                 "reach only terms that it drops (a prior, or the guide's entropy), so they stay "
                 "where they started. Write the model so that they reach the likelihood "
-                "(non-centered: theta = mu + tau * eps), or keep the KL of the sites whose prior "
-                f"they enter with keep_kl={keep}, or train with kl_weight=1."
+                f"(non-centered: theta = mu + tau * eps), or {way * bool(keep)}train with "
+                "kl_weight=1."
             )
 
     def _of_idle(self) -> Iterator[str]:
@@ -133,20 +137,21 @@ class Verdict:
 
     def _of_local(self) -> Iterator[str]:
         if self.local:
-            local = as_patterns(self.local)
+            keep = names_to_keep(self.local, self.sources)
             yield (
-                f"Each of the latent sites {local} has one value per observation: "
-                "without its KL it fits its own datum, and the rest of the model learns little. "
-                f"Keep it with keep_kl={local!r}, or say that you mean it with "
+                f"Each of the latent sites {as_patterns(self.local)} has one value per "
+                "observation: without its KL it fits its own datum, and the rest of the model "
+                f"learns little. Keep it with keep_kl={keep}, or say that you mean it with "
                 "allow_local=True."
             )
         if self.rows:
-            rows = as_patterns(self.rows)
+            keep = names_to_keep(self.rows, self.sources)
             yield (
-                f"Each row of the latent sites {rows} reaches one row of an observed matrix. If "
-                "the rows are data, as in a factor model, it fits its own datum without its KL: "
-                f"keep it with keep_kl={rows!r}. If they are groups of several data, as in a "
-                "panel, say so by plates, of groups and of data in them, or by allow_local=True."
+                f"Each row of the latent sites {as_patterns(self.rows)} reaches one row of an "
+                "observed matrix. If the rows are data, as in a factor model, it fits its own "
+                f"datum without its KL: keep it with keep_kl={keep}. If they are groups of "
+                "several data, as in a panel, say so by plates, of groups and of data in them, or "
+                "by allow_local=True."
             )
 
 
@@ -191,6 +196,7 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
         tuple(_constant_sites(traces)) if reduction == "mean" else (),
         tuple(_drawn(traces)),
         tuple(_dropped_factors(traces)),
+        auxiliary_sources(traces) if latents or params or local or rows else {},
     )
 
 

@@ -13,7 +13,7 @@ from pyro_ibvi.objectives.supports import reject_outside_support
 from pyro_ibvi.objectives.terms import (
     evaluate_guide_site,
     evaluate_model_site,
-    is_reparametrized,
+    needs_score,
     zero_terms,
 )
 
@@ -92,7 +92,7 @@ def weigh_site(
         evaluate_guide_site(site)
     elif weight:
         evaluate_model_site(site, power)
-    elif in_guide and not is_reparametrized(site["fn"]):
+    elif in_guide and needs_score(site):
         zero_terms(site, score=True)
     elif keeps_structure:
         zero_terms(site, score=False)

@@ -225,6 +225,7 @@ def _diagnosis(model: Any, guide: Any, args: Any, kwargs: Any, loss: float, wher
     sites = ", ".join(bad) or "none that another draw shows"
     return (
         f"The loss is {loss} at {where}; sites that are not finite: {sites}. The parameters are "
-        f"those before this step. Usual causes: a learning rate that is too large, or NaN or "
-        f"infinite data."
+        f"those before this step. Usual causes: a learning rate that is too large, NaN or "
+        f"infinite data, or in a model written by hand a start at wide priors, where "
+        f"AutoMuPNormal(model, init_scale=0.1, init_loc_fn=init_to_feasible) starts inside."
     )

@@ -1,5 +1,6 @@
 """The start has the prior's standard deviation in unconstrained space, whatever its size."""
 
+import itertools
 import math
 
 import numpy as np
@@ -76,8 +77,13 @@ def test_a_factor_that_fills_memory_is_told_of_before_it_does(monkeypatch):
     ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
 
 
-@pytest.mark.parametrize("concentration", [0.02, 1e-3, 1e-12])
-@pytest.mark.parametrize("init_loc_fn", [init_to_sample, init_to_median])
+@pytest.mark.parametrize(
+    ("concentration", "init_loc_fn"),
+    [
+        (0.1, init_to_sample),
+        *itertools.product([0.02, 1e-3, 1e-12], [init_to_sample, init_to_median]),
+    ],
+)
 def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentration, init_loc_fn):
     y = torch.tensor([-3.0, 1.0, 2.0, 0.5])
 
@@ -88,7 +94,7 @@ def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentrati
             pyro.sample("y", dist.Normal(0.0, precision**-0.5), obs=y)
 
     pyro.set_rng_seed(0)
-    with pytest.warns(UserWarning, match=r"'precision' reaches over more orders of magnitude"):
+    with pytest.warns(UserWarning, match=r"'precision'\] reach over more orders of magnitude"):
         guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=init_loc_fn)
     assert guide.loc("precision")[0] == 0.0
     assert guide.scale("precision")[0] == 1.0
@@ -103,14 +109,103 @@ def test_a_prior_beyond_what_numbers_hold_is_left_for_a_start_inside(concentrati
     assert guide.median()["precision"][0].item() == pytest.approx(best.item(), rel=0.15)
 
 
-def test_a_start_that_is_given_stands_whatever_the_prior():
+@pytest.mark.parametrize("value", [5e-4, 1e-12])
+def test_a_start_that_is_given_stands_whatever_the_prior(value):
     def model():
         pyro.sample("rate", dist.Gamma(1e-3, 1e-3))
 
-    start_at = init_to_value(values={"rate": 5e-4})
-    with pytest.warns(UserWarning, match="'rate' reaches over"):
+    start_at = init_to_value(values={"rate": value})
+    with pytest.warns(UserWarning, match=r"'rate'\] reach over"):
         guide = AutoMuPNormal(model, covariance=Diagonal(), init_loc_fn=start_at)
-    assert guide.median()["rate"].item() == pytest.approx(5e-4)
+    assert guide.median()["rate"].item() == pytest.approx(value)
+
+
+def test_the_median_of_a_wide_prior_stands_where_it_is_near():
+    def model():
+        pyro.sample("rate", dist.LogNormal(-5.0, 6.0))
+
+    pyro.set_rng_seed(0)
+    with pytest.warns(UserWarning, match=r"'rate'\] reach over"):
+        guide = AutoMuPNormal(model, init_loc_fn=init_to_median(num_samples=10_000))
+    assert guide.loc("rate").item() == pytest.approx(-5.0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "prior", [dist.LogNormal(0.0, 10.0), dist.InverseGamma(0.1, 0.1), dist.Beta(0.1, 0.1)]
+)
+def test_what_depends_on_a_prior_too_wide_starts_as_if_it_were_at_its_start(prior):
+    def model():
+        spread = pyro.sample("spread", prior)
+        pyro.sample("effect", dist.Normal(torch.zeros(200), spread).to_event(1))
+
+    pyro.set_rng_seed(0)
+    with pytest.warns(UserWarning, match=r"'spread'\] reach over"):
+        guide = AutoMuPNormal(model, covariance=Diagonal())
+    middle = torch.distributions.biject_to(prior.support)(torch.tensor(0.0))
+    torch.testing.assert_close(guide.median()["spread"], middle)
+    torch.testing.assert_close(guide.scale("effect").detach(), middle.expand(200))
+    assert guide.loc("effect").std().item() == pytest.approx(middle.item(), rel=0.2)
+
+
+def test_a_draw_that_is_rounded_to_the_edge_of_its_support_starts_inside():
+    def draw(site):  # as init_to_sample, which Pyro marks as given by no one
+        value = site["fn"].sample()
+        value[2] = 0.0
+        value._pyro_custom_init = False
+        return value
+
+    def model():
+        pyro.sample("x", dist.HalfNormal(torch.ones(5)).to_event(1))
+
+    start_at = AutoMuPNormal(model, init_loc_fn=draw).loc("x")
+    assert ((start_at == 0.0) == torch.tensor([False, False, True, False, False])).all()
+
+
+def test_all_priors_too_wide_are_told_in_one_warning():
+    def model():
+        for i in range(3):
+            pyro.sample(f"rate_{i}", dist.Gamma(0.01, 0.01))
+
+    with pytest.warns(UserWarning, match="'rate_0', 'rate_1', 'rate_2'") as caught:
+        AutoMuPNormal(model)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("prior", "deviation"),
+    [
+        (dist.HalfCauchy(25.0), math.pi / 2),  # log |Cauchy| has a hyperbolic secant's law
+        (dist.Beta(0.5, 0.5), math.pi),
+        (dist.LogNormal(0.0, 3.0), 3.0),
+        (dist.VonMises(0.0, 1e-3), math.pi / 3**0.5),  # nearly uniform on the circle
+    ],
+)
+def test_usual_weak_priors_are_started_at(prior, deviation):
+    assert start_of(prior).item() == pytest.approx(deviation, rel=0.1)
+
+
+class Triangular(dist.TorchDistribution):
+    """A law of one's own that does not say its support, nor what its parameters are."""
+
+    def rsample(self, sample_shape=()):
+        shape = torch.Size(sample_shape) + self.batch_shape
+        return torch.rand(shape) + torch.rand(shape)
+
+    def log_prob(self, value):
+        return (1.0 - (value - 1.0).abs()).log()
+
+
+def test_a_law_that_does_not_say_its_support_hears_how():
+    def model():
+        pyro.sample("x", Triangular(torch.Size([3]), validate_args=False).to_event(1))
+
+    with pytest.raises(ValueError, match=r"'x', of law Triangular, does not say.*support = con"):
+        AutoMuPNormal(model)
+    Triangular.support = dist.constraints.interval(0.0, 2.0)
+    guide = AutoMuPNormal(model)
+    draws = torch.rand(10_000) + torch.rand(10_000)
+    spread = (draws / (2.0 - draws)).log().std()  # in unconstrained space
+    torch.testing.assert_close(guide.scale("x").detach(), spread.expand(3), rtol=0.15, atol=0.0)
 
 
 def two_latents():
@@ -126,6 +221,7 @@ def two_latents():
         ({"w": 0.5, "rate": 3}, [0.5] * 3, [3.0] * 2),
         ({"w": [0.0, 1.0, 2.0], "rate": np.array([1.5, 2.5])}, [0.0, 1.0, 2.0], [1.5, 2.5]),
         ({"w": torch.tensor([1, 2, 3]), "rate": torch.tensor(2.0)}, [1.0, 2.0, 3.0], [2.0] * 2),
+        ({"w": torch.ones(1, 1, 3), "rate": torch.tensor([[1.5, 2.5]])}, [1.0] * 3, [1.5, 2.5]),
     ],
 )
 def test_starts_are_numbers_and_arrays_too(values, w, rate):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoStructured
 
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from tests.objectives.zoo import Case, X, assert_same, built, loss_and_grads
@@ -37,6 +37,29 @@ def test_keep_kl_keeps_the_whole_kl_of_a_site(keep):
     kl = kl - dist.LogNormal(0.0, 1.0).log_prob(nodes["a"]["value"])
     assert loss == pytest.approx(free + kl.item(), rel=1e-12)
     assert abs(kl.item()) > 1e-3
+
+
+@pytest.mark.parametrize("kept", [["b"], ["a", "b"]])
+def test_the_whole_kl_under_a_structured_guide(kept):
+    normal, linear = {"a": "normal", "b": "normal"}, {"b": {"a": "linear"}}
+    guide = AutoStructured(two_latents, conditionals=normal, dependencies=linear)
+    guide(X, X)
+    with torch.no_grad():
+        for value in guide.parameters():
+            value.uniform_(0.2, 0.9)
+    case = Case(two_latents, guide, (X, X))
+    loss, _ = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=kept), case)
+    free, _ = loss_and_grads(TraceExpectedLogLikelihood(), case)
+    pyro.set_rng_seed(7)
+    nodes = poutine.trace(guide).get_trace(X, X).nodes
+    scales = {name: getattr(guide.scales, name) for name in kept}
+    # A latent is its shift given the other, plus a standard normal draw times its scale.
+    noise = {name: nodes[f"{name}_aux"]["value"] for name in kept}
+    log_q = sum(dist.Normal(0.0, 1.0).log_prob(noise[n]) - scales[n].log() for n in kept)
+    log_q = log_q - (nodes["a"]["value"].log() if "a" in kept else 0.0)
+    priors = {"a": dist.LogNormal(0.0, 1.0), "b": dist.Normal(0.0, 1.0)}
+    log_p = sum(priors[name].log_prob(nodes[name]["value"]) for name in kept)
+    assert loss - free == pytest.approx((log_q - log_p).item(), rel=1e-10)
 
 
 def test_keep_kl_may_change_between_steps():

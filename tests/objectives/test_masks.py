@@ -95,6 +95,8 @@ def mixture(components):
         (lambda w: dist.Uniform(-5 - w.exp(), 6.0), math.nan),
         (lambda w: dist.OneHotCategorical(logits=torch.stack([w, -w], -1)), math.nan),
         (lambda w: dist.Multinomial(4, logits=torch.stack([w, -w], -1)), math.nan),
+        (lambda w: dist.DirichletMultinomial(torch.stack([w.exp()] * 3, -1), 4), math.nan),
+        (lambda w: dist.DirichletMultinomial(torch.stack([w.exp()] * 4, -1), 4), math.nan),
         (lambda w: dist.Dirichlet(torch.stack([w.exp(), w.exp()], -1)), math.nan),
         (lambda w: dist.MultivariateNormal(w.unsqueeze(-1), torch.eye(1)), math.nan),
         (lambda w: mixture(dist.Normal(two(w), 1.0)), math.nan),
@@ -118,6 +120,26 @@ def test_masked_values_of_every_support_are_harmless(fn, bad):
     spoiled = good.clone()
     spoiled[~keep] = bad
     actual = loss_and_grads(loss, case._replace(args=(spoiled,)))
+    assert_same(actual, expected, exact=True)
+    assert all(grad.isfinite().all() for grad in actual[1].values())
+
+
+@pytest.mark.parametrize("num_classes", [3, 4])
+def test_masked_counts_whose_totals_differ_are_harmless(num_classes):
+    keep, totals = torch.tensor([True, False, True, False]), torch.tensor([2.0, 5.0, 3.0, 4.0])
+    counts = torch.zeros(4, num_classes)
+    counts[:, 1] = totals
+
+    def model(y):
+        shift = pyro.sample("w", dist.Normal(0.0, 1.0)) * torch.arange(num_classes)
+        with pyro.plate("data", 4), poutine.mask(mask=keep):
+            law = dist.DirichletMultinomial(shift.exp().expand(4, -1), totals, is_sparse=False)
+            pyro.sample("y", law, obs=y)
+
+    case = built(model, counts)
+    expected = loss_and_grads(TraceExpectedLogLikelihood(), case)
+    spoiled = counts.masked_fill(~keep[:, None], math.nan)
+    actual = loss_and_grads(TraceExpectedLogLikelihood(), case._replace(args=(spoiled,)))
     assert_same(actual, expected, exact=True)
     assert all(grad.isfinite().all() for grad in actual[1].values())
 

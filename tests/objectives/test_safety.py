@@ -8,10 +8,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from torch.distributions import constraints
 
+from pyro_ibvi import AutoMuPNormal
 from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import (
@@ -57,6 +59,30 @@ def test_a_guide_of_the_model_before_it_was_conditioned():
     with pytest.raises(ValueError, match=remedy):
         TraceExpectedLogLikelihood().loss(conditioned, AutoNormal(model))
     assert TraceExpectedLogLikelihood().loss(conditioned, AutoNormal(conditioned)) > 0
+
+
+def test_a_start_at_wide_priors_that_overflows_names_the_start_that_does_not():
+    counts = torch.tensor([0.0, 2.0, 1.0, 3.0])
+
+    def model():
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 400.0).to_event(1))
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Poisson((w[0] + w[1] * X[:4]).exp()), obs=counts)
+
+    def train(guide, num_steps):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), TraceExpectedLogLikelihood())
+        for _ in range(num_steps):
+            svi.step()
+
+    pyro.set_rng_seed(0)
+    message = r"draws of \['w'\] are not finite.*init_scale=0\.1, init_loc_fn=init_to_feasible"
+    with pytest.raises(ValueError, match=message):
+        train(AutoMuPNormal(model), 100)
+    narrow = AutoMuPNormal(model, init_scale=1e-3, init_loc_fn=init_to_feasible)
+    train(narrow, 500)
+    rate = (narrow.loc("w")[0] + narrow.loc("w")[1] * X[:4]).exp()
+    # At the maximum of the likelihood the residuals are orthogonal to the inputs.
+    torch.testing.assert_close((rate - counts).sum(), torch.zeros(()), atol=0.1, rtol=0.0)
 
 
 def test_a_model_without_observations():
@@ -118,6 +144,44 @@ def test_all_local_latents_are_named_at_once():
     case = Case(model, guide, (X, 2))
     kept = loss_and_grads(TraceExpectedLogLikelihood(keep_kl=keep), case)
     assert_same(kept, loss_and_grads(Trace_ELBO(), case))
+
+
+@pytest.mark.parametrize("num_rows", [4, 20])
+def test_the_sites_to_keep_are_named_with_the_draw_that_they_share(num_rows):
+    class Grouped(EasyGuide):
+        def guide(self, x, subsample):
+            self.map_estimate("level")
+            local = self.group(match="loc|spread")
+            with self.plate("data", 20, subsample=subsample):
+                loc = pyro.param("mean", torch.zeros(20, *local.event_shape), event_dim=1)
+                local.sample("both", dist.Normal(loc, 1.0).to_event(1))
+
+    def model(x, subsample):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample=subsample):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            spread = pyro.sample("spread", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(level + loc, spread), obs=x)
+
+    args = torch.ones(num_rows), torch.arange(num_rows)
+    guide, loss = Grouped(model), TraceExpectedLogLikelihood()
+    is_part = num_rows < 20
+    text = "has one value per observation|it lies in the subsampled plate"
+    said = (
+        pytest.raises(ValueError, match=text) if is_part else pytest.warns(UserWarning, match=text)
+    )
+    with said as caught:
+        loss.loss_and_grads(model, guide, *args)
+    text = str(caught.value if is_part else caught[0].message)
+    keep = ast.literal_eval(re.search(r"keep_kl=(\[.*?\])", text).group(1))
+    assert keep == ["loc", "spread", "both"]
+    pyro.set_rng_seed(0)
+    kept = TraceExpectedLogLikelihood(keep_kl=keep).loss(model, guide, *args)
+    pyro.set_rng_seed(0)
+    full = Trace_ELBO().loss(model, guide, *args)
+    level = poutine.trace(guide).get_trace(*args).nodes["level"]["value"]
+    prior = dist.Normal(0.0, 1.0).log_prob(level)
+    assert kept == pytest.approx((full + prior).item(), rel=1e-10)
 
 
 def test_a_local_latent_is_accepted_on_request():

@@ -11,6 +11,7 @@ from pyro.distributions.testing.rejection_gamma import RejectionGamma
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
+from pyro_ibvi.diagnostics.objective_report import explain
 from pyro_ibvi.objectives.expected_log_likelihood import TraceExpectedLogLikelihood
 from pyro_ibvi.objectives.variants import (
     TraceEnumExpectedLogLikelihood,
@@ -312,3 +313,32 @@ def test_observed_sites_of_the_guide_are_latent_terms():
     kl = log_q + 0.6 - dist.Normal(0.0, 1.0).log_prob(w)
     assert full - free == pytest.approx(kl.item(), rel=1e-10)
     assert half - free == pytest.approx(0.5 * kl.item(), rel=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:The expected log-likelihood cannot move the parameters")
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        TraceExpectedLogLikelihood,
+        TraceGraphExpectedLogLikelihood,
+        TraceEnumExpectedLogLikelihood,
+    ],
+)
+def test_what_a_guide_observes_has_the_gradient_of_its_density_and_no_score_function(loss, weight):
+    hints = torch.tensor([1.0, 0.0, 1.0])
+
+    def guide(x, y):
+        logit = pyro.param("logit", torch.tensor(0.3))
+        pyro.sample("w", dist.Normal(0.3, 1.0))
+        infer = {"is_auxiliary": True}
+        law = dist.Bernoulli(logits=logit).expand([3]).to_event(1)
+        pyro.sample("hint", law, obs=hints, infer=infer)
+
+    options = {"strict_enumeration_warning": False, "max_plate_nesting": 1}
+    objective = loss(kl_weight=weight, **options)
+    _, grads = loss_and_grads(objective, Case(conjugate, guide, (X, Y)))
+    # The loss has weight * log q(hints), whose derivative is that of the log-density.
+    expected = weight * (hints - torch.tensor(0.3).sigmoid()).sum()
+    assert grads["logit"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert "score function" not in str(explain(objective, conjugate, guide, X, Y))
