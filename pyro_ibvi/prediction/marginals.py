@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, Normal, TransformedDistribution
+from torch.distributions import (
+    Beta,
+    Binomial,
+    Distribution,
+    MixtureSameFamily,
+    NegativeBinomial,
+    Normal,
+    StudentT,
+    TransformedDistribution,
+)
 
 #: Nodes of the quadrature of a component's cross-entropy.
 _NUM_NODES = 16
@@ -71,10 +80,32 @@ def cdf_of(law: Any, y: Tensor) -> Tensor:
     inside = y.clamp(low, high)
     if type(law).cdf is Normal.cdf:  # it is 0 where the probability is small
         below = torch.special.ndtr((inside - law.loc) / law.scale)
+    elif type(law).cdf is Distribution.cdf:  # which is none
+        below = _cdf_by_scipy(law, inside)
     else:
         below = law.cdf(inside)
     below = torch.where(y < low, 0.0, torch.where(y >= high, 1.0, below))
     return torch.where(y.isnan(), y, below)
+
+
+def _cdf_by_scipy(law: Any, y: Tensor) -> Tensor:
+    """Distribution functions that torch does not have."""
+    arguments: tuple[Tensor, ...]
+    if isinstance(law, StudentT):
+        name, arguments = "stdtr", (law.df, (y - law.loc) / law.scale)
+    elif isinstance(law, Beta):
+        name, arguments = "betainc", (law.concentration1, law.concentration0, y)
+    elif isinstance(law, NegativeBinomial):
+        name, arguments = "betainc", (law.total_count, y.floor() + 1, 1 - law.probs)
+    elif isinstance(law, Binomial):
+        count = y.floor()
+        name, arguments = "betainc", (law.total_count - count, count + 1, 1 - law.probs)
+    else:
+        raise NotImplementedError
+    from scipy import special  # comes with ArviZ
+
+    found = getattr(special, name)(*(a.detach().double().cpu().numpy() for a in arguments))
+    return torch.as_tensor(found).to(y)
 
 
 def _bounds(support: Any, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,16 +255,15 @@ def normal_crps(means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
     def spread(means: Tensor, scales: Tensor) -> Tensor:
         total = torch.zeros_like(means[0])
         for mean, scale in zip(means, scales, strict=True):
-            total = total + _mean_distance(means - mean, scales.square() + scale.square()).mean(0)
+            total = total + _mean_distance(means - mean, torch.hypot(scales, scale)).mean(0)
         return total / (2 * len(means))
 
-    near = _mean_distance(y - means, scales.square()).mean(0)
+    near = _mean_distance(y - means, scales).mean(0)
     return near - _by_columns(spread, len(means), means, scales)
 
 
-def _mean_distance(difference: Tensor, variance: Tensor) -> Tensor:
+def _mean_distance(difference: Tensor, scale: Tensor) -> Tensor:
     """Mean absolute value of a Normal number."""
-    scale = variance.sqrt()
     z = difference / scale
     density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
     below: Tensor = torch.special.ndtr(z)

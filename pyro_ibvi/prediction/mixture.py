@@ -237,8 +237,11 @@ class Prediction:
         Returns:
             Both of shape ``(num_samples, *target)``, in the target's units.
         """
-        means, variances = self.likelihood.moments(self.outputs, 2)
-        return means, variances.sqrt()
+        # In single precision variances would be 0 or infinite where their roots are numbers.
+        is_normal = kind_of(self.likelihood) == "normal"
+        outputs = self.outputs.double() if is_normal else self.outputs
+        means, variances = self.likelihood.moments(outputs, 2)
+        return means.to(self.outputs.dtype), variances.sqrt().to(self.outputs.dtype)
 
     def at_temperature(self, temperature: float) -> Prediction:
         r"""The mixture of tempered densities, :math:`p(y \mid f_s)^{1/T}`, each normalized.

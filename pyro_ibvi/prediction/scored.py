@@ -71,6 +71,11 @@ class Scored:
             moved[field.name] = None if value is None else value.cpu()
         return Scored(**moved)
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether the law of numbers has a mean, as that of a Cauchy has not."""
+        return self.errors is not None and not bool(self.errors.isnan().all())
+
     def summary(self, num_bins: int) -> dict[str, float]:
         """The scores that cost nothing more.
 
@@ -86,7 +91,8 @@ class Scored:
             scores["ece"] = metrics.ece(self.probabilities, self.labels, num_bins)
             scores["brier"] = metrics.brier(self.probabilities, self.labels)
         elif self.errors is not None:
-            scores["rmse"] = self.errors.square().mean().sqrt()
+            if self.has_mean:
+                scores["rmse"] = self.errors.double().square().mean().sqrt()
             if self.covered is not None:
                 scores["coverage"] = self.covered.to(self.errors).mean()
         return {name: float(value) for name, value in scores.items()}
@@ -181,7 +187,7 @@ def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Sc
     return Scored(
         log_probs,
         weights,
-        loss=errors.square(),
+        loss=errors.double().square(),
         uncertainty=stddev[seen],
         errors=errors,
         covered=None if covered is None else covered[seen],
