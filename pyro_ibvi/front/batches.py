@@ -60,7 +60,12 @@ class TensorBatches:
                     f"{tensor.layout}: pass {dense}, or a list of batches (x, y)."
                 )
         sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(data)}
-        if len(sizes) != 1 or sizes == {0}:
+        if sizes == {0}:
+            raise ValueError(
+                "There are no data: the inputs and targets that were given have no rows. Look at "
+                "what chose them, such as a slice or a split."
+            )
+        if len(sizes) != 1:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(data))
             raise ValueError(
                 f"Inputs and targets must have one row per datum, as many as one another; got "

@@ -301,7 +301,9 @@ def test_bad_parts():
         MultiTask({})
     with pytest.raises(TypeError, match=r"such as \(Categorical\(\), 10\); got Normal"):
         MultiTask({"a": ibvi.Normal()})
-    with pytest.raises(ValueError, match="The width of 'a' must be positive, got 0"):
+    with pytest.raises(
+        ValueError, match="The width of 'a' must be a positive whole number, got 0"
+    ):
         MultiTask({"a": (ibvi.Normal(), 0)})
     likelihood = tasks()
     with pytest.raises(TypeError, match=r"an output for each of \['kind', 'age'\]"):
