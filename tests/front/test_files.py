@@ -20,6 +20,7 @@ from pyro_ibvi.front.files import state_of
 from pyro_ibvi.models import Standardized
 from tests.front.conftest import make_net
 from tests.full_disk import full_disk
+from tests.optimizers import MUON, needs_muon
 
 ELSEWHERE = """
 import sys, torch, pyro_ibvi as ibvi
@@ -134,13 +135,15 @@ def test_a_loaded_network_draws_as_often_in_a_step(draws, tmp_path):
 
 TRAINED_BY = {
     "Adam": {"optimizer": torch.optim.Adam, "lr": 0.003, "optim_args": {"betas": (0.8, 0.95)}},
-    "Muon": {"optimizer": torch.optim.Muon, "optim_args": {"adamw": {"lr": 0.002}}},
+    "Muon": {"optimizer": MUON, "optim_args": {"adamw": {"lr": 0.002}}},
     "bounds": {"lr": np.float64(0.03), "clip_norm": np.float32(3.0), "scheduler": "cosine"},
     "constant": {"likelihood": ibvi.Normal(0.3), "scheduler": "constant"},
 }
 
 
-@pytest.mark.parametrize("name", TRAINED_BY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[needs_muon] * (name == "Muon")) for name in TRAINED_BY]
+)
 def test_a_loaded_network_goes_on_by_its_optimizer(name, tmp_path):
     choices = {"likelihood": ibvi.Categorical(), **TRAINED_BY[name]}
     x, y = torch.randn(40, 2), torch.randint(0, 3, (40,))
