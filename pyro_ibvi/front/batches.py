@@ -71,7 +71,8 @@ class TensorBatches:
                 f"Inputs and targets must have one row per datum, as many as one another; got "
                 f"the shapes {shapes or 'of no tensor'}."
             )
-        self.data = data
+        # What made them learns nothing, and its graph would serve for one step alone.
+        self.data = map_tensors(Tensor.detach, data)
         self.dataset = TensorDataset(*tensors_of(data))  # by which a training knows its data again
         self.batch_size = batch_size
         self.shuffle = shuffle

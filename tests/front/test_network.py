@@ -198,6 +198,19 @@ def test_it_moves_with_its_optimizer(trained, data, device):
     assert trained.device.type == device
 
 
+def test_what_made_the_inputs_is_not_trained():
+    trunk = nn.Linear(2, 2)
+    x, y = torch.randn(30, 2), torch.randn(30, 1)
+    outputs = []
+    for features in (trunk(x), trunk(x).detach()):
+        torch.manual_seed(0)
+        bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal(0.3))
+        bnn.fit(features, y, num_epochs=2, batch_size=10, progress=False)
+        outputs.append(bnn.predict(features, seed=0).mean)
+    assert torch.equal(*outputs)
+    assert trunk.weight.grad is None
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from [(torch.zeros(2), torch.zeros(1))] * 4
