@@ -269,7 +269,8 @@ class IBVIModule(lightning.LightningModule):
         """Tells a schedule that ends with the trainer's epochs where it is."""
         trainer, size = self.trainer, self.trainer.num_training_batches
         ends = trainer.max_epochs, size, trainer.accumulate_grad_batches, trainer.max_steps
-        begin_epoch(self.lr_schedulers(), self.current_epoch, *ends)
+        interval = self._schedule_every
+        begin_epoch(self.lr_schedulers(), self.current_epoch, *ends, interval=interval)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Warns, before the first step, where the loader makes several rows of a datum.

@@ -184,7 +184,8 @@ def fit(
     bar = Progress(train_loader, num_epochs, first, accumulate, hidden=not progress)
     size = num_batches(train_loader)
     for epoch in epochs:
-        begin_epoch(scheduler_of(svi.optim), epoch, num_epochs, size, accumulate)
+        where = epoch, num_epochs, size, accumulate
+        begin_epoch(scheduler_of(svi.optim), *where, interval=schedule_every)
         _train_epoch(course, train_loader, bar, schedule_every)
         if valid_loader is not None:
             validate(stepper, valid_loader, metrics, history)

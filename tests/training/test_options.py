@@ -70,6 +70,23 @@ def make_stock(optim):
     return SVI(regression, AutoNormal(regression), optim, Trace_ELBO())
 
 
+def cycle(optimizer, num_steps):
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, num_steps)
+
+
+@pytest.mark.parametrize("kind", [cycle, torch.optim.lr_scheduler.CosineAnnealingLR])
+def test_a_schedule_for_steps_that_goes_by_epochs_is_told(kind):
+    def train(num_steps, interval):
+        svi = make_svi(scheduler=lambda optimizer: kind(optimizer, num_steps))
+        ibvi.fit(svi, make_loader(), 3, schedule_every=interval, progress=False)
+
+    with pytest.warns(UserWarning, match=r"has 12 steps, .* 3 epochs .* schedule_every='step'"):
+        train(12, "epoch")
+    train(12, "step")  # these in silence
+    train(13, "epoch")
+
+
 def test_pyros_schedulers_take_steps_too():
     adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}}
     plain = pyro.optim.StepLR({**adam, "step_size": 2, "gamma": 0.1})
