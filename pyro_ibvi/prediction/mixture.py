@@ -23,6 +23,21 @@ from pyro_ibvi.models.wrapped import elementwise
 from pyro_ibvi.prediction import marginals
 from pyro_ibvi.prediction.moments import mixture_moments
 
+#: What other libraries' names for a prediction's parts are here.
+_ELSEWHERE = {
+    "std": "stddev",
+    "scale": "stddev",
+    "var": "variance",
+    "loc": "mean",
+    "probs": "mean",
+    "probabilities": "mean",
+    "logits": "outputs",
+    "samples": "outputs, or .sample() with noise",
+    "labels": "mean.argmax(-1)",
+    "argmax": "mean.argmax(-1)",
+    "numpy": "mean.numpy()",
+}
+
 
 class Prediction:
     r"""The predictive distribution, :math:`p(y \mid x) = \frac1S \sum_s p(y \mid f_{w_s}(x))`.
@@ -259,11 +274,20 @@ class Prediction:
 
     def __getitem__(self, task: str) -> Prediction:
         """The prediction of one task of a ``MultiTask`` likelihood."""
-        if not isinstance(self.likelihood, MultiTask) or task not in self.likelihood.widths:
-            names = list(getattr(self.likelihood, "widths", ()))
+        if not isinstance(self.likelihood, MultiTask):
+            raise TypeError(
+                "A prediction has parts where it is of several tasks, prediction['name'], and "
+                "this one is not: take data out of its numbers, as in prediction.mean[0]."
+            )
+        if task not in self.likelihood.widths:
+            names = list(self.likelihood.widths)
             raise KeyError(f"No task {task!r}; the likelihood has the tasks {names}.")
         outputs = self.likelihood.split(self.outputs)[task]
         return Prediction(outputs, self.likelihood.likelihoods[task])
+
+    def __getattr__(self, name: str) -> Any:
+        meant = f": write .{_ELSEWHERE.get(name)}" * (name in _ELSEWHERE)
+        raise AttributeError(f"A Prediction has no {name!r}{meant}.")
 
     def __repr__(self) -> str:
         try:
