@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ from torch.distributions import (
 
 #: Nodes of the quadrature of a component's cross-entropy.
 _NUM_NODES = 16
+#: Numbers of equal steps of which the least that suffices is taken.
+_NUM_STEPS = (64, 128, 256, 512, 1024, 2048, 4096)
+#: Standard deviations beyond which a component has no weight.
+_TAIL = 7.0
 #: Numbers that the quadrature and the scores hold at once.
 _MAX_NUMBERS = 2 * 10**7
 
@@ -161,12 +166,13 @@ def _of_rank(ranks: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def normal_entropy(means: Tensor, scales: Tensor) -> Tensor:
-    r"""Entropy of a mixture of Normal distributions, by Gauss-Hermite quadrature.
+    r"""Entropy of a mixture of Normal distributions, by quadrature.
 
-    .. math:: H = -\frac1S \sum_s E_{y \sim N_s}\Big[\log \frac1S \sum_t N_t(y)\Big]
+    .. math:: H = -\int p \log p\, dy, \qquad p = \frac1S \sum_s N(m_s, \sigma_s^2)
 
-    Exact for one component; within about a thousandth of a nat for components whose standard
-    deviations differ by a factor of ten at most.
+    A sum over equal steps of 0.4 of the smallest standard deviation at most, which is exact; where
+    these would be thousands, Gauss-Hermite quadrature for each component, within about a
+    hundredth of a nat where standard deviations differ by a factor of ten.
 
     Args:
         means: Means of the components, shape ``(S, *target)``.
@@ -179,19 +185,44 @@ def normal_entropy(means: Tensor, scales: Tensor) -> Tensor:
         >>> normal_entropy(torch.zeros(1, 1), torch.ones(1, 1))  # log(2 pi e) / 2
         tensor([1.4189])
     """
+    means, scales = torch.broadcast_tensors(means, scales)
+    low, high = (means - _TAIL * scales).amin(0), (means + _TAIL * scales).amax(0)
+    num_steps = 2.5 * (high - low) / scales.amin(0)
+    entropy = torch.empty_like(low)
+    is_open = torch.ones_like(low, dtype=torch.bool)
+    for most in [*_NUM_STEPS, None]:
+        chosen = is_open if most is None else is_open & ~(num_steps > most)
+        rule = _entropy_by_components if most is None else partial(_entropy_by_steps, most)
+        if chosen.any():
+            size = len(means) * (most or _NUM_NODES * len(means))
+            entropy[chosen] = _by_columns(rule, size, means[:, chosen], scales[:, chosen])
+        is_open = is_open & ~chosen
+    return entropy
+
+
+def _entropy_by_steps(num_steps: int, means: Tensor, scales: Tensor) -> Tensor:
+    """Entropies of mixtures whose components are wide, ``(S, n)``."""
+    low, high = (means - _TAIL * scales).amin(0), (means + _TAIL * scales).amax(0)
+    step = (high - low) / num_steps
+    y = low + step * torch.arange(num_steps + 1).to(step).unsqueeze(-1)  # (K, n)
+    log_p = _mixture_log_prob(y, means.unsqueeze(1), scales.unsqueeze(1))
+    return -((log_p + step.log()).exp() * log_p).sum(0)  # densities may be no numbers
+
+
+def _entropy_by_components(means: Tensor, scales: Tensor) -> Tensor:
+    """Entropies of any mixtures, ``(S, n)``."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NUM_NODES)
-    points = torch.as_tensor(nodes).to(means)
-    shares = torch.as_tensor(weights / weights.sum()).to(means)
+    points = torch.as_tensor(nodes).to(means)[:, None, None]
+    shares = torch.as_tensor(weights / weights.sum()).to(means)[:, None, None]
+    y = means + scales * points  # (K, S, n)
+    log_p = _mixture_log_prob(y, means[:, None, None], scales[:, None, None])
+    return -(shares * log_p).sum(0).mean(0)
 
-    def entropy(means: Tensor, scales: Tensor) -> Tensor:
-        y = means + scales * points[:, None, None]  # (K, S, n)
-        mean, scale = means[:, None, None], scales[:, None, None]  # (S, 1, 1, n)
-        log_p = -0.5 * ((y - mean) / scale).square() - scale.log() - math.log(2 * math.pi) / 2
-        mixture = log_p.logsumexp(0) - math.log(len(means))  # (K, S, n)
-        return -(shares[:, None, None] * mixture).sum(0).mean(0)
 
-    size = len(means) ** 2 * _NUM_NODES
-    return _by_columns(entropy, size, means, scales)
+def _mixture_log_prob(y: Tensor, means: Tensor, scales: Tensor) -> Tensor:
+    """Log-densities of mixtures of Normal distributions, whose components are in front."""
+    log_p = -0.5 * ((y - means) / scales).square() - scales.log() - math.log(2 * math.pi) / 2
+    return log_p.logsumexp(0) - math.log(len(means))
 
 
 def poisson_entropy(rates: Tensor) -> tuple[Tensor, Tensor]:

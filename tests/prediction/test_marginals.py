@@ -7,12 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import transforms
-from scipy import stats
+from scipy import special, stats
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Masked, Standardized
 from pyro_ibvi.prediction import Prediction
-from pyro_ibvi.prediction.marginals import cdf_of, normal_crps
+from pyro_ibvi.prediction.marginals import cdf_of, normal_crps, normal_entropy
 from pyro_ibvi.prediction.scored import score_numbers
 
 
@@ -228,6 +228,23 @@ def test_quantiles_of_targets_whose_squares_are_no_numbers(unit):
     found = scaled.quantile([0.025, 0.6, 1 - 1e-6]).double() / unit
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(scaled.cdf(found[1] * unit), torch.full((3, 2), 0.6).double())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 10.0])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0, 300.0, 1e4])
+@pytest.mark.parametrize("num_samples", [2, 40])
+def test_entropies_are_those_of_a_fine_grid(num_samples, spread, ratio):
+    """Also of few components, of one place, and of narrow ones far from one another."""
+    generator = torch.Generator().manual_seed(2)
+    means = spread * torch.randn(num_samples, 3, generator=generator)
+    scales = ratio ** torch.rand(num_samples, 3, generator=generator)
+    found = normal_entropy(means, scales)
+    for i in range(3):
+        m, s = means[:, i].double().numpy(), scales[:, i].double().numpy()
+        y = np.linspace((m - 9 * s).min(), (m + 9 * s).max(), 100_001)
+        p = sum(stats.norm.pdf(y, *one) for one in zip(m, s, strict=True)) / num_samples
+        truth = np.trapezoid(special.entr(p), y)
+        assert found[i].item() == pytest.approx(truth, abs=2e-2 if spread == 1e4 else 1e-5)
 
 
 @pytest.mark.parametrize("unit", [1e30, 1e-30])
