@@ -115,8 +115,9 @@ def fit(
             each time and do not touch those of the training.
         patience: Number of epochs without a better ``monitor`` after which training stops. If it
             is given, the state of the best epoch is put back at the end.
-        monitor: The number to watch, smaller being better: ``"valid_loss"`` or a metric; by
-            default ``"nll"`` if that is among the metrics, or else the validation loss.
+        monitor: The number to watch, smaller being better, but for accuracies and the like:
+            ``"valid_loss"`` or a metric; by default ``"nll"`` if that is among the metrics, or
+            else the validation loss.
         callback: Called with the epoch, from 0, and the history after each epoch; training stops
             when it returns True.
         history: A history to go on with.

@@ -161,6 +161,25 @@ def test_the_best_is_put_back_where_patience_lasts_and_may_be_another_number():
     assert torch.equal(parameters(svi)["locs.net.0.weight"], found[0]["locs.net.0.weight"])
 
 
+@pytest.mark.parametrize("name", ["accuracy", "kind/accuracy"])
+def test_accuracies_are_best_where_they_are_large(name):
+    svi = make_svi()
+    found, measure = nlls([1.0, 2.0, 3.0, 4.0, 5.0])
+    accuracies = iter([0.5, 0.9, 0.7, 0.8, 0.95])
+    history = ibvi.fit(
+        svi,
+        make_loader(),
+        10,
+        valid_loader=make_loader(),
+        metrics=lambda *args: {**measure(*args), name: next(accuracies)},
+        patience=2,
+        monitor=name,
+        progress=False,
+    )
+    assert history.num_epochs == 4
+    assert torch.equal(parameters(svi)["locs.net.0.weight"], found[1]["locs.net.0.weight"])
+
+
 def test_metrics_leave_the_training_alone():
     def train(**kwargs):
         pyro.set_rng_seed(0)
