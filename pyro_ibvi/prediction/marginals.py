@@ -25,6 +25,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from pyro_ibvi._util.precision import in_double
+
 #: Nodes of the quadrature of a component's cross-entropy.
 _NUM_NODES = 16
 #: Numbers of equal steps of which the least that suffices is taken.
@@ -140,14 +142,14 @@ def quantile_of(
         >>> quantile_of(torch.distributions.Cauchy(0.0, 1.0).cdf, torch.tensor([0.75]))
         tensor([1.0000], dtype=torch.float64)
     """
-    start = cdf(torch.zeros((), dtype=torch.float64, device=q.device))
+    start = cdf(torch.zeros((), dtype=dtype, device=q.device))
     last = _rank(torch.full_like(start, math.inf, dtype=dtype))
     quantiles = []
     for value in q.flatten().tolist():
         low, high = -last, last
         for _ in range(8 * dtype.itemsize):
             middle = (low & high) + ((low ^ high) >> 1)  # their mean, where the sum has no place
-            is_enough = cdf(_of_rank(middle, dtype).double()) >= value
+            is_enough = cdf(in_double(_of_rank(middle, dtype))) >= value
             low, high = torch.where(is_enough, low, middle), torch.where(is_enough, middle, high)
         quantiles.append(torch.where(start.isnan(), math.nan, _of_rank(high, dtype)))
     return torch.stack(quantiles).reshape(*q.shape, *start.shape)
@@ -241,7 +243,7 @@ def poisson_entropy(rates: Tensor) -> tuple[Tensor, Tensor]:
         >>> (mixture - components).abs() < 1e-5
         tensor([True])
     """
-    dtype, rates = rates.dtype, rates.double()  # of large rates the terms nearly cancel
+    dtype, rates = rates.dtype, in_double(rates)  # of large rates the terms nearly cancel
     low, high = rates.amin(0), rates.amax(0)
     step = (low.sqrt() / 4).floor().clamp(min=1)  # four in the narrowest standard deviation
     start = (low - 12 * low.sqrt() - 30).floor().clamp(min=0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi._util.inputs import as_tensors, map_tensors
-from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi._util.precision import at_least_float32, in_double
 from pyro_ibvi.models.data_checks import check_data
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical
@@ -254,7 +254,7 @@ class Prediction:
         """
         # In single precision variances would be 0 or infinite where their roots are numbers.
         is_normal = kind_of(self.likelihood) == "normal"
-        outputs = self.outputs.double() if is_normal else self.outputs
+        outputs = in_double(self.outputs) if is_normal else self.outputs
         means, variances = self.likelihood.moments(outputs, 2)
         return means.to(self.outputs.dtype), variances.sqrt().to(self.outputs.dtype)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.precision import in_double
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical, Labels
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -92,7 +93,7 @@ class Scored:
             scores["brier"] = metrics.brier(self.probabilities, self.labels)
         elif self.errors is not None:
             if self.has_mean:
-                scores["rmse"] = self.errors.double().square().mean().sqrt()
+                scores["rmse"] = in_double(self.errors).square().mean().sqrt()
             if self.covered is not None:
                 scores["coverage"] = self.covered.to(self.errors).mean()
         return {name: float(value) for name, value in scores.items()}
@@ -187,7 +188,7 @@ def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Sc
     return Scored(
         log_probs,
         weights,
-        loss=errors.double().square(),
+        loss=in_double(errors).square(),
         uncertainty=stddev[seen],
         errors=errors,
         covered=None if covered is None else covered[seen],
