@@ -296,14 +296,6 @@ def test_plateau_schedules_look_at_predictions():
     assert first["lr"] < 0.2 * first["rate_factor"] * module.bnn.optim.lr
 
 
-def test_a_schedule_for_steps_that_goes_by_epochs_is_told():
-    def cosine(optimizer):
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * len(make_loader()))
-
-    with pytest.warns(UserWarning, match="2 epochs alone: pass schedule_every='step'"):
-        train(make(scheduler=cosine))
-
-
 def test_clipping_is_the_trainers_or_the_networks():
     steps = []
     for choices, options in (
