@@ -126,6 +126,7 @@ def as_batches(
     # Targets are compared with outputs, which are of single precision at least.
     wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
+        model.reader.check_columns(data)
         rows = as_tensors(data, dtype), as_tensors(model.likelihood.by_task(y), wide)
         check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
         if not model.likelihood.discrete:  # labels that lack hear of ignore_index
@@ -144,10 +145,9 @@ def as_batches(
         data = [as_row(row, dtype, wide) for row in data]
         check_alike(data)
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=batch_size)
+        shuffle = shuffle and not isinstance(data, IterableDataset)
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if is_array(data) or not isinstance(data, Iterable):
         raise TypeError(
             f"Targets are missing: got inputs alone ({type(data).__name__}). Pass x and y, a data "
