@@ -43,7 +43,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal, Protocol, TypeAlias
 
 from torch import nn
@@ -255,7 +254,7 @@ class MaximalUpdate:
     branches: Literal["1/depth", "1/sqrt(depth)"] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.base, bool) or (isinstance(self.base, Integral) and self.base < 1):
+        if isinstance(self.base, bool) or (isinstance(self.base, int) and self.base < 1):
             raise ValueError(f"base must be a positive width, got {self.base!r}.")
         for name, choices in _CHOICES.items():
             chosen = getattr(self, name)
