@@ -22,18 +22,14 @@ from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.front import VariationalNetwork
 from pyro_ibvi.front.batches import count_rows
+from pyro_ibvi.front.parts import warn_of_temperature
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.pairing.counting import counting
 from pyro_ibvi.prediction import Prediction, predict, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scored import Scored
-from pyro_ibvi.prediction.scores import (
-    join_parts,
-    of_all_processes,
-    score_batches,
-    summarize,
-)
+from pyro_ibvi.prediction.scores import join_parts, of_all_processes, score_batches, summarize
 from pyro_ibvi.training import MuPOptim, seed_process
 from pyro_ibvi.training.checks import (
     check_no_data,
@@ -251,6 +247,7 @@ class IBVIModule(lightning.LightningModule):
             ValueError: If the number of data cannot be found.
         """
         check_no_data("train_dataloaders", self.trainer.train_dataloader)
+        warn_of_temperature(self._temperature)
         num_data = self._num_data
         is_counted = getattr(self.model, "num_data", 0) is not None
         if num_data is None and (self.bnn is not None or not is_counted):
@@ -272,7 +269,8 @@ class IBVIModule(lightning.LightningModule):
         """Tells a schedule that ends with the trainer's epochs where it is."""
         trainer, size = self.trainer, self.trainer.num_training_batches
         ends = trainer.max_epochs, size, trainer.accumulate_grad_batches, trainer.max_steps
-        begin_epoch(self.lr_schedulers(), self.current_epoch, *ends)
+        interval = self._schedule_every
+        begin_epoch(self.lr_schedulers(), self.current_epoch, *ends, interval=interval)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Warns, before the first step, where the loader makes several rows of a datum.

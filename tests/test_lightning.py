@@ -245,6 +245,8 @@ def test_scores_are_at_the_temperature_at_which_it_predicts():
     assert nll == pytest.approx(ibvi.score(module(X), LABELS)["nll"], rel=1e-5)
     evaluated = module.bnn.evaluate(X, LABELS, num_samples=16, seed=0)["nll"]
     assert nll == pytest.approx(evaluated, rel=1e-5)
+    with pytest.warns(UserWarning, match="found for the weights as they were before .* calibrate"):
+        train(module)
 
 
 def test_early_stopping_looks_at_predictions():

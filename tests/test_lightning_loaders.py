@@ -1,4 +1,4 @@
-"""Several loaders of validation, test and prediction data, each scored by itself."""
+"""Loaders of training, validation, test and prediction data, and what goes by their length."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import pyro_ibvi as ibvi
 
 pytest.importorskip("lightning")
 from pyro_ibvi.lightning import IBVIModule
-from tests.test_lightning import make_trainer
+from tests.test_lightning import make, make_loader, make_trainer, train
 
 X, Y = torch.randn(48, 3), torch.randn(48, 1)
 PARTS = [(X[:10], Y[:10]), (X[10:30], Y[10:30] + 3)]
@@ -47,3 +47,11 @@ def test_several_rows_of_a_datum_are_told():
     with pytest.warns(UserWarning, match="batches of 8 data hold 24 rows.*num_data=48"):
         make_trainer(1).fit(module(), loader)
     make_trainer(1).fit(module(num_data=144), loader)  # in silence
+
+
+def test_a_schedule_for_steps_that_goes_by_epochs_is_told():
+    def cosine(optimizer):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * len(make_loader()))
+
+    with pytest.warns(UserWarning, match="2 epochs alone: pass schedule_every='step'"):
+        train(make(scheduler=cosine))

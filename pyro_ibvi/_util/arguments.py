@@ -11,6 +11,15 @@ from typing import Any, NoReturn, TypeVar, cast
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T", bound=type)
 
+_TRAINING_DATA = (
+    "loader",
+    "dataloader",
+    "train_dataloader",
+    "data_loader",
+    "dataset",
+    "train_data",
+    "train_dataset",
+)
 #: Names of the same thing elsewhere, by the names of this package.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "num_epochs": ("epochs", "n_epochs", "max_epochs", "nb_epochs", "n_iter", "max_iter"),
@@ -26,8 +35,19 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
         "val_dataloader",
         "val_dataloaders",
         "test_loader",
+        "valid_data",
+        "valid_set",
+        "val_set",
+        "validation_set",
+        "eval_loader",
+        "eval_data",
+        "eval_dataset",
+        "dev_loader",
     ),
-    "train_loader": ("loader", "dataloader", "train_dataloader", "data_loader", "data"),
+    "train_loader": ("data", *_TRAINING_DATA),
+    "data": ("train_loader", *_TRAINING_DATA, "X", "x", "inputs", "features", "x_train"),
+    "x": ("X", "inputs", "features", "data", "x_test", "loader"),
+    "y": ("Y", "targets", "target", "labels", "y_train", "y_test"),
     "patience": ("early_stopping", "early_stop", "n_iter_no_change"),
     "progress": ("verbose", "progress_bar", "show_progress", "disable_tqdm"),
     "callback": ("callbacks",),
@@ -90,7 +110,7 @@ def named_arguments(
 
         names = _names_of(function)
         if passed_to is not None:
-            names = names | _names_of(passed_to)
+            names = names | _names_of(passed_to, inspect.Parameter.KEYWORD_ONLY)
         return cast(_F, call)
 
     return decorate
@@ -148,10 +168,12 @@ def fits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     return True
 
 
-def _names_of(function: Callable[..., Any]) -> frozenset[str]:
+def _names_of(function: Callable[..., Any], *kinds: Any) -> frozenset[str]:
+    """Names of the arguments of some kinds, by default of all that have a name."""
     parameters = inspect.signature(function).parameters.values()
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return frozenset(p.name for p in parameters if p.kind not in kinds) - {"self"}
+    of_several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [p for p in parameters if p.kind not in of_several]
+    return frozenset(p.name for p in named if not kinds or p.kind in kinds) - {"self"}
 
 
 def _refuse(
@@ -175,7 +197,7 @@ def _refuse(
             f"{called} takes {_shown(parameters)}, and a {type(given[0]).__name__} has a method "
             f"of its own: write .{method}(...) behind it."
         )
-    got = _given(len(given), list(kwargs))
+    got = _given(len(given), list(kwargs)) + _missing(function, args, kwargs)
     raise TypeError(f"{called} takes {_shown(parameters)}, and got {got}.")
 
 
@@ -196,10 +218,26 @@ def _meant(unknown: str, names: Iterable[str], elsewhere: Mapping[str, str]) -> 
 def _shown(parameters: list[inspect.Parameter]) -> str:
     """The arguments that must be given, and the first of those that may."""
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    required = [p.name for p in named if p.default is p.empty]
-    optional = [f"{p.name}=" for p in named if p.default is not p.empty]
-    more = ["..."] * (len(optional) > 3)
-    return f"({', '.join([*required, *optional[:3], *more])})"
+    optional = [p.name for p in named if p.default is not p.empty]
+    by_name = {*optional, *(p.name for p in named if p.kind is p.KEYWORD_ONLY)}
+    left_out = optional[3:]
+    shown = [p.name + "=" * (p.name in by_name) for p in named if p.name not in left_out]
+    return f"({', '.join([*shown, *['...'] * bool(left_out)])})"
+
+
+def _missing(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str:
+    """The arguments that a call lacks, where it has none too many."""
+    signature = inspect.signature(function)
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return ""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = [p for p in signature.parameters.values() if p.kind not in kinds]
+    lacks = [p.name for p in parameters if p.default is p.empty and p.name not in bound]
+    return f": {' and '.join(lacks)} {'is' if len(lacks) == 1 else 'are'} missing"
 
 
 def _given(num_positional: int, names: list[str]) -> str:

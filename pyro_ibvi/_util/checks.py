@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def check_positive_int(name: str, value: object) -> None:
+def check_positive_int(name: str, value: Any) -> None:
     """Checks that an argument is a positive whole number.
 
     Args:
@@ -21,7 +21,7 @@ def check_positive_int(name: str, value: object) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
 
 
@@ -96,6 +96,18 @@ def is_number(value: Any) -> bool:
     """
     is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
     return is_number and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether something is one whole number, NumPy's included.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it is; True and False are none.
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def checked_weights(name: str, weights: Any) -> Tensor | None:

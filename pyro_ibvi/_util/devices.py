@@ -17,8 +17,13 @@ def checked_device(device: Any) -> torch.device:
         The device.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If there is no such device, or it is a type.
     """
+    if isinstance(device, torch.dtype):
+        raise ValueError(
+            f"A device is expected, got the type {device}: convert the network before it is "
+            f"wrapped, net.to({device})."
+        )
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:

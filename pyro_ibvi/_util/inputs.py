@@ -244,6 +244,8 @@ def _check_one_length(data: Any) -> None:
 
 
 def _as_numbers(data: Any) -> np.ndarray[Any, Any]:
+    if np.ma.is_masked(data):  # NumPy itself would take what lies below the mask
+        data = data.astype(np.float64).filled(np.nan)
     try:
         array = np.asarray(data.to_numpy() if hasattr(data, "to_numpy") else data)
     except ValueError:
@@ -256,7 +258,9 @@ def _as_numbers(data: Any) -> np.ndarray[Any, Any]:
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         return array.astype(np.int64)  # torch has little of such types but their names
     if array.dtype.kind in "fiub":
-        return array
+        if array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)  # as torch has it
     text = f"{type(data).__name__} of the type {array.dtype}"
     kinds: Any = getattr(data, "dtypes", None)
     if hasattr(kinds, "items"):  # a data frame's, by column

@@ -28,6 +28,18 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if small else tensor
 
 
+def in_double(tensor: Tensor) -> Tensor:
+    """A tensor in double precision, or in single where its device has no other.
+
+    Args:
+        tensor: A tensor.
+
+    Returns:
+        The tensor.
+    """
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
 def side_by_side(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Columns in one tensor, in which class labels and counts stay what they are.
 

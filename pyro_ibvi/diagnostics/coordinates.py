@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.checks import check_positive_int, is_whole
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -238,7 +238,7 @@ def _checked_seeds(num_seeds: int | Sequence[int], num_sizes: int, axis: str) ->
 
 def _checked_list(name: str, values: Iterable[int], at_least: int) -> list[int]:
     result = list(values)
-    whole = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in result)
+    whole = all(is_whole(v) and v > 0 for v in result)
     if len(set(result)) < max(at_least, len(result)) or not whole:
         raise ValueError(
             f"{name} must be at least {at_least} different positive whole numbers, got {result}."

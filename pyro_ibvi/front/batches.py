@@ -60,13 +60,19 @@ class TensorBatches:
                     f"{tensor.layout}: pass {dense}, or a list of batches (x, y)."
                 )
         sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(data)}
-        if len(sizes) != 1 or sizes == {0}:
+        if sizes == {0}:
+            raise ValueError(
+                "There are no data: the inputs and targets that were given have no rows. Look at "
+                "what chose them, such as a slice or a split."
+            )
+        if len(sizes) != 1:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(data))
             raise ValueError(
                 f"Inputs and targets must have one row per datum, as many as one another; got "
                 f"the shapes {shapes or 'of no tensor'}."
             )
-        self.data = data
+        # What made them learns nothing, and its graph would serve for one step alone.
+        self.data = map_tensors(Tensor.detach, data)
         self.dataset = TensorDataset(*tensors_of(data))  # by which a training knows its data again
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -120,6 +126,7 @@ def as_batches(
     # Targets are compared with outputs, which are of single precision at least.
     wide = torch.promote_types(dtype, torch.float32)
     if y is not None:
+        model.reader.check_columns(data)
         rows = as_tensors(data, dtype), as_tensors(model.likelihood.by_task(y), wide)
         check_finite("input", rows[0] if isinstance(rows[0], Tensor) else ())  # by their own rows
         if not model.likelihood.discrete:  # labels that lack hear of ignore_index
@@ -138,10 +145,9 @@ def as_batches(
         data = [as_row(row, dtype, wide) for row in data]
         check_alike(data)
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=batch_size)
+        shuffle = shuffle and not isinstance(data, IterableDataset)
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     if is_array(data) or not isinstance(data, Iterable):
         raise TypeError(
             f"Targets are missing: got inputs alone ({type(data).__name__}). Pass x and y, a data "

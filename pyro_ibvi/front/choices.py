@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, cast
 
+import numpy as np
 import pyro.distributions as dist
+import torch
 from torch import nn
 
-from pyro_ibvi import guides, models, mup
+from pyro_ibvi import guides, models, mup, training
 from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import RandomModule, SupervisedModel
@@ -91,6 +94,45 @@ def _plain_prior(net: RandomModule, name: str) -> float | _Other:
     return _Other(type(prior).__name__)
 
 
+def describe_training(bnn: Any) -> dict[str, Any]:
+    """How a network predicts and goes on with training, as far as a file can hold it.
+
+    Args:
+        bnn: The network.
+
+    Returns:
+        The description; without an optimizer that is not torch's, and without a rate or a
+        schedule that is a default or a function.
+    """
+    optim = bnn.optim
+    made: Any = optim.pt_optim_constructor
+    args = {n: v for n, v in optim.pt_optim_args.items() if n != "lr" or not bnn._unsettled.rate}
+    schedule = {None: "constant", "cosine": "cosine"}.get(optim._make_scheduler)
+    trained_by = {"scheduler": schedule, "clip_norm": describe(optim.clip_norm)}
+    if find_optimizer(getattr(made, "__name__", None)) is made:
+        with suppress(TypeError):  # arguments that no file holds
+            trained_by |= {"optimizer": made.__name__, "optim_args": describe(args)}
+    return {
+        "temperature": bnn.temperature,
+        "draws": getattr(bnn.loss, "draws", None),
+        "noise_follows_data": bnn._unsettled.noise,
+        "trained_by": trained_by,
+    }
+
+
+def find_optimizer(name: str | None) -> Any:
+    """An optimizer that a file names.
+
+    Args:
+        name: Name of its class.
+
+    Returns:
+        The class, None if it is neither torch's nor this package's.
+    """
+    rooms = (torch.optim, training)
+    return next((getattr(room, name) for room in rooms if name and hasattr(room, name)), None)
+
+
 def as_key(name: str) -> str:
     """A key of a user's mapping, told from what this module writes beside it.
 
@@ -139,6 +181,8 @@ def describe(value: Any, seen: dict[int, int] | None = None) -> Any:
         TypeError: If there is anything else.
     """
     seen = {} if seen is None else seen
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.dim() == 0):
+        value = value.item()
     if type(value) in _PLAIN:
         return value
     if isinstance(value, (list, tuple)):

@@ -39,6 +39,7 @@ OF_MODULES: Mapping[str, str] = {
     "named_parameters": "bnn.guide and bnn.model have theirs",
     "state_dict": "write bnn.save(path), or take those of bnn.guide and bnn.model",
     "load_state_dict": "write ibvi.load(path, net), or load into bnn.guide and bnn.model",
+    "load": "write ibvi.load(path, net)",
     "train": "bnn.fit(...) trains, and modes are chosen by what is done",
     "eval": "bnn.predict(x) runs in evaluation mode by itself",
     "forward": "write bnn.predict(x)",

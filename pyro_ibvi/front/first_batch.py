@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -39,10 +40,11 @@ class FirstBatch:
 
 
 def batch_at_hand(batches: Any) -> Any:
-    """Some data in the form of a batch, where they are to be had without an iteration.
+    """Some data in the form of a batch, where they are to be had without a whole iteration.
 
     Args:
-        batches: Batches, or a data loader, the data of which a worker reads where it has some.
+        batches: Batches, or a data loader, the data of which a worker reads where it has some; a
+            stream is begun once more.
 
     Returns:
         The batch, None where there is none.
@@ -51,14 +53,22 @@ def batch_at_hand(batches: Any) -> Any:
         return map_tensors(lambda tensor: tensor[:2], batches.data)
     if isinstance(batches, (list, tuple)):
         return next(iter(batches), None)
-    if not isinstance(batches, DataLoader) or batches.batch_sampler is None:
+    if not isinstance(batches, DataLoader):
         return None
     dataset: Any = batches.dataset
-    with own_random_numbers(), suppress(Exception):  # streams, and items by words
+    is_stream = isinstance(dataset, IterableDataset)
+    size = None if batches.batch_sampler is None else 2  # without one items are batches
+    if size is None and not is_stream:
+        return None
+    with own_random_numbers(), suppress(Exception):  # items by words
+        if is_stream and iter(dataset) is iter(dataset):  # what is read is gone
+            return None
         if batches.num_workers == 0 or isinstance(dataset, TensorDataset):
-            return batches.collate_fn([dataset[0], dataset[1]])
+            items = list(islice(dataset, 2)) if is_stream else [dataset[0], dataset[1]]
+            return batches.collate_fn(items if size else items[0])
         # A file that is opened here would be open in all worker processes.
         names = ("collate_fn", "worker_init_fn", "multiprocessing_context", "timeout")
         options: Any = {name: getattr(batches, name) for name in names}
-        return next(iter(DataLoader(dataset, 2, sampler=[0, 1], num_workers=1, **options)))
+        sampler = None if is_stream else [0, 1]
+        return next(iter(DataLoader(dataset, size, sampler=sampler, num_workers=1, **options)))
     return None

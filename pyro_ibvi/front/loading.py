@@ -15,7 +15,7 @@ from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.files import readable_path
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
-from pyro_ibvi.front.choices import as_key, find_others, restore
+from pyro_ibvi.front.choices import as_key, find_optimizer, find_others, restore
 from pyro_ibvi.front.files import check_fit, read_network, state_of
 from pyro_ibvi.front.network import VariationalNetwork
 from pyro_ibvi.models import RandomModule
@@ -40,8 +40,9 @@ def load(
     """Reads a network that :meth:`VariationalNetwork.save` wrote.
 
     Its predictions are those of the network that was saved, bit for bit on the same machine with
-    as many threads. To go on with a training, use the checkpoints of
-    :func:`~pyro_ibvi.fit` instead: the optimizer's state is not in the file.
+    as many threads. It trains on by the same optimizer at the same rate. To go on where a training
+    was, use the checkpoints of :func:`~pyro_ibvi.fit` instead: neither the optimizer's state is in
+    the file, nor are an optimizer that is not torch's, an objective, and a schedule of one's own.
 
     Args:
         path: The file.
@@ -112,6 +113,7 @@ def _rebuilt(
         prior={**made["prior"], **given["prior"]},
         roles=made["roles"],
     )
+    trained_by = dict(made.get("trained_by", {}))
     bnn = VariationalNetwork(
         random,
         given["likelihood"] or made["likelihood"],
@@ -121,6 +123,8 @@ def _rebuilt(
         covariance=made["covariance"],
         num_components=made.get("num_components", 1),
         draws=made.get("draws"),
+        optimizer=find_optimizer(trained_by.pop("optimizer", None)),
+        **trained_by,
     )
     bnn.model.num_data = made["num_data"]
     bnn.temperature = made["temperature"]

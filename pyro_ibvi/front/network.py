@@ -16,7 +16,7 @@ from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
 from pyro_ibvi.front.batches import as_batches, settled_num_data
-from pyro_ibvi.front.choices import describe_choices
+from pyro_ibvi.front.choices import describe_choices, describe_training
 from pyro_ibvi.front.copying import state_to_copy, take_copied
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
@@ -321,9 +321,7 @@ class VariationalNetwork:
             ValueError: If a part was exchanged, and is not that of ``svi``.
         """
         check_parts(self)
-        choices = describe_choices(self.model, self.guide)
-        choices |= {"temperature": self.temperature, "draws": getattr(self.loss, "draws", None)}
-        choices |= {"noise_follows_data": self._unsettled.noise}
+        choices = describe_choices(self.model, self.guide) | describe_training(self)
         write_network(path, choices, state_of(self.model, self.guide))
 
     def mean_network(self) -> nn.Module:

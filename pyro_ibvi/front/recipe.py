@@ -244,7 +244,7 @@ def as_random(
     if recipe.stochastic is not None:
         own = given
         if (optimizer or default_optimizer(likelihood)) is torch.optim.SGD:
-            if any(map(is_parallel, net.modules())):
+            if not isinstance(net, nn.Module) or any(map(is_parallel, net.modules())):
                 net = admit_network(net)  # under the names that it has on one device
             own = _at_ordinary_rates(net, given)
         try:

@@ -116,7 +116,9 @@ def check_build(build: Any, call: str, *args: Any, **kwargs: Any) -> None:
     """
     is_network = isinstance(build, (nn.Module, VariationalNetwork))
     if is_network or not callable(build) or not fits(build, args, kwargs):
-        what = type(build).__name__ if is_network or not callable(build) else signature(build)
+        what = type(build).__name__
+        if not is_network and callable(build):
+            what = f"one of {signature(build)}"
         raise TypeError(
             f"build must be a function that makes a VariationalNetwork, got {what}: write {call}."
         )

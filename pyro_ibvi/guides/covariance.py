@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Size, Tensor
 
+from pyro_ibvi._util.checks import is_whole
 from pyro_ibvi.guides.buffers import BufferPool, DiagonalDraw, LowRankDraw
 from pyro_ibvi.mup.roles import WeightRole
 
@@ -348,7 +349,7 @@ def unit_rows(num_rows: int, rank: int | None, like: Tensor) -> Tensor:
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
-def check_rank(name: str, rank: object) -> None:
+def check_rank(name: str, rank: Any) -> None:
     """Checks a number of columns.
 
     Args:
@@ -358,7 +359,7 @@ def check_rank(name: str, rank: object) -> None:
     Raises:
         ValueError: If it is not a positive whole number.
     """
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+    if rank is not None and (not is_whole(rank) or rank < 1):
         raise ValueError(
             f"{name} needs a whole number of columns, at least 1, or None for the full factor; "
             f"got {rank!r}."

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Size, Tensor
 
+from pyro_ibvi._util.checks import is_number
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.mup.roles import WeightRole
 
@@ -73,8 +74,7 @@ class Multiplicative:
 
     def __post_init__(self) -> None:
         for name, value, least in (("std", self.std, 0.0), ("rate", self.rate, None)):
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or value < 0 or value == least:
+            if not is_number(value) or not math.isfinite(value) or value < 0 or value == least:
                 raise ValueError(
                     f"Multiplicative needs a {name} that is finite and "
                     f"{'positive' if least is not None else 'not negative'}, got {value!r}."

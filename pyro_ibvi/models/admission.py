@@ -42,7 +42,10 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
             f"{net.__name__}(...)."
         )
     if not isinstance(net, nn.Module):
-        raise TypeError(f"RandomModule needs a torch.nn.Module, got {type(net).__name__}.")
+        hint = ": write torch.nn.Sequential(*layers)" * isinstance(net, (list, tuple))
+        hint += ": put it into a network, net.load_state_dict(state)" * isinstance(net, Mapping)
+        hint += ": pass the network that it was made of" * hasattr(net, "svi")
+        raise TypeError(f"RandomModule needs a torch.nn.Module, got {type(net).__name__}{hint}.")
     for name, module in net.named_modules():
         where = f"its {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):

@@ -55,6 +55,25 @@ class BatchReader:
         self.inputs, self.target = inputs, target
         self.tasks = frozenset(tasks if isinstance(tasks, Mapping) else ())
         self.signature = Signature(network)
+        self._columns: list[str] = []
+
+    def check_columns(self, x: Any) -> None:
+        """Refuses a data frame whose columns are in another order than those of the first one.
+
+        Args:
+            x: Inputs, as the user has them.
+
+        Raises:
+            DataError: If they are.
+        """
+        columns = list(map(str, getattr(x, "columns", ()))) if hasattr(x, "to_numpy") else []
+        self._columns = self._columns or columns
+        if columns != self._columns and sorted(columns) == sorted(self._columns):
+            raise DataError(
+                f"The data frame has the columns {columns[:10]}, and the first one that was given "
+                f"had the same in another order, {self._columns[:10]}: features go by their "
+                f"places, so pass x[first.columns]."
+            )
 
     def read(self, batch: Sequence[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
         """Inputs and target of a batch.
@@ -93,7 +112,10 @@ class BatchReader:
         Returns:
             The inputs without a target.
         """
-        return self.read(x)[0] if isinstance(x, Mapping) else x
+        if isinstance(x, Mapping):
+            return self.read(x)[0]
+        self.check_columns(x)
+        return x
 
     def _read_as_told(self, batch: Sequence[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
         names = list(batch) if isinstance(batch, Mapping) else list(range(len(batch)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from pyro_ibvi._util.checks import is_number
 from pyro_ibvi._util.names import assigned, chosen
 from pyro_ibvi.mup.layers import layer_names, owner_of
 from pyro_ibvi.mup.roles import WeightRole
@@ -250,14 +251,15 @@ def match_priors(
     }
 
 
-def _check_prior(name: str, prior: object, shape: torch.Size) -> Prior:
-    if isinstance(prior, (int, float)) and not isinstance(prior, bool):
+def _check_prior(name: str, prior: Any, shape: torch.Size) -> Prior:
+    if is_number(prior):
+        prior = float(prior)
         if not 0 < prior < float("inf"):
             raise ValueError(
                 f"The prior standard deviation of {name!r} must be positive and finite, "
                 f"got {prior}."
             )
-        return float(prior)
+        return prior
     if not isinstance(prior, TorchDistributionMixin):
         raise ValueError(
             f"The prior of {name!r} must be a standard deviation or a Pyro distribution, "

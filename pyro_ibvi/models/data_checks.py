@@ -272,6 +272,8 @@ def _warn_of_probabilities(
         total = output.detach().sum(dim)
         if bool((output >= 0).all()) and bool(((total - 1).abs() < 1e-3).all()):
             kind = "Softmax"
+        elif _last_operation(output) == "Sigmoid":
+            kind = "Sigmoid"
     elif isinstance(likelihood, Bernoulli):
         modules = [] if network is None else network.modules()
         leaves = [module for module in modules if not list(module.children())]

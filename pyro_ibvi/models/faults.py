@@ -99,6 +99,8 @@ def _explain_arguments(error: TypeError, network: nn.Module, x: Any) -> None:
             f"The network takes {signature}, and got {given}: pass several inputs as a tuple "
             f"(first, second) or as a mapping by the arguments' names, and say by inputs= of "
             f"SupervisedModel what of a batch they are."
+            + " Targets stand apart, fit(x, y, valid_loader=(x, y)), and predict(x) takes none."
+            * (num - 1 == signature.most == 1)
         ) from error
 
 

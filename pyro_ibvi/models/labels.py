@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ibvi._util.arguments import named_arguments
-from pyro_ibvi._util.checks import checked_weights
+from pyro_ibvi._util.checks import checked_weights, is_whole
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.likelihoods import Likelihood
 
@@ -70,14 +70,12 @@ class Categorical(Likelihood):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(class_dim, bool) or not isinstance(class_dim, int) or class_dim == 0:
+        if not is_whole(class_dim) or class_dim == 0:
             raise ValueError(
                 f"class_dim is the output's dimension that holds the classes, and the batch is "
                 f"dimension 0: -1 or 1, got {class_dim!r}."
             )
-        if ignore_index is not None and (
-            isinstance(ignore_index, bool) or not isinstance(ignore_index, int)
-        ):
+        if ignore_index is not None and not is_whole(ignore_index):
             raise TypeError(f"ignore_index is a label, a whole number; got {ignore_index!r}.")
         if isinstance(label_smoothing, str) or not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is a share in [0, 1), got {label_smoothing!r}.")

@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.likelihoods import Likelihood
+from pyro_ibvi.models.tasks import MultiTask
+from pyro_ibvi.models.wrapped import Masked
 
 
 def law_of(likelihood: Likelihood, output: Tensor, num_batch_dims: int, y: Tensor | None) -> Any:
@@ -28,6 +30,8 @@ def law_of(likelihood: Likelihood, output: Tensor, num_batch_dims: int, y: Tenso
     Raises:
         TypeError: If the likelihood takes other arguments, or gives no distribution of Pyro's.
     """
+    if isinstance(likelihood, (MultiTask, Masked)) and kind_of(likelihood) in ("tasks", "other"):
+        _check_inside(likelihood, output, num_batch_dims, y)
     is_own = kind_of(likelihood) == "other" and not hasattr(likelihood, "likelihood")
     name = type(likelihood).__name__
     if is_own and len(inspect.signature(likelihood.forward).parameters) < 2:
@@ -45,6 +49,20 @@ def law_of(likelihood: Likelihood, output: Tensor, num_batch_dims: int, y: Tenso
         batch_shape = tuple(output.shape[:num_batch_dims])
         _check_shapes(name, law, batch_shape, None if y is None else tuple(y.shape[1:]))
     return law
+
+
+def _check_inside(
+    likelihood: MultiTask | Masked, output: Tensor, num_batch_dims: int, y: Tensor | None
+) -> None:
+    """Checks the laws of the user's likelihoods inside of one that is not."""
+    if isinstance(likelihood, Masked):
+        law_of(likelihood.likelihood, output, num_batch_dims, y)
+        return
+    outputs = likelihood.split(output)
+    targets = {} if y is None else likelihood.split_target(y)
+    for name, task in likelihood.likelihoods.items():
+        if kind_of(task) == "other":
+            law_of(task, outputs[name], num_batch_dims, targets.get(name))
 
 
 def _check_shapes(

@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import side_by_side
 from pyro_ibvi.models.labels import Categorical, Labels
@@ -63,12 +64,11 @@ class MultiTask(Likelihood):
                     f"Each task is a pair of a likelihood and the width of its output, such as "
                     f"(Categorical(), 10); got {task!r} for {name!r}."
                 )
-            if not isinstance(task[1], int) or task[1] < 1:
-                raise ValueError(f"The width of {name!r} must be positive, got {task[1]!r}.")
+            check_positive_int(f"The width of {name!r}", task[1])
         likelihoods: Any = {name: task[0] for name, task in tasks.items()}
         # A PyroModule, so that parameters have their task's name.
         self.tasks = PyroModule[nn.ModuleDict](likelihoods)
-        self.widths = {name: width for name, (_, width) in tasks.items()}
+        self.widths = {name: int(width) for name, (_, width) in tasks.items()}
         # Each step asks for them several times.
         self._columns = {soft: self._columns_of(soft=soft) for soft in (False, True)}
 

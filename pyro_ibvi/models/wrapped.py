@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform
 
 from pyro_ibvi._util.columns import column_moments
+from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_tensors
 from pyro_ibvi.models.likelihoods import Likelihood, as_event
 
@@ -152,6 +153,7 @@ class Standardized(_Around):
         Returns:
             The likelihood.
         """
+        _check_elementwise(cls.__name__, likelihood)
         targets = torch.as_tensor(as_tensors(targets, torch.float64)).to(torch.float64)
         return cls(likelihood, *column_moments(targets))
 
@@ -174,8 +176,23 @@ class Standardized(_Around):
         return loc + scale * mean, scale.square() * variance
 
     def check_target(self, target: Tensor, output: Tensor) -> None:
-        """Checks shape and type."""
+        """Checks shape and type, and that there are means and standard deviations for them."""
         self.likelihood.check_target(target, output)
+        for moment in (self.loc, self.scale):
+            shape = target.shape[1:]  # to which other numbers would not be broadcast
+            if moment.numel() > 1 and not _fits(moment.shape, shape):
+                raise DataError(
+                    f"Standardized has means and standard deviations of the shape "
+                    f"{tuple(moment.shape)}, and the targets of a datum have the shape "
+                    f"{tuple(shape)}: make it of the training targets, in the shape in "
+                    f"which they are given, Standardized.of(Normal(...), y)."
+                )
+
+
+def _fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether numbers of a shape are one for each of a whole, or for several of it."""
+    pairs = zip(shape[::-1], whole[::-1], strict=False)
+    return len(shape) <= len(whole) and all(own in (1, size) for own, size in pairs)
 
 
 class LawAround(TorchDistribution):

@@ -136,7 +136,8 @@ def _base_head_size(name: str, module: nn.MultiheadAttention, base: BaseShapes) 
         return None
     if isinstance(base, nn.Module):
         return int(base.get_submodule(name).head_dim)  # type: ignore[arg-type]
-    width = base if isinstance(base, int) else base[parameter_path(name, "out_proj.weight")][0]
+    path = parameter_path(name, "out_proj.weight")
+    width = base[path][0] if isinstance(base, Mapping) else base
     return max(width // int(module.num_heads), 1)
 
 

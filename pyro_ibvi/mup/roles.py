@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any, cast, get_args
 
 from torch import nn
@@ -312,7 +313,7 @@ def _with_base(
         else weight
         for name, weight in roles.items()
     }
-    if isinstance(base, int):
+    if isinstance(base, Integral):
         for name, weight in roles.items():
             based[name] = _at_base(based[name], _base_widths(name, weight, net, base))
     elif base is not None:

@@ -18,6 +18,19 @@ from pyro_ibvi.objectives.sites import (
 )
 
 
+def require_gradients() -> None:
+    """Refuses to train where torch keeps no gradients, in which Pyro's steps do nothing.
+
+    Raises:
+        RuntimeError: If it does not.
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "Gradients are off here, so that no step would change anything: train outside of "
+            "torch.no_grad() and torch.inference_mode(), and after torch.set_grad_enabled(True)."
+        )
+
+
 def reject_observed_guide_sites(traces: Traces) -> None:
     """Rejects a guide that draws a site that the model observes.
 

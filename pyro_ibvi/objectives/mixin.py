@@ -205,6 +205,7 @@ class ExpectedLogLikelihood:
         Returns:
             The loss, in nats per data set, or per datum for ``reduction="mean"``.
         """
+        checks.require_gradients()
         known = self._pairs.of(model, guide)
         known.is_counting = self.reduction == "sum" and known.num_observed is None
         with alone_at_handlers(), known.undo.if_refused():

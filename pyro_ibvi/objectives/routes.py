@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ibvi._util.checks import is_whole
 from pyro_ibvi.objectives.masks import own_masks
 from pyro_ibvi.objectives.sites import sample_sites
 
@@ -39,20 +40,21 @@ class DirectRoute(Protocol):
         ...
 
 
-def as_draws(draws: object) -> NumDraws:
+def as_draws(draws: Any) -> NumDraws:
     """Checks the number of draws in a step.
 
     Args:
         draws: What the user gave.
 
     Returns:
-        The same.
+        The same, as a number of Python's.
 
     Raises:
         ValueError: If it is none.
     """
-    is_number = isinstance(draws, int) and not isinstance(draws, bool) and draws > 0
-    if not is_number and draws not in ("batch", "datum"):
+    if is_whole(draws) and draws > 0:
+        return int(draws)
+    if draws not in ("batch", "datum"):
         raise ValueError(
             f"draws={draws!r}: expected 'batch' (one draw of the weights for a step), 'datum' "
             "(one for each datum), or a number of parts of the batch that have one each."

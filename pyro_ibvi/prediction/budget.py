@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_ibvi._util.checks import is_whole
 from pyro_ibvi.models.random_module import RandomModule
 from pyro_ibvi.prediction.chunking import draws_to_make, output_sizes, shares_layers
 from pyro_ibvi.prediction.moments import MAX_NUMBERS
@@ -46,7 +47,7 @@ def read_memory(value: Memory) -> int:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", value, re.IGNORECASE)
         if match is not None and float(match[1]) > 0:
             return int(float(match[1]) * _UNITS[match[2].upper()])
-    elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    elif is_whole(value) and value > 0:
         return value
     raise ValueError(
         f"max_memory must be a number of bytes or a text such as '2 GB' or '512 MiB', got "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.precision import in_double
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction.mixture import Prediction, check_prediction
 from pyro_ibvi.prediction.scored import mixture_log_probs
@@ -69,8 +70,8 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
     check_prediction(prediction, "fit_temperature", "y")
     check_positive_int("num_steps", num_steps)
     y = prediction.target(y)
-    y = y.double() if y.is_floating_point() else y
-    outputs = prediction.outputs.detach().double()
+    y = in_double(y) if y.is_floating_point() else y
+    outputs = in_double(prediction.outputs.detach())
     likelihood = prediction.likelihood.at_temperature(1.0)
     own = float(prediction.likelihood.temperature)
     start = outputs.new_tensor(own)

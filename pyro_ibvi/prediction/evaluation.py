@@ -54,19 +54,21 @@ def evaluate(
         num_bins: Number of bins of the expected calibration error.
 
     Returns:
-        Scores by name. Always ``nll``, in nats per datum (per label of a ``Categorical``), and
-        ``aurc``, the area under the risk-coverage curve: the mean loss (errors, or squared
-        errors) of the surest predictions, averaged over the share that is kept. For labels
-        ``accuracy``, ``error``, ``ece``, ``brier``, and ``error_at_80``, the error of the surest
-        80 %. For numbers ``rmse``, ``mae``, ``coverage`` of the central 95 % interval, where the
-        likelihood's distribution function is known, and ``crps`` under the Normal family, in the
-        targets' units. With foreign data ``auroc`` and
+        Scores by name. Always ``nll``, in nats per datum (per label of a ``Categorical``), and,
+        unless the law of a number has no mean, ``aurc``, the area under the risk-coverage curve:
+        the mean loss (errors, or squared errors) of the surest predictions, averaged over the
+        share that is kept. For labels ``accuracy``, ``error``, ``ece``, ``brier``, and
+        ``error_at_80``, the error of the surest 80 %. For numbers ``rmse`` and ``mae``, where
+        there is a mean, ``coverage`` of the central 95 % interval, where the likelihood's
+        distribution function is known, and ``crps`` under the Normal family, in the targets'
+        units. With foreign data ``auroc`` and
         ``fpr95``, the share of them that passes where 95 % of the others do. Of several tasks
         the names begin with ``task/``.
 
     Raises:
         ValueError: If a batch has no target, a loader is empty, or a number is not positive.
-        DataError: If nothing was observed.
+        DataError: If nothing was observed, or foreign data are to be told by a standard deviation
+            that the law of the targets does not have.
 
     Example:
         >>> from pyro_ibvi import AutoMuPNormal, Normal, RandomModule
@@ -101,6 +103,8 @@ def _all_scores(scored: Scored, num_bins: int) -> dict[str, float]:
     if len(scored.loss) == 0:
         raise DataError("Nothing was observed: all targets are missing or ignored.")
     scores: dict[str, Any] = dict(scored.summary(num_bins))
+    if scored.labels is None and not scored.has_mean:
+        return scores
     risks = metrics.risk_coverage(scored.loss, scored.uncertainty)
     scores["aurc"] = risks.mean()
     if scored.labels is not None:
@@ -121,6 +125,12 @@ def _foreign_scores(familiar: dict[str, Scored], foreign: Any) -> dict[str, floa
     scores = {}
     for task, scored in familiar.items():
         others = torch.cat(unsure[task])
+        if scored.uncertainty.isnan().any() or others.isnan().any():
+            raise DataError(
+                "Foreign data are told by the predictive standard deviation, and the law of the "
+                "targets has none: leave out foreign=, and compare the widths of "
+                "prediction.interval()."
+            )
         scores[task + "auroc"] = float(metrics.auroc(scored.uncertainty, others))
         scores[task + "fpr95"] = float(metrics.fpr95(scored.uncertainty, others))
     return scores

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.precision import in_double
+
 #: Bins of the expected calibration error, as in Guo et al. (2017), arXiv:1706.04599.
 NUM_BINS = 15
 
@@ -88,7 +90,7 @@ def auroc(familiar: Tensor, foreign: Tensor) -> Tensor:
 
     # Ranks, since numbers outside of [0, 1] would go through a sigmoid, which rounds to 1.
     _, ranks = torch.cat([familiar, foreign]).unique(return_inverse=True)
-    scores = ranks.double() / max(1, int(ranks.max()))
+    scores = in_double(ranks) / max(1, int(ranks.max()))
     is_foreign = torch.cat([torch.zeros_like(familiar), torch.ones_like(foreign)]).long()
     return binary_auroc(scores, is_foreign).float()
 
@@ -126,6 +128,6 @@ def risk_coverage(loss: Tensor, uncertainty: Tensor) -> Tensor:
         >>> risk_coverage(torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.1]))
         tensor([0.0000, 0.5000])
     """
-    ordered = loss[uncertainty.argsort(stable=True)].double()
+    ordered = in_double(loss[uncertainty.argsort(stable=True)])
     counts = torch.arange(1, len(ordered) + 1, device=loss.device)
     return (ordered.cumsum(0) / counts).to(loss)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_ibvi._util.inputs import as_tensors, map_tensors
-from pyro_ibvi._util.precision import at_least_float32
+from pyro_ibvi._util.precision import at_least_float32, in_double
 from pyro_ibvi.models.data_checks import check_data
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical
@@ -22,6 +22,21 @@ from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import elementwise
 from pyro_ibvi.prediction import marginals
 from pyro_ibvi.prediction.moments import mixture_moments
+
+#: What other libraries' names for a prediction's parts are here.
+_ELSEWHERE = {
+    "std": "stddev",
+    "scale": "stddev",
+    "var": "variance",
+    "loc": "mean",
+    "probs": "mean",
+    "probabilities": "mean",
+    "logits": "outputs",
+    "samples": "outputs, or .sample() with noise",
+    "labels": "mean.argmax(-1)",
+    "argmax": "mean.argmax(-1)",
+    "numpy": "mean.numpy()",
+}
 
 
 class Prediction:
@@ -237,8 +252,11 @@ class Prediction:
         Returns:
             Both of shape ``(num_samples, *target)``, in the target's units.
         """
-        means, variances = self.likelihood.moments(self.outputs, 2)
-        return means, variances.sqrt()
+        # In single precision variances would be 0 or infinite where their roots are numbers.
+        is_normal = kind_of(self.likelihood) == "normal"
+        outputs = in_double(self.outputs) if is_normal else self.outputs
+        means, variances = self.likelihood.moments(outputs, 2)
+        return means.to(self.outputs.dtype), variances.sqrt().to(self.outputs.dtype)
 
     def at_temperature(self, temperature: float) -> Prediction:
         r"""The mixture of tempered densities, :math:`p(y \mid f_s)^{1/T}`, each normalized.
@@ -256,11 +274,20 @@ class Prediction:
 
     def __getitem__(self, task: str) -> Prediction:
         """The prediction of one task of a ``MultiTask`` likelihood."""
-        if not isinstance(self.likelihood, MultiTask) or task not in self.likelihood.widths:
-            names = list(getattr(self.likelihood, "widths", ()))
+        if not isinstance(self.likelihood, MultiTask):
+            raise TypeError(
+                "A prediction has parts where it is of several tasks, prediction['name'], and "
+                "this one is not: take data out of its numbers, as in prediction.mean[0]."
+            )
+        if task not in self.likelihood.widths:
+            names = list(self.likelihood.widths)
             raise KeyError(f"No task {task!r}; the likelihood has the tasks {names}.")
         outputs = self.likelihood.split(self.outputs)[task]
         return Prediction(outputs, self.likelihood.likelihoods[task])
+
+    def __getattr__(self, name: str) -> Any:
+        meant = f": write .{_ELSEWHERE.get(name)}" * (name in _ELSEWHERE)
+        raise AttributeError(f"A Prediction has no {name!r}{meant}.")
 
     def __repr__(self) -> str:
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.precision import in_double
 from pyro_ibvi.models.kinds import kind_of
 from pyro_ibvi.models.labels import Categorical, Labels
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -71,6 +72,11 @@ class Scored:
             moved[field.name] = None if value is None else value.cpu()
         return Scored(**moved)
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether the law of numbers has a mean, as that of a Cauchy has not."""
+        return self.errors is not None and not bool(self.errors.isnan().all())
+
     def summary(self, num_bins: int) -> dict[str, float]:
         """The scores that cost nothing more.
 
@@ -86,7 +92,8 @@ class Scored:
             scores["ece"] = metrics.ece(self.probabilities, self.labels, num_bins)
             scores["brier"] = metrics.brier(self.probabilities, self.labels)
         elif self.errors is not None:
-            scores["rmse"] = self.errors.square().mean().sqrt()
+            if self.has_mean:
+                scores["rmse"] = in_double(self.errors).square().mean().sqrt()
             if self.covered is not None:
                 scores["coverage"] = self.covered.to(self.errors).mean()
         return {name: float(value) for name, value in scores.items()}
@@ -181,7 +188,7 @@ def score_numbers(prediction: Prediction, y: Any, *, ranked: bool = False) -> Sc
     return Scored(
         log_probs,
         weights,
-        loss=errors.square(),
+        loss=in_double(errors).square(),
         uncertainty=stddev[seen],
         errors=errors,
         covered=None if covered is None else covered[seen],

@@ -44,11 +44,11 @@ def score(prediction: Prediction, y: Any, *, num_bins: int = metrics.NUM_BINS) -
         ``nll``, the mean negative log predictive density in nats per datum, of a ``Categorical``
         per label that counts; for class labels ``accuracy`` (a fraction), ``ece``, the expected
         calibration error of the most probable class, and ``brier``, the Brier score, between 0
-        and 2; for numbers
-        ``rmse``, in units of the target, and ``coverage``, the share of targets in the central
-        95 % interval, ``prediction.interval(0.95)``, which a likelihood whose distribution
-        function is not known does not have. What was not observed counts nowhere. Of several
-        tasks the scores are named ``task/nll`` and so on.
+        and 2; for numbers ``rmse``, in units of the target, where their law has a mean, and
+        ``coverage``, the share of targets in the central 95 % interval,
+        ``prediction.interval(0.95)``, which a likelihood whose distribution function is not known
+        does not have. What was not observed counts nowhere. Of several tasks the scores are named
+        ``task/nll`` and so on.
 
     Raises:
         TypeError: If the first argument is no prediction, or the target has the wrong type.

@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.checks import is_number
 from pyro_ibvi.mup.parametrization import Family
 from pyro_ibvi.pairing.belonging import check_part
 from pyro_ibvi.pairing.loss_scale import LossScale, noted_guides
@@ -55,8 +56,7 @@ def check_clip_norm(clip_norm: Any) -> None:
     Raises:
         ValueError: If it is no positive number.
     """
-    is_number = isinstance(clip_norm, (int, float))
-    if clip_norm is not None and not (is_number and 0 < clip_norm < math.inf):
+    if clip_norm is not None and not (is_number(clip_norm) and 0 < clip_norm < math.inf):
         raise ValueError(f"clip_norm must be positive and finite, got {clip_norm!r}.")
 
 

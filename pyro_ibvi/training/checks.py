@@ -180,6 +180,12 @@ def check_metrics(metrics: Any) -> None:
     Raises:
         TypeError: If it is no function of model, guide and loader.
     """
+    if callable(getattr(metrics, "compute", None)):  # as torchmetrics has it
+        raise TypeError(
+            f"metrics is a function of model, guide and loader, got a {type(metrics).__name__}, "
+            f"which is one of predictions and targets: evaluate(...) has accuracy, calibration "
+            f"error and others, and predict_batches gives predictions with their targets."
+        )
     _check_function("metrics", metrics, "model, guide, loader", "numbers by name")
 
 
@@ -264,11 +270,16 @@ def check_validation(valid_loader: Any, **needing: Any) -> None:
 
     Raises:
         TypeError: If they can be iterated once only.
-        ValueError: If there are none.
+        ValueError: If there are none, or a number is named and nobody looks at it.
     """
     given = [name for name, value in needing.items() if value is not None]
     if valid_loader is None and given:
         raise ValueError(f"{given[0]} looks at validation data: pass valid_loader=.")
+    if given == ["monitor"] or given == ["metrics", "monitor"]:
+        raise ValueError(
+            "monitor is what patience looks at: pass patience=, the number of epochs to wait for "
+            "a better one, after which the best state is put back."
+        )
     if isinstance(valid_loader, Iterator):
         raise TypeError(
             "valid_loader is an iterator, which gives its batches once, and is needed after each "

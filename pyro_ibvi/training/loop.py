@@ -115,8 +115,9 @@ def fit(
             each time and do not touch those of the training.
         patience: Number of epochs without a better ``monitor`` after which training stops. If it
             is given, the state of the best epoch is put back at the end.
-        monitor: The number to watch, smaller being better: ``"valid_loss"`` or a metric; by
-            default ``"nll"`` if that is among the metrics, or else the validation loss.
+        monitor: The number to watch, smaller being better, but for accuracies and the like:
+            ``"valid_loss"`` or a metric; by default ``"nll"`` if that is among the metrics, or
+            else the validation loss.
         callback: Called with the epoch, from 0, and the history after each epoch; training stops
             when it returns True.
         history: A history to go on with.
@@ -184,7 +185,8 @@ def fit(
     bar = Progress(train_loader, num_epochs, first, accumulate, hidden=not progress)
     size = num_batches(train_loader)
     for epoch in epochs:
-        begin_epoch(scheduler_of(svi.optim), epoch, num_epochs, size, accumulate)
+        where = epoch, num_epochs, size, accumulate
+        begin_epoch(scheduler_of(svi.optim), *where, interval=schedule_every)
         _train_epoch(course, train_loader, bar, schedule_every)
         if valid_loader is not None:
             validate(stepper, valid_loader, metrics, history)

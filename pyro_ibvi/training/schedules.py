@@ -7,7 +7,7 @@ import warnings
 from typing import Any, Literal
 
 from pyro.optim import PyroLRScheduler
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from pyro_ibvi.training.cosine import CosineOverFit
 from pyro_ibvi.training.history import History
@@ -66,8 +66,10 @@ def begin_epoch(
     num_batches: float | None,
     accumulate: int,
     max_steps: int = -1,
+    *,
+    interval: Interval = "epoch",
 ) -> None:
-    """Tells a schedule that ends with training where it is.
+    """Tells a schedule that ends with training where it is, and warns of one that is too long.
 
     Args:
         scheduler: The schedule; others are passed over.
@@ -76,15 +78,30 @@ def begin_epoch(
         num_batches: Number of batches in an epoch, if it is known.
         accumulate: Number of batches in a step.
         max_steps: Number of steps after which training ends at the latest; -1 for no such end.
+        interval: When the schedule takes a step.
     """
+    num_steps = math.inf if num_batches is None else num_batches / accumulate
+    if epoch == 0 and interval == "epoch" and num_epochs and math.isfinite(num_steps):
+        _warn_of_length(scheduler, num_epochs, num_epochs * math.ceil(num_steps))
     if not isinstance(scheduler, CosineOverFit):
         return
-    num_steps = math.inf if num_batches is None else num_batches / accumulate
     ends = [math.inf if num_epochs is None or num_epochs <= 0 else num_epochs]
     if max_steps > 0 and math.isfinite(num_steps):
         ends.append(math.ceil(max_steps / math.ceil(num_steps)))
     if math.isfinite(min(ends)):
         scheduler.begin(int(min(ends)), epoch, num_steps)
+
+
+def _warn_of_length(scheduler: Any, num_epochs: int, num_steps: int) -> None:
+    """Warns of a schedule that was made for the steps of a training, and takes one an epoch."""
+    length = {OneCycleLR: "total_steps", CosineAnnealingLR: "T_max"}.get(type(scheduler), "")
+    if num_epochs != num_steps == getattr(scheduler, length, None):
+        warnings.warn(
+            f"{type(scheduler).__name__} has {num_steps} steps, as this training has, and goes on "
+            f"after each of its {num_epochs} epochs alone: pass schedule_every='step'.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def end_training(scheduler: Any) -> None:

@@ -17,6 +17,8 @@ from pyro_ibvi.training.step import Measured, Stepper, check_observed, mean_of, 
 
 #: Takes model, guide and validation loader, and gives numbers by name.
 Metrics = Callable[[Any, Any, Iterable[Any]], Mapping[str, float]]
+#: Names of numbers that are large where training went well.
+_LARGE_AT_BEST = frozenset({"accuracy", "acc", "auroc", "auc", "f1", "r2"})
 #: Draws for metrics are the same after each epoch: what differs between epochs is the network.
 _SEED = 0
 
@@ -56,6 +58,17 @@ def validate(
         history.add_validation(mean_of(losses), values)
 
 
+def _as_loss(name: str, value: float) -> float:
+    """A number that is small where training went well."""
+    kind = name.rpartition("/")[2]  # of a task
+    if kind == "coverage":
+        raise ValueError(
+            f"monitor={name!r} is neither small nor large at its best, which is 0.95: watch "
+            f"{name.removesuffix(kind) + 'nll'!r}."
+        )
+    return -value if kind in _LARGE_AT_BEST else value
+
+
 def _is_number(value: Any) -> bool:
     try:
         float(value)
@@ -65,7 +78,7 @@ def _is_number(value: Any) -> bool:
 
 
 class Best:
-    """The best state so far, by a number that should be small, and how long ago it was.
+    """The best state so far, by a number that is small or large then, and how long ago it was.
 
     Args:
         svi: The training.
@@ -96,7 +109,7 @@ class Best:
             Whether training has waited long enough for a better one.
 
         Raises:
-            ValueError: If there is no number of the name.
+            ValueError: If there is no number of the name, or it is best in the middle.
         """
         if self._patience is None:
             return False
@@ -104,11 +117,12 @@ class Best:
         name = self._monitor or ("nll" if "nll" in last else "valid_loss")
         if name not in last:
             raise ValueError(f"monitor={name!r} is not measured: choose among {sorted(last)}.")
+        value = _as_loss(name, last[name])
         epoch = history.num_epochs - 1
         # No number is above NaN, so that one in the first epoch would stay the best for ever.
-        is_number = math.isnan(self._value) and not math.isnan(last[name])
-        if self.epoch is None or is_number or last[name] < self._value:
-            self._value, self.epoch = last[name], epoch
+        is_number = math.isnan(self._value) and not math.isnan(value)
+        if self.epoch is None or is_number or value < self._value:
+            self._value, self.epoch = value, epoch
             self._tensors = get_tensors(self._svi)
         return epoch - self.epoch >= self._patience
 

@@ -81,6 +81,12 @@ def test_what_is_left_out_or_too_much():
         ibvi.VariationalNetwork(nn.Linear(3, 2))
     with pytest.raises(TypeError, match=r"Categorical takes \(class_dim=, .*got 1 by position"):
         ibvi.Categorical(2)
+    with pytest.raises(
+        TypeError, match=r"\(build, data, y=, valid_loader=, .*valid_loader is miss"
+    ):
+        ibvi.rate_search(lambda lr: network(lr=lr), X, Y)
+    with pytest.raises(TypeError, match=r"fit has no argument 'train_loader': .* 'data' here"):
+        bnn.fit(train_loader=[(X, Y)])
     with pytest.raises(TypeError, match="Normal has no argument 'std': it is called 'scale' here"):
         ibvi.Normal(std=0.1)
 

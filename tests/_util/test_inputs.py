@@ -2,11 +2,19 @@
 
 from collections import UserDict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from pyro_ibvi._util.inputs import as_call, first_tensor, map_tensors, tensors_of, to_device
+from pyro_ibvi._util.inputs import (
+    as_call,
+    as_tensors,
+    first_tensor,
+    map_tensors,
+    tensors_of,
+    to_device,
+)
 
 Batch = namedtuple("Batch", ["x", "y"])
 A, B = torch.ones(2), torch.zeros(3)
@@ -57,3 +65,20 @@ def test_whatever_can_be_moved_is_moved():
     assert moved["b"].x.device.type == "meta"
     assert moved["b"].y == 1
     assert to_device(A, None) is A
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i8", np.longdouble, np.float16])
+def test_arrays_of_any_numbers_are_tensors(kind):
+    tensor = as_tensors(np.array([[1, -2], [300, 4]], dtype=kind), torch.float32)
+    assert tensor.dtype == (torch.int64 if kind == ">i8" else torch.float32)
+    assert tensor.tolist() == [[1, -2], [300, 4]]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_what_an_array_masks_is_missing(kind):
+    array = np.ma.masked_array(np.array([1, 2, 3], dtype=kind), mask=[False, True, False])
+    torch.testing.assert_close(
+        as_tensors(array, torch.float32), torch.tensor([1.0, torch.nan, 3.0]), equal_nan=True
+    )
+    whole = np.ma.masked_array(array.data, mask=False)
+    assert as_tensors(whole, torch.float32).tolist() == [1, 2, 3]

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import safetensors.torch
@@ -19,6 +20,7 @@ from pyro_ibvi.front.files import state_of
 from pyro_ibvi.models import Standardized
 from tests.front.conftest import make_net
 from tests.full_disk import full_disk
+from tests.optimizers import MUON, needs_muon
 
 ELSEWHERE = """
 import sys, torch, pyro_ibvi as ibvi
@@ -48,6 +50,8 @@ CHOICES = {
             "output": ibvi.LowRank(2),
         },
     },
+    "numbers of NumPy's": {"covariance": ibvi.LowRank(np.int64(3)), "init_scale": np.float32(1)},
+    "relative noise": {"covariance": ibvi.Multiplicative(np.float32(0.3), rate=np.float64(0.1))},
     "standard, mean-field": {
         "parametrization": ibvi.Standard(),
         "covariance": ibvi.Diagonal(),
@@ -127,6 +131,33 @@ def test_a_loaded_network_draws_as_often_in_a_step(draws, tmp_path):
     bnn.save(tmp_path / "net.ibvi")
     again = ibvi.load(tmp_path / "net.ibvi", net)
     assert again.loss.draws == bnn.loss.draws == (draws or "datum")
+
+
+TRAINED_BY = {
+    "Adam": {"optimizer": torch.optim.Adam, "lr": 0.003, "optim_args": {"betas": (0.8, 0.95)}},
+    "Muon": {"optimizer": MUON, "optim_args": {"adamw": {"lr": 0.002}}},
+    "bounds": {"lr": np.float64(0.03), "clip_norm": np.float32(3.0), "scheduler": "cosine"},
+    "constant": {"likelihood": ibvi.Normal(0.3), "scheduler": "constant"},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[needs_muon] * (name == "Muon")) for name in TRAINED_BY]
+)
+def test_a_loaded_network_goes_on_by_its_optimizer(name, tmp_path):
+    choices = {"likelihood": ibvi.Categorical(), **TRAINED_BY[name]}
+    x, y = torch.randn(40, 2), torch.randint(0, 3, (40,))
+    y = y if isinstance(choices["likelihood"], ibvi.Categorical) else torch.randn(40, 3)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
+    bnn = ibvi.VariationalNetwork(net, **choices)
+    bnn.save(tmp_path / "net.ibvi")
+    again, means = ibvi.load(tmp_path / "net.ibvi", net), []
+    for one in (bnn, again):
+        torch.manual_seed(1)
+        one.fit(x, y, num_epochs=3, progress=False)
+        means.append(one.predict(x, seed=0).mean)
+        assert one.optim.lr == bnn.optim.lr
+    assert torch.equal(*means)
 
 
 def test_the_temperature_is_part_of_it(trained, data, tmp_path):

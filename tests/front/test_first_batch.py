@@ -74,6 +74,13 @@ def test_what_a_network_ends_in_is_told_of_each_task(ends, words):
         trained(Ends(), MultiTask(tasks), X.clamp(-1, 1), y)  # the end's exponential is large
 
 
+@pytest.mark.parametrize("draws", ["datum", "batch"])
+def test_classes_that_are_squashed_one_by_one_are_told(draws):
+    net = nn.Sequential(mlp(3), nn.Sigmoid())
+    with pytest.warns(UserWarning, match=r"are probabilities.* logits: leave out the Sigmoid"):
+        trained(net, ibvi.Categorical(), X, LABELS, draws=draws)
+
+
 def test_outputs_that_are_joined_otherwise_are_told_by_their_numbers():
     class Joined(nn.Module):
         def __init__(self):

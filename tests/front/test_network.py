@@ -198,6 +198,38 @@ def test_it_moves_with_its_optimizer(trained, data, device):
     assert trained.device.type == device
 
 
+def test_columns_of_a_data_frame_keep_their_order():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["a", "b"])
+    y, turned = frame[["a"]], frame[["b", "a"]]
+    bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal(0.3))
+    bnn.fit(frame, y, num_epochs=1, progress=False)
+    for ask in (
+        lambda: bnn.predict(turned),
+        lambda: bnn.evaluate(turned, y),
+        lambda: bnn.fit(turned, y, num_epochs=1, progress=False),
+    ):
+        with pytest.raises(
+            ValueError, match=r"columns \['b', 'a'\], .* another order, \['a', 'b'"
+        ):
+            ask()
+    expected = bnn.predict(frame, seed=0).mean
+    for same in (frame.to_numpy(), pd.DataFrame(frame.to_numpy()), turned[["a", "b"]]):
+        assert torch.equal(bnn.predict(same, seed=0).mean, expected)
+
+
+def test_what_made_the_inputs_is_not_trained():
+    trunk = nn.Linear(2, 2)
+    x, y = torch.randn(30, 2), torch.randn(30, 1)
+    outputs = []
+    for features in (trunk(x), trunk(x).detach()):
+        torch.manual_seed(0)
+        bnn = ibvi.VariationalNetwork(make_net(), ibvi.Normal(0.3))
+        bnn.fit(features, y, num_epochs=2, batch_size=10, progress=False)
+        outputs.append(bnn.predict(features, seed=0).mean)
+    assert torch.equal(*outputs)
+    assert trunk.weight.grad is None
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from [(torch.zeros(2), torch.zeros(1))] * 4

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import pyro_ibvi as ibvi
 
@@ -206,6 +207,18 @@ class OfPoints(nn.Module):
         return self.out(hidden.amax(1) if self.pools else hidden)
 
 
+class Stream(IterableDataset[Any]):
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.parts
+
+
+FORMS = ["tensors", "data set", "loader", "workers", "batches", "stream", "stream of batches"]
+FORMS += ["worker of a stream"]
+
+
 def forms_of(x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[Any, ...]]:
     data = TensorDataset(x, y)
     rows = Subset(data, range(len(data)))  # whose rows are made as they are read
@@ -215,10 +228,13 @@ def forms_of(x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[Any, ...]]:
         "loader": (DataLoader(rows, batch_size=50, shuffle=True),),
         "workers": (DataLoader(rows, batch_size=150, num_workers=1),),
         "batches": ([(x[:100], y[:100]), (x[100:], y[100:])],),
+        "stream": (Stream(list(data)),),
+        "worker of a stream": (DataLoader(Stream(list(data)), batch_size=50, num_workers=1),),
+        "stream of batches": (DataLoader(Stream([(x[:99], y[:99])]), batch_size=None),),
     }
 
 
-@pytest.mark.parametrize("form", ["tensors", "data set", "loader", "workers", "batches"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("labels", ["one", "each", "shares"])
 def test_points_of_a_datum_are_features_of_its_label_or_data(form: str, labels: str) -> None:
     """As a table that has the points beside one another, or below."""
@@ -229,7 +245,7 @@ def test_points_of_a_datum_are_features_of_its_label_or_data(form: str, labels: 
     if labels == "shares":
         y = nn.functional.one_hot(y, 3).float()
     bnn = ibvi.VariationalNetwork(OfPoints(pools=labels != "each"), ibvi.Categorical())
-    bnn.fit(*forms_of(x, y)[form], num_epochs=1, progress=False)
+    bnn.fit(*forms_of(x, y)[form], num_epochs=1, num_data=num_data, progress=False)
     table = ibvi.VariationalNetwork(
         table_network(40 if labels == "each" else 4000), bnn.likelihood
     )

@@ -168,3 +168,16 @@ def test_data_that_workers_read_are_not_read_here() -> None:
         assert x.shape == (2, 2)
         assert Rows.read == num_read
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_stream_that_is_read_once_is_not_begun() -> None:
+    class Once(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.rows = iter([(torch.ones(2), torch.ones(1))] * 20)
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.rows
+
+    stream = Once()
+    assert batch_at_hand(DataLoader(stream, batch_size=5)) is None
+    assert len(list(stream)) == 20

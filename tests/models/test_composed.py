@@ -114,6 +114,30 @@ def test_moments_of_targets_that_are_no_tensor_or_not_all_there():
     assert torch.equal(prediction.cdf(frame), prediction.cdf(torch.tensor(y)))
 
 
+@pytest.mark.parametrize(
+    ("made_of", "given", "fits"),
+    [
+        ((8, 2), (8, 1), False),  # each datum would be two
+        ((8, 2), (8,), False),
+        ((8, 3), (8, 4, 2), False),
+        ((8, 4, 2), (8, 2), False),
+        ((8, 1), (8, 3), True),
+        ((8, 1), (8,), True),
+        ((8,), (8, 1), True),
+        ((8, 2), (8, 4, 2), True),
+    ],
+)
+def test_means_are_those_of_the_targets(made_of, given, fits):
+    likelihood = Standardized.of(ibvi.Normal(0.1), torch.randn(made_of))
+    y, output = torch.randn(given), torch.randn(given)
+    if fits:
+        likelihood.check_target(y, output)
+        assert likelihood(output).log_prob(y).shape == (8,)
+        return
+    with pytest.raises(ValueError, match=r"Standardized has means .* of a datum have the shape"):
+        likelihood.check_target(y, output)
+
+
 class TwoHeads(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -288,6 +312,8 @@ def test_bad_parts():
         Masked(ibvi.Normal)
     with pytest.raises(TypeError, match="Masked needs a likelihood of numbers, got MultiTask"):
         Masked(tasks())
+    with pytest.raises(TypeError, match=r"such as Normal\(0\.1\), got Tensor"):
+        Standardized.of(torch.ones(4, 1), ibvi.Normal())
     for outside in (Masked, lambda inner: Standardized(inner, 0.0, 1.0)):
         with pytest.raises(TypeError, match=r"Masked is outermost, once: write Masked\(Standard"):
             outside(Masked(ibvi.Normal()))
@@ -301,7 +327,9 @@ def test_bad_parts():
         MultiTask({})
     with pytest.raises(TypeError, match=r"such as \(Categorical\(\), 10\); got Normal"):
         MultiTask({"a": ibvi.Normal()})
-    with pytest.raises(ValueError, match="The width of 'a' must be positive, got 0"):
+    with pytest.raises(
+        ValueError, match="The width of 'a' must be a positive whole number, got 0"
+    ):
         MultiTask({"a": (ibvi.Normal(), 0)})
     likelihood = tasks()
     with pytest.raises(TypeError, match=r"an output for each of \['kind', 'age'\]"):

@@ -17,7 +17,7 @@ from pyro_ibvi import (
     Poisson,
     VariationalNetwork,
 )
-from pyro_ibvi.models import Likelihood
+from pyro_ibvi.models import Likelihood, Masked, MultiTask
 
 OUTPUT = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
@@ -251,6 +251,11 @@ def of_output_alone(output):
     return dist.Normal(output, 1.0).to_event(1)
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [lambda own: own, Masked, lambda own: MultiTask({"a": (own, np.int64(1))})],
+    ids=["alone", "masked", "task"],
+)
 @pytest.mark.parametrize("draws", ["batch", 2])
 @pytest.mark.parametrize(
     ("law", "error", "words"),
@@ -261,11 +266,11 @@ def of_output_alone(output):
         (of_output_alone, TypeError, r"write def forward\(self, output, num_batch_dims=1\)"),
     ],
 )
-def test_a_law_that_does_not_fit_hears_what_to_write(law, error, words, draws):
+def test_a_law_that_does_not_fit_hears_what_to_write(law, error, words, draws, inside):
     class Own(Likelihood):
         forward = staticmethod(law)
 
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
-    bnn = VariationalNetwork(net, Own(), draws=draws)
+    bnn = VariationalNetwork(net, inside(Own()), draws=draws)
     with pytest.raises(error, match=words):
         bnn.fit(Y, Y[:, :1], num_epochs=1, progress=False)

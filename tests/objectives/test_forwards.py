@@ -13,6 +13,20 @@ from tests.objectives.test_verdicts import messages
 pytestmark = pytest.mark.usefixtures("double")
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kl_weight", [0, 1])
+def test_where_gradients_are_off_nothing_is_trained(off, kl_weight):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    model = ibvi.SupervisedModel(ibvi.RandomModule(net), ibvi.Normal(0.3))
+    guide = ibvi.AutoMuPNormal(model, covariance=ibvi.Diagonal())
+    loss = ibvi.TraceExpectedLogLikelihood(kl_weight=kl_weight)
+    x = torch.ones(5, 3)
+    with off():
+        assert loss.loss(model, guide, x, x[:, :1]) > 0
+        with pytest.raises(RuntimeError, match="Gradients are off here"):
+            loss.loss_and_grads(model, guide, x, x[:, :1])
+
+
 class Cut(nn.Module):
     """Three layers, one of whose outputs leaves the graph in some way."""
 

@@ -127,6 +127,24 @@ def test_a_likelihood_without_a_distribution_function_has_no_coverage():
     assert sorted(scores) == ["aurc", "mae", "nll", "rmse"]
 
 
+class Cauchy(models.likelihoods.Likelihood):
+    """One whose law has neither a mean nor a variance."""
+
+    def forward(self, output, num_batch_dims=1):
+        return dist.Cauchy(output, 0.5).to_event(1)
+
+
+def test_a_law_without_a_mean_has_no_scores_of_it():
+    model, guide = make(nn.Linear(3, 1), Cauchy())
+    y = torch.zeros(90, 1)
+    scores = ibvi.evaluate(model, guide, loader(y), num_samples=5, generator=3)
+    assert sorted(scores) == ["coverage", "nll"]
+    prediction = ibvi.predict(model, guide, X, num_samples=5, generator=3)
+    assert sorted(ibvi.score(prediction, y)) == ["coverage", "nll"]
+    with pytest.raises(ValueError, match=r"standard deviation, .* has none: leave out foreign="):
+        ibvi.evaluate(model, guide, loader(y), foreign=loader(y), num_samples=5)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

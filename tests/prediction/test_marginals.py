@@ -7,12 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import transforms
-from scipy import stats
+from scipy import special, stats
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Masked, Standardized
 from pyro_ibvi.prediction import Prediction
-from pyro_ibvi.prediction.marginals import cdf_of, normal_crps
+from pyro_ibvi.prediction.marginals import cdf_of, normal_crps, normal_entropy
+from pyro_ibvi.prediction.scored import score_numbers
 
 
 def mixture(likelihood=None, num_samples=4, shape=(3, 2)):
@@ -229,6 +230,41 @@ def test_quantiles_of_targets_whose_squares_are_no_numbers(unit):
     torch.testing.assert_close(scaled.cdf(found[1] * unit), torch.full((3, 2), 0.6).double())
 
 
+@pytest.mark.parametrize("ratio", [1.0, 10.0])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0, 300.0, 1e4])
+@pytest.mark.parametrize("num_samples", [2, 40])
+def test_entropies_are_those_of_a_fine_grid(num_samples, spread, ratio):
+    """Also of few components, of one place, and of narrow ones far from one another."""
+    generator = torch.Generator().manual_seed(2)
+    means = spread * torch.randn(num_samples, 3, generator=generator)
+    scales = ratio ** torch.rand(num_samples, 3, generator=generator)
+    found = normal_entropy(means, scales)
+    for i in range(3):
+        m, s = means[:, i].double().numpy(), scales[:, i].double().numpy()
+        y = np.linspace((m - 9 * s).min(), (m + 9 * s).max(), 100_001)
+        p = sum(stats.norm.pdf(y, *one) for one in zip(m, s, strict=True)) / num_samples
+        truth = np.trapezoid(special.entr(p), y)
+        assert found[i].item() == pytest.approx(truth, abs=2e-2 if spread == 1e4 else 1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e30, 1e-30])
+def test_entropies_and_scores_of_targets_whose_squares_are_no_numbers(unit):
+    outputs = mixture().outputs.float()
+    y = outputs[0] + 0.3
+    scaled = Prediction(outputs, Standardized(ibvi.Normal(0.7), 0.0, unit))
+    plain = Prediction(outputs.double(), ibvi.Normal(0.7))
+    entropy = plain.entropy().float() + math.log(unit)
+    torch.testing.assert_close(scaled.entropy(), entropy, rtol=1e-5, atol=0)
+    found, expected = scaled.mutual_information(), plain.mutual_information().float()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    with pytest.warns(UserWarning, match=r"beyond what torch\.float32 holds"):
+        score = score_numbers(scaled, y * unit, ranked=True)
+    expected = score_numbers(plain, y.double(), ranked=True)
+    torch.testing.assert_close(score.ranked.double() / unit, expected.ranked, rtol=1e-5, atol=0)
+    rmse = expected.summary(15)["rmse"]
+    assert score.summary(15)["rmse"] / unit == pytest.approx(rmse, rel=1e-5)
+
+
 @pytest.mark.parametrize("unit", [1e30, 1e-30])
 def test_variances_that_are_no_numbers_are_told(unit):
     outputs = mixture().outputs
@@ -284,6 +320,10 @@ PARETOS = dist.MixtureSameFamily(
         (dist.Weibull(2.0, 3.0), [-1.0, 1.0], [0.0, stats.weibull_min.cdf(1, 3, scale=2)]),
         (dist.Gumbel(0.0, 1.0), [-1.0, 2.0], stats.gumbel_r.cdf([-1, 2])),
         (dist.HalfCauchy(1.0), [-1.0, 1.0], [0.0, 0.5]),
+        (dist.StudentT(3.0, 0.5, 2.0), [-math.inf, 7.0], [0.0, stats.t.cdf(7, 3, 0.5, 2)]),
+        (dist.Beta(2.0, 3.0), [-1.0, 0.3, 1.0], [0.0, stats.beta.cdf(0.3, 2, 3), 1.0]),
+        (dist.NegativeBinomial(3.0, 0.4), [-1.0, 2.5], [0.0, stats.nbinom.cdf(2, 3, 0.6)]),
+        (dist.Binomial(7, 0.3), [-1.0, 2.5, 7.0], [0.0, stats.binom.cdf(2, 7, 0.3), 1.0]),
         (dist.Gamma(2.0, 1.0), [math.nan, 1.0], [math.nan, stats.gamma.cdf(1, 2)]),
         (dist.LogNormal(0.0, 1.0), [math.nan, 0.0, 1.0], [math.nan, 0.0, 0.5]),
     ],

@@ -1,6 +1,8 @@
 """Prediction: mixtures against closed forms and loops by hand."""
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +18,7 @@ from torch import nn
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Likelihood
+from pyro_ibvi.prediction import Prediction
 from pyro_ibvi.prediction import chunking as _chunking
 
 
@@ -306,6 +309,18 @@ def test_a_test_set_may_be_larger_than_the_training_set():
     model.eval()
     trace = pyro.poutine.trace(model).get_trace(x, y)
     assert trace.nodes["obs"]["scale"] == 1.0
+
+
+def test_a_prediction_says_what_its_parts_are_called():
+    prediction = Prediction(torch.zeros(2, 5, 3), ibvi.Categorical())
+    with pytest.raises(AttributeError, match=r"A Prediction has no 'probs': write \.mean\."):
+        _ = prediction.probs
+    with pytest.raises(AttributeError, match=r"^A Prediction has no 'color'\.$"):
+        _ = prediction.color
+    with pytest.raises(TypeError, match=r"as in prediction\.mean\[0\]"):
+        _ = prediction[0]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(prediction)))
+    assert torch.equal(copied.mean, prediction.mean)
 
 
 class LogNormal(Likelihood):

@@ -70,6 +70,23 @@ def make_stock(optim):
     return SVI(regression, AutoNormal(regression), optim, Trace_ELBO())
 
 
+def cycle(optimizer, num_steps):
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, num_steps)
+
+
+@pytest.mark.parametrize("kind", [cycle, torch.optim.lr_scheduler.CosineAnnealingLR])
+def test_a_schedule_for_steps_that_goes_by_epochs_is_told(kind):
+    def train(num_steps, interval):
+        svi = make_svi(scheduler=lambda optimizer: kind(optimizer, num_steps))
+        ibvi.fit(svi, make_loader(), 3, schedule_every=interval, progress=False)
+
+    with pytest.warns(UserWarning, match=r"has 12 steps, .* 3 epochs .* schedule_every='step'"):
+        train(12, "epoch")
+    train(12, "step")  # these in silence
+    train(13, "epoch")
+
+
 def test_pyros_schedulers_take_steps_too():
     adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}}
     plain = pyro.optim.StepLR({**adam, "step_size": 2, "gamma": 0.1})
@@ -142,6 +159,25 @@ def test_the_best_is_put_back_where_patience_lasts_and_may_be_another_number():
     )
     assert history.num_epochs == 3
     assert torch.equal(parameters(svi)["locs.net.0.weight"], found[0]["locs.net.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "kind/accuracy"])
+def test_accuracies_are_best_where_they_are_large(name):
+    svi = make_svi()
+    found, measure = nlls([1.0, 2.0, 3.0, 4.0, 5.0])
+    accuracies = iter([0.5, 0.9, 0.7, 0.8, 0.95])
+    history = ibvi.fit(
+        svi,
+        make_loader(),
+        10,
+        valid_loader=make_loader(),
+        metrics=lambda *args: {**measure(*args), name: next(accuracies)},
+        patience=2,
+        monitor=name,
+        progress=False,
+    )
+    assert history.num_epochs == 4
+    assert torch.equal(parameters(svi)["locs.net.0.weight"], found[1]["locs.net.0.weight"])
 
 
 def test_metrics_leave_the_training_alone():

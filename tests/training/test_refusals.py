@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torchmetrics
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -176,6 +177,12 @@ def mistakes():
         ValueError,
         r"monitor='nll' is not measured: choose among \['train_loss', 'valid_loss'\]",
     )
+    watched = {"valid_loader": loader, "metrics": lambda *_: {"coverage": 0.9, "nll": 1.0}}
+    yield (svi, loader, 1), {**watched, "monitor": "nll"}, ValueError, "pass patience="
+    watched |= {"patience": 1, "monitor": "coverage"}
+    yield (svi, loader, 1), watched, ValueError, "at its best, which is 0.95: watch 'nll'"
+    metric = {"valid_loader": loader, "metrics": torchmetrics.MeanMetric()}
+    yield (svi, loader, 1), metric, TypeError, "got a MeanMetric, .* evaluate"
     plateau = make_svi(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     yield (plateau, loader, 1), {"schedule_every": "step"}, ValueError, "ReduceLROnPlateau looks"
 
