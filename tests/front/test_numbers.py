@@ -126,10 +126,10 @@ def test_what_is_learned_by_heart_does_not_end_in_certainty(seed: int) -> None:
     def nll(**choices: Any) -> float:
         likelihood = ibvi.Normal(0.5, learn_scale=True)
         bnn = ibvi.VariationalNetwork(of_images(), likelihood, **choices)
-        bnn.fit(x[:200], y[:200], num_epochs=60, batch_size=50, progress=False)
+        bnn.fit(x[:200], y[:200], num_epochs=200, batch_size=50, progress=False)
         return bnn.evaluate(x[200:], y[200:], num_samples=50, seed=0)["nll"]
 
-    assert nll() < nll(covariance=ibvi.LowRank(10)) - 0.1
+    assert nll() < nll(covariance=ibvi.LowRank(10)) - 1
 
 
 @pytest.mark.parametrize("optimizer", [None, torch.optim.AdamW])
