@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
+import scipy.ndimage
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -129,6 +131,17 @@ def dark_pixels() -> tuple[Tensor, Tensor]:
     return noisy, (images[:, 0] > 0).float()
 
 
+def angles() -> tuple[Tensor, Tensor]:
+    """Digits that are turned by up to 45 degrees, and by how much, in units of the spread."""
+    x, _ = digits()
+    angle = 90 * torch.rand(len(x), generator=torch.Generator().manual_seed(1)) - 45
+    turned = [
+        scipy.ndimage.rotate(image, turn, reshape=False, order=1, cval=-1.0)
+        for image, turn in zip(x.reshape(-1, 8, 8).numpy(), angle.tolist(), strict=True)
+    ]
+    return torch.from_numpy(np.stack(turned)).unsqueeze(1), (angle / angle.std()).unsqueeze(1)
+
+
 def sequences(target: str, num_data: int = 700) -> tuple[Tensor, Tensor]:
     """Sequences of 30 times, and what is made of them: at each time, at the last, or their mean.
 
@@ -168,6 +181,13 @@ def fully_convolutional() -> nn.Module:
     return nn.Sequential(*hidden, nn.Conv2d(16, 1, 1), nn.Flatten(0, 1))
 
 
+def of_images() -> nn.Module:
+    """Two convolutions and two linear layers."""
+    hidden = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()]
+    hidden += [nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*hidden, nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 1))
+
+
 def numbers() -> Likelihood:
     """Numbers whose noise is learned."""
     return ibvi.Normal(learn_scale=True)
@@ -195,6 +215,9 @@ SITUATIONS = {
     },
     "bright pixels, convolutions": Situation(
         dark_pixels, 400, fully_convolutional, ibvi.Bernoulli, 256, LARGE_RATE
+    ),
+    "angle of a digit, convolutions": Situation(
+        angles, 1200, of_images, numbers, 1, {"draws": "batch", "init_scale": 1.0}
     ),
     "each time, GRU": of_sequences(partial(Recurrent, nn.GRU, last=False), "each"),
     "each time, LSTM": of_sequences(partial(Recurrent, nn.LSTM, last=False), "each"),

@@ -306,3 +306,14 @@ def relative_noise_table() -> str:
     rows.sort(key=lambda row: row[-1])
     header = ["layers", "start", "rates", "rate", "s", "of s left", "NLL"]
     return table(header, rows)
+
+
+def other_targets_table() -> str:
+    """Loss where a datum has several targets or is a sequence, of three contenders."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for record in read(RESULTS / "other_targets.jsonl"):
+        of_data = values.setdefault(record["data"], {})
+        of_data.setdefault(record["contender"], []).append(record["nll"])
+    names = ["default", "before", "ordinary network"]
+    rows = [[data, *(shown(found[n], 3) for n in names)] for data, found in values.items()]
+    return table(["", *names], rows)
