@@ -16,7 +16,7 @@ from pyro_ibvi.models.counts import Poisson
 from pyro_ibvi.models.labels import Categorical
 from pyro_ibvi.models.likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from pyro_ibvi.models.tasks import MultiTask
-from pyro_ibvi.models.wrapped import Masked
+from pyro_ibvi.models.wrapped import Masked, Standardized
 
 #: Root mean squares of inputs, and of outputs beside the targets, that are of unscaled data. Where
 #: inputs are standardized, outputs start at 0.1 to 0.5.
@@ -143,7 +143,7 @@ def warn_of_first(
         y: Targets.
         output: What the network made of the inputs.
     """
-    _warn_of_size(x, y, output)
+    _warn_of_size(likelihood, x, y, output)
     if not isinstance(likelihood, MultiTask):
         _warn_of_probabilities(likelihood, network, output)
         _warn_of_targets(likelihood, y, output)
@@ -197,12 +197,13 @@ def _warn_of_counts(y: Tensor, output: Tensor, task: str | None) -> None:
         )
 
 
-def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
+def _warn_of_size(likelihood: Likelihood, x: Any, y: Tensor, output: Tensor) -> None:
     """Warns where a network has large inputs and is off by as much before it has learned anything.
 
     A network that standardizes its inputs itself, by BatchNorm for example, is not.
 
     Args:
+        likelihood: The likelihood; of standardized numbers what the network makes is of size 1.
         x: Inputs.
         y: Targets; for class labels the logits should be of size 1 at the start.
         output: What the network made of the inputs.
@@ -211,7 +212,8 @@ def _warn_of_size(x: Any, y: Tensor, output: Tensor) -> None:
     largest = max(sizes, default=0.0)
     if largest <= _LARGE_INPUT:
         return
-    usual = max(1.0, _root_mean_square(y.nan_to_num())) if y.is_floating_point() else 1.0
+    is_in_units = y.is_floating_point() and not isinstance(_unmasked(likelihood), Standardized)
+    usual = max(1.0, _root_mean_square(y.nan_to_num())) if is_in_units else 1.0
     made = _root_mean_square(output)
     if made > _LARGE_OUTPUT * usual:
         warnings.warn(

@@ -255,6 +255,17 @@ def test_large_numbers_from_large_inputs_are_no_mistake(scale, warns, recwarn):
     assert any("standardize the inputs" in str(w.message) for w in recwarn) == warns
 
 
+@pytest.mark.parametrize(("size", "warns"), [(500.0, True), (1.0, False)])
+def test_large_inputs_are_told_whatever_units_the_targets_have(size, warns, recwarn):
+    """Under ``Standardized`` the network makes numbers of size 1."""
+    torch.manual_seed(0)
+    x, y = size * torch.rand(40, 4), 400 + 300 * torch.randn(40, 1)
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    likelihood = ibvi.models.Standardized.of(ibvi.Normal(0.5), y)
+    ibvi.SupervisedModel(ibvi.RandomModule(net), likelihood)(x, y)
+    assert any("standardize the inputs" in str(w.message) for w in recwarn) == warns
+
+
 class OfMapping(nn.Linear):
     """A network with one argument, which is a mapping."""
 
