@@ -315,5 +315,10 @@ def other_targets_table() -> str:
         of_data = values.setdefault(record["data"], {})
         of_data.setdefault(record["contender"], []).append(record["nll"])
     names = ["default", "before", "ordinary network"]
-    rows = [[data, *(shown(found[n], 3) for n in names)] for data, found in values.items()]
+
+    def cell(losses: Sequence[float]) -> str:
+        num_diverged = sum(map(math.isinf, losses))
+        return f"{num_diverged} of {len(losses)} diverged" if num_diverged else shown(losses, 3)
+
+    rows = [[data, *(cell(found[name]) for name in names)] for data, found in values.items()]
     return table(["", *names], rows)
