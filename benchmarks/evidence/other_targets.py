@@ -122,7 +122,7 @@ def codes(num_labels: int) -> tuple[Tensor, Tensor]:
     return x, torch.stack(columns, 1).float()[y]
 
 
-def dark_pixels() -> tuple[Tensor, Tensor]:
+def bright_pixels() -> tuple[Tensor, Tensor]:
     """Which pixels are bright, of images under noise, in twice their size."""
     x, _ = digits()
     images = nn.functional.interpolate(x.reshape(-1, 1, 8, 8), scale_factor=2)
@@ -214,7 +214,7 @@ SITUATIONS = {
         for k in (30, 100, 300, 1000)
     },
     "bright pixels, convolutions": Situation(
-        dark_pixels, 400, fully_convolutional, ibvi.Bernoulli, 256, LARGE_RATE
+        bright_pixels, 400, fully_convolutional, ibvi.Bernoulli, 256, LARGE_RATE
     ),
     "angle of a digit, convolutions": Situation(
         angles, 1200, of_images, numbers, 1, {"draws": "batch", "init_scale": 1.0}
@@ -227,7 +227,7 @@ SITUATIONS = {
 }
 
 
-def train_ordinary(net: nn.Module, situation: Situation, likelihood: Likelihood) -> Any:
+def train_ordinary(net: nn.Module, situation: Situation, likelihood: Likelihood) -> float:
     """Trains a network and what its likelihood learns by Adam.
 
     Returns:

@@ -87,7 +87,7 @@ class VariationalNetwork:
             or ``"constant"``. By default ``"cosine"`` for numbers, from 1,000 steps of fit on.
         clip_norm: Largest Euclidean norm of the gradient.
         draws: Draws in a step, see :class:`~pyro_ibvi.TraceExpectedLogLikelihood`; by default 2
-            for numbers where :meth:`fit` sees that each datum runs by itself, else as above.
+            for numbers of tables where :meth:`fit` sees that data run alone, else as above.
         loss: The objective; by default the expected log-likelihood per datum.
 
     Attributes:

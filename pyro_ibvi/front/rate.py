@@ -75,6 +75,8 @@ def settle_rate(optim: MuPOptim, model: SupervisedModel, first: FirstBatch) -> N
         model: The model.
         first: Data; where there are none, the rate stays.
     """
+    if kind_of(model.likelihood) != "bernoulli":  # the others' loss is no sum over places
+        return
     with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
         _, y = first.read()
         target = model.likelihood.as_target(y)

@@ -222,6 +222,8 @@ def as_random(
             f"The network comes first, got the likelihood {type(net).__name__} in its place: "
             f"write VariationalNetwork(net, likelihood)."
         )
+    if not isinstance(net, nn.Module):
+        net = admit_network(net)  # which says what to write
     choices = {"stochastic": stochastic, **choices}
     given = {name: value for name, value in choices.items() if value is not None}
     is_open = stochastic is None and not isinstance(net, RandomModule)
@@ -244,7 +246,7 @@ def as_random(
     if recipe.stochastic is not None:
         own = given
         if (optimizer or default_optimizer(likelihood)) is torch.optim.SGD:
-            if not isinstance(net, nn.Module) or any(map(is_parallel, net.modules())):
+            if any(map(is_parallel, net.modules())):
                 net = admit_network(net)  # under the names that it has on one device
             own = _at_ordinary_rates(net, given)
         try:

@@ -231,7 +231,7 @@ def warn_of(names: Sequence[str]) -> None:
     """
     if names:
         warnings.warn(
-            f"draws='datum', which VariationalNetwork takes by itself for class labels: the "
+            f"draws='datum', which VariationalNetwork takes by itself with relative noise: the "
             f"random sites {list(names)} have one draw for a batch. A draw for each datum can be "
             f"had where the covariance is Multiplicative (with rate=0 in a mixture) and the layer "
             f"reads an input with the data in its first dimension; draws=8 draws all sites eight "

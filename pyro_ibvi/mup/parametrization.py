@@ -47,7 +47,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from torch import nn
 
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.checks import check_positive_int, is_number
 from pyro_ibvi.theory.stability import rank_rate_factor
 
 Role: TypeAlias = Literal["input", "hidden", "output", "bias", "gain"]
@@ -265,7 +265,7 @@ class MaximalUpdate:
             raise ValueError(
                 f"rank_exponent must be finite and not negative, got {self.rank_exponent!r}."
             )
-        if not math.isfinite(self.vectors) or self.vectors <= 0:
+        if not is_number(self.vectors) or not 0 < self.vectors < math.inf:
             raise ValueError(f"vectors must be positive and finite, got {self.vectors!r}.")
         if self.num_particles is not None:
             check_positive_int("num_particles", self.num_particles)

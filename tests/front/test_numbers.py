@@ -145,3 +145,25 @@ def test_the_default_rate_of_deep_networks_is_smaller(optimizer: Any) -> None:
     assert rate(1) == rate(2) == 0.1
     assert rate(9) == pytest.approx(0.03)
     assert rate(9, lr=0.1) == 0.1
+
+
+@pytest.mark.parametrize("likelihood", [ibvi.Normal(), ibvi.Categorical()])
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        ([nn.Linear(2, 1)], r"write torch\.nn\.Sequential\(\*layers\)"),
+        (None, r"needs a torch\.nn\.Module, got NoneType"),
+        (nn.Linear, r"got the class Linear: write Linear"),
+    ],
+)
+def test_what_is_no_network_is_told_whatever_the_targets(
+    net: Any, words: str, likelihood: Any
+) -> None:
+    with pytest.raises(TypeError, match=words):
+        ibvi.VariationalNetwork(net, likelihood)
+
+
+@pytest.mark.parametrize("vectors", [0.0, -1.0, float("inf"), float("nan"), "0.1", True])
+def test_a_rate_of_positions_is_a_positive_number(vectors: Any) -> None:
+    with pytest.raises(ValueError, match="vectors must be positive and finite"):
+        ibvi.MaximalUpdate(vectors=vectors)
