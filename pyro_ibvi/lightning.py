@@ -21,7 +21,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import as_call
 from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.front import VariationalNetwork
-from pyro_ibvi.front.batches import count_rows
+from pyro_ibvi.front.batches import settled_num_data
 from pyro_ibvi.front.parts import warn_of_temperature
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -246,22 +246,8 @@ class IBVIModule(lightning.LightningModule):
             TypeError: If the trainer was given data, and no loader.
             ValueError: If the number of data cannot be found.
         """
-        check_no_data("train_dataloaders", self.trainer.train_dataloader)
         warn_of_temperature(self._temperature)
-        num_data = self._num_data
-        is_counted = getattr(self.model, "num_data", 0) is not None
-        if num_data is None and (self.bnn is not None or not is_counted):
-            loader: Any = self.trainer.train_dataloader
-            num_data = count_rows(loader, getattr(self.model, "num_data_in", None))
-            if num_data is None:
-                raise ValueError(
-                    f"The number of training data cannot be found from a {type(loader).__name__}: "
-                    f"pass IBVIModule(..., num_data=...), the number in all processes."
-                )
-        if num_data is not None and self.bnn is not None:
-            self.bnn.set_num_data(num_data, self.trainer.train_dataloader)
-        elif num_data is not None:
-            self.model.num_data = num_data
+        self._count_data()
         if self.global_rank > 0:
             seed_process((torch.initial_seed() + self.global_step) % 2**32, self.global_rank)
 
@@ -296,6 +282,9 @@ class IBVIModule(lightning.LightningModule):
         Returns:
             The optimizer, or a dictionary of both.
         """
+        if self.bnn is not None and self._trainer is not None:  # the rate goes with the data
+            self.trainer.fit_loop.setup_data()
+            self._count_data()
         trained = [p for p in self.loss.parameters() if p.requires_grad]
         optimizer, scheduler = self._optim.make_torch(trained)
         if scheduler is None:
@@ -340,6 +329,17 @@ class IBVIModule(lightning.LightningModule):
             self.model.num_data = saved.get("num_data", self.model.num_data)
         if self.bnn is not None:
             self.bnn.temperature = saved.get("temperature", self.bnn.temperature)
+
+    def _count_data(self) -> None:
+        trainer, count = self.trainer, getattr(self.model, "num_data_in", None)
+        loader: Any = trainer.train_dataloader
+        check_no_data("train_dataloaders", loader)
+        if self.bnn is not None:
+            num_batches = trainer.accumulate_grad_batches * trainer.world_size
+            num_data = settled_num_data(self._num_data, loader, count)
+            self.bnn.set_num_data(num_data, loader, num_batches)
+        elif self._num_data is not None or getattr(self.model, "num_data", 0) is None:
+            self.model.num_data = settled_num_data(self._num_data, loader, count)
 
     @property
     def _temperature(self) -> float:

@@ -359,7 +359,7 @@ MEAN = ibvi.TraceExpectedLogLikelihood(reduction="mean")
         (
             lambda: train(make(), loader=Stream()),
             ValueError,
-            r"number of training data cannot be found.*pass IBVIModule\(..., num_data=",
+            r"number of training data cannot be found.*pass num_data=, the number in all",
         ),
         (
             lambda: train(make(), loader=TensorDataset(X, LABELS)),

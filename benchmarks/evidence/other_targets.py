@@ -47,6 +47,7 @@ class Situation:
         num_targets: Number of targets of a datum.
         before: Choices that were the default before.
         num_epochs: Number of epochs.
+        batch_size: Number of data in a step.
     """
 
     data: Callable[[], tuple[Tensor, Any]]
@@ -56,14 +57,15 @@ class Situation:
     num_targets: int = 1
     before: dict[str, Any] = field(default_factory=dict)
     num_epochs: int = 60
+    batch_size: int = 64
 
 
 class Recurrent(nn.Module):
     """A recurrent layer, read at each time or at the last."""
 
-    def __init__(self, kind: type[nn.Module], *, last: bool) -> None:
+    def __init__(self, kind: type[nn.Module], *, last: bool, num_outputs: int = 1) -> None:
         super().__init__()
-        self.rnn, self.head = kind(3, 32, batch_first=True), nn.Linear(32, 1)
+        self.rnn, self.head = kind(3, 32, batch_first=True), nn.Linear(32, num_outputs)
         self.last = last
 
     def forward(self, x: Tensor) -> Tensor:
@@ -237,7 +239,7 @@ def train_ordinary(net: nn.Module, situation: Situation, likelihood: Likelihood)
     y, num_train = likelihood.as_target(y), situation.num_train
     optim = torch.optim.Adam([*net.parameters(), *likelihood.parameters()], ORDINARY_RATE)
     for _ in range(situation.num_epochs):
-        for rows in torch.randperm(num_train).split(64):
+        for rows in torch.randperm(num_train).split(situation.batch_size):
             optim.zero_grad()
             (-likelihood(net(x[rows])).log_prob(y[rows]).mean()).backward()
             optim.step()
@@ -260,16 +262,19 @@ def train_variational(net: nn.Module, situation: Situation, **choices: Any) -> f
     train, test = slice(situation.num_train), slice(situation.num_train, None)
     try:
         bnn.fit(
-            x[train], part(train), num_epochs=situation.num_epochs, batch_size=64, progress=False
+            x[train],
+            part(train),
+            num_epochs=situation.num_epochs,
+            batch_size=situation.batch_size,
+            progress=False,
         )
     except FloatingPointError:
         return float("inf")
     return -bnn.predict(x[test], seed=0).log_prob(part(test)).mean().item()
 
 
-def run(name: str, contender: str, seed: int) -> Record:
+def run(situation: Situation, contender: str, seed: int) -> Record:
     """The loss of a contender, for each target."""
-    situation = SITUATIONS[name]
     pyro.set_rng_seed(seed)
     net = situation.make_net()
     if contender == ORDINARY:
@@ -287,7 +292,9 @@ def main() -> None:
     contenders = ("default", "before", ORDINARY)
     for seed, name, contender in itertools.product(range(NUM_SEEDS), SITUATIONS, contenders):
         key = {"data": name, "contender": contender, "seed": seed}
-        print(key, round(records.get(key, partial(run, name, contender, seed))["nll"], 4))
+        print(
+            key, round(records.get(key, partial(run, SITUATIONS[name], contender, seed))["nll"], 4)
+        )
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def settled_num_data(
     if found is None:
         raise ValueError(
             f"The number of training data cannot be found from a {type(batches).__name__}: "
-            f"pass num_data=."
+            f"pass num_data=, the number in all processes."
         )
     return found
 

@@ -20,10 +20,11 @@ class FirstBatch:
     Args:
         model: The model.
         batches: A loader or batches; None has no data.
+        accumulate: Number of batches in a step.
     """
 
-    def __init__(self, model: SupervisedModel, batches: Any) -> None:
-        self._model, self._batches = model, batches
+    def __init__(self, model: SupervisedModel, batches: Any, accumulate: int = 1) -> None:
+        self._model, self._batches, self._accumulate = model, batches, accumulate
         self._read: tuple[Any, Any] | None = None
 
     def read(self) -> tuple[Any, Any]:
@@ -37,6 +38,15 @@ class FirstBatch:
             args, kwargs = as_call(to_device(batch, next(self._model.parameters()).device))
             self._read = self._model.read(*args, **kwargs)
         return self._read
+
+    def data_in_step(self) -> int | None:
+        """Number of data that a step sees, None where nothing tells it."""
+        for holder in (self._batches, getattr(self._batches, "batch_sampler", None)):
+            if isinstance(size := getattr(holder, "batch_size", None), int):
+                return size * self._accumulate
+        with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
+            return len(self._model.likelihood.as_target(self.read()[1])) * self._accumulate
+        return None
 
 
 def batch_at_hand(batches: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -79,7 +79,7 @@ class VariationalNetwork:
         optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
             other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
         lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default; SGD's goes
-            with the number of labels of a datum, Adam's with that of layers.
+            with the data in a step and the labels of a datum, Adam's with the number of layers.
         optim_args: Further arguments of the optimizer.
         family: How the steps of an optimizer that is not torch's go with the gradient, see
             :func:`~pyro_ibvi.mup_param_groups`.
@@ -203,32 +203,36 @@ class VariationalNetwork:
         """
         check_parts(self)
         warn_of_temperature(self.temperature)
-        batches = self._batches(data, y, batch_size, shuffle=True)
+        as_own = partial(as_batches, model=self.model, batch_size=batch_size)
+        batches = as_own(data, y, shuffle=True)
         if valid_loader is not None:
-            valid_loader = self._batches(valid_loader, None, batch_size, shuffle=False)
+            valid_loader = as_own(valid_loader, shuffle=False)
             scores = partial(validation_scores, **self._draws(_NUM_VALID_SAMPLES, None))
             options.setdefault("metrics", scores)
-        self.set_num_data(settled_num_data(num_data, batches, self.model.num_data_in), batches)
+        num_data = settled_num_data(num_data, batches, self.model.num_data_in)
+        self.set_num_data(num_data, batches, options.get("accumulate", 1))
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
         return self.history
 
-    def set_num_data(self, num_data: int, batches: Any = None) -> None:
+    def set_num_data(self, num_data: int, batches: Any = None, accumulate: int = 1) -> None:
         """Says how many data there are, for steps of one's own; :meth:`fit` counts them.
 
         Args:
             num_data: Number of training data, with which the default's noise on tables goes.
             batches: A loader of them, which shows points of a datum, and if data run alone.
+            accumulate: Number of batches in a step, with whose data SGD's default rate goes.
 
         Raises:
             ValueError: If it is no positive whole number.
             TypeError: If data stand in the place of their batches.
         """
         check_positive_int("num_data", num_data)
+        check_positive_int("accumulate", accumulate)
         check_no_data("batches", batches)
         self.model.num_data = int(num_data)
-        self._unsettled.settle(self, FirstBatch(self.model, batches))
+        self._unsettled.settle(self, FirstBatch(self.model, batches, accumulate))
 
     @named_arguments()
     def predict(
@@ -282,7 +286,7 @@ class VariationalNetwork:
             The scores by name, see :func:`~pyro_ibvi.evaluate`.
         """
         check_parts(self)
-        batches = self._batches(data, y, 1000, shuffle=False)
+        batches = as_batches(data, y, model=self.model, batch_size=1000, shuffle=False)
         draws = self._draws(num_samples, seed)
         return evaluate(self.model, self.guide, batches, foreign=foreign, **draws)
 
@@ -302,7 +306,7 @@ class VariationalNetwork:
             The temperature and what it did, see :func:`~pyro_ibvi.prediction.fit_temperature`.
         """
         check_parts(self)
-        batches = self._batches(data, y, 1000, shuffle=False)
+        batches = as_batches(data, y, model=self.model, batch_size=1000, shuffle=False)
         draws = self._draws(num_samples, seed)
         found = calibrate_batches(self.model, self.guide, batches, **draws)
         self.temperature = found.value
@@ -394,6 +398,3 @@ class VariationalNetwork:
 
     def _draws(self, num_samples: int, seed: int | None) -> dict[str, Any]:
         return {"num_samples": num_samples, "generator": seed, "temperature": self.temperature}
-
-    def _batches(self, data: Any, y: Any, batch_size: int, *, shuffle: bool) -> Iterable[Any]:
-        return as_batches(data, y, model=self.model, batch_size=batch_size, shuffle=shuffle)

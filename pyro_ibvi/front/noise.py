@@ -22,14 +22,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.first_batch import FirstBatch
+from pyro_ibvi.front.tables import is_of_tables, rows_of_datum
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.kinds import is_of_labels
-from pyro_ibvi.mup.layers import NORM_LAYERS, owner_of
+from pyro_ibvi.mup.layers import owner_of
 
 #: Numbers of features up to which a layer that reads data bears no noise, and from which on it
 #: bears that of the others.
@@ -39,9 +39,6 @@ _FEW_FEATURES, _MANY_FEATURES = 16, 32
 _SOME_DATA, _MANY_DATA = 200, 400
 #: Number of numbers to learn that the noise is meant for, and how far it goes from there.
 _NUM_NUMBERS, _LEAST, _MOST = 1000, 0.5, 1.75
-
-#: Layers of networks that read each feature once: others read words, pixels or times.
-_OF_TABLES: tuple[type[nn.Module], ...] = (nn.Linear, *NORM_LAYERS)
 
 
 def share_of_features(num_features: int) -> float:
@@ -157,19 +154,11 @@ def _rows_for_labels(model: SupervisedModel, names: list[str], first: FirstBatch
     net = model.net
     readers = {owner_of(net.network, name)[0] for name in names}
     last = {owner_of(net.network, n)[0] for n, role in net.roles.items() if role.role == "output"}
-    counts: dict[str, float] = {}
-    with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        x, y = first.read()
-        num_data = len(model.likelihood.as_target(y))
-
-        def count(layer: str, output: Tensor) -> None:
-            counts[layer] = output.shape[:-1].numel() / num_data
-
-        net.runner.watch(readers | last, count, *model.arguments_of(x))
-        # A label sees as many rows of features as there are for each row of the last layer.
-        num_labels = max(counts[layer] for layer in last)
-        return num_labels**2 / max(counts[layer] for layer in readers)
-    return 1.0
+    if not (counts := rows_of_datum(model, readers | last, first)):
+        return 1.0
+    # A label sees as many rows of features as there are for each row of the last layer.
+    num_labels = max(counts[layer] for layer in last)
+    return num_labels**2 / max(counts[layer] for layer in readers)
 
 
 def _features(net: RandomModule) -> dict[str, int]:
@@ -198,19 +187,6 @@ def _first_behind_frozen(net: RandomModule) -> str | None:
     ]
     first = next((i for i, (_, does) in enumerate(learns) if does), 0)
     return learns[first][0] if first else None
-
-
-def is_of_tables(network: nn.Module) -> bool:
-    """Whether a network has no layer that reads words, pixels or times.
-
-    Args:
-        network: The network.
-
-    Returns:
-        Whether all of its layers are linear or norms.
-    """
-    owners = {owner_of(network, name)[0] for name, _ in network.named_parameters()}
-    return all(isinstance(network.get_submodule(name), _OF_TABLES) for name in owners)
 
 
 def _ramp(start: float, value: float, end: float) -> float:

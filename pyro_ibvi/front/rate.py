@@ -2,7 +2,9 @@
 
 By SGD it goes with the labels of a datum, of whose losses its own is the sum. Labels beside one
 another have weights of their own in the last layer, those of places, such as pixels and times,
-share all of theirs. Adam does not feel how large a loss is, but the steps of all layers add up.
+share all of theirs. And it goes with the batch: what its choice leaves to chance in a step grows
+with the rate over its size, and with a share of that size an epoch learns as much. Adam does not
+feel how large a loss is, but the steps of all layers add up.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.first_batch import FirstBatch
+from pyro_ibvi.front.tables import reads_rows
 from pyro_ibvi.models import MultiTask, SupervisedModel
 from pyro_ibvi.models.kinds import kind_of, without_wrappers
 from pyro_ibvi.pairing.loss_scale import places_of_datum
@@ -24,6 +27,9 @@ from pyro_ibvi.training import MuPOptim, default_rate
 _FEW_LAYERS = 3
 #: Labels of a datum up to which SGD bears its default rate.
 _FEW_LABELS = 10
+#: Data in a step from which on it does (page *Results*): where each is a row of a table, and where
+#: it is the mean over words, pixels or times, which leaves less to chance.
+_MANY_ROWS, _MANY_DATA = 128, 32
 
 
 def share_of_rate(model: SupervisedModel, optimizer: type[Optimizer]) -> float:
@@ -65,21 +71,34 @@ def _share_of_labels(model: SupervisedModel) -> float:
 
 
 def settle_rate(optim: MuPOptim, model: SupervisedModel, first: FirstBatch) -> None:
-    """Sets the default rate by the number of places at which a datum has labels.
+    """Sets SGD's default rate by what a step sees: its data, and the places of their labels.
 
-    With a share of one over their number SGD learns as it does by the mean over them, which is
-    what ``Categorical`` takes.
+    With a share of one over the places SGD learns as it does by the mean over them, which is what
+    ``Categorical`` takes.
 
     Args:
         optim: The optimizer, which has the default rate.
-        model: The model.
+        model: The model, which knows the number of data.
         first: Data; where there are none, the rate stays.
     """
-    if kind_of(model.likelihood) != "bernoulli":  # the others' loss is no sum over places
-        return
-    with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        _, y = first.read()
-        target = model.likelihood.as_target(y)
-        model.likelihood.check_target(target, target)  # counts the labels
-        share = share_of_rate(model, torch.optim.SGD) / places_of_datum(model)
-        optim.start_at(default_rate(torch.optim.SGD) * share)
+    share = share_of_rate(model, torch.optim.SGD) * _share_of_batch(model, first)
+    optim.start_at(default_rate(torch.optim.SGD) * share / _places(model, first))
+
+
+def _share_of_batch(model: SupervisedModel, first: FirstBatch) -> float:
+    """The share by how many data a step sees; where it sees all, nothing is left to chance."""
+    size, num_data = first.data_in_step(), model.num_data
+    if size is None or num_data is None or size >= min(_MANY_ROWS, num_data):
+        return 1.0
+    return min(1.0, size / (_MANY_ROWS if reads_rows(model, first) else _MANY_DATA))
+
+
+def _places(model: SupervisedModel, first: FirstBatch) -> int:
+    """The number of places at which a datum has labels whose losses add up."""
+    if kind_of(model.likelihood) == "bernoulli":  # the others' loss is no sum over places
+        with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
+            _, y = first.read()
+            target = model.likelihood.as_target(y)
+            model.likelihood.check_target(target, target)  # counts the labels
+            return places_of_datum(model)
+    return 1

@@ -30,7 +30,8 @@ from torch.optim import Optimizer
 
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.network_copies import is_parallel
-from pyro_ibvi.front.noise import is_of_tables, noise_on_features
+from pyro_ibvi.front.noise import noise_on_features
+from pyro_ibvi.front.tables import is_of_tables
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import (
     RandomModule,

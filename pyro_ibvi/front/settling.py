@@ -20,7 +20,7 @@ class Unsettled:
     Attributes:
         noise: Whether the noise goes with the number of data.
         draws: Whether the draws in a step go with whether data run alone.
-        rate: Whether SGD's rate goes with the labels of a datum.
+        rate: Whether SGD's rate goes with the batches and the labels of a datum.
     """
 
     noise: bool

@@ -141,7 +141,8 @@ class RandomModule(PyroModule):
     @property
     def num_outputs(self) -> int:
         """Number of outputs of all layers in which the network ends, 0 where none is known."""
-        return sum(r.fans.width_out for r in self.roles.values() if r.role == "output")
+        ends = [r for r in self.roles.values() if r.layer_role == "output"]
+        return sum(r.fans.width_out for r in ends if r.role in ("input", "output"))
 
     def site_name(self, parameter_name: str) -> str:
         """Name of the site or parameter statement of one of the network's parameters."""

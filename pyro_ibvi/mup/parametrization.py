@@ -218,8 +218,8 @@ class MaximalUpdate:
             squares; ``"normalized"`` divides the rate by the number of features, so that for
             standardized data the first layer is as stable as the hidden ones. ``"reference"``,
             the rule of the paper's code, does not.
-        vectors: Factor on what biases, gains and rows of tables learn at by Adam in the absolute
-            table, which muP leaves open. Positions of tokens bear a small one.
+        vectors: Factor on what biases and gains learn at by Adam in the absolute table, which muP
+            leaves open. Learned positions, which are biases, bear a small one.
         branches: What the network multiplies the residual branches of its repeated blocks by,
             ``"1/depth"`` or ``"1/sqrt(depth)"`` relative to the base's depth: rates and epsilons
             of their weights follow. With None the depth changes nothing, and
@@ -292,8 +292,7 @@ class MaximalUpdate:
             rate *= growth_out
         if role == "input" and self.base is None and self.inputs == "normalized":
             rate /= fans.fan_in
-        is_vector = role in ("bias", "gain") or (role == "input" and fans.fan_in == 1)
-        if is_vector and self.base is None and family == "adam":
+        if role in ("bias", "gain") and self.base is None and family == "adam":
             rate *= self.vectors
         return rate * self._depth_rate(fans, family)
 

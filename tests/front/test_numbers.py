@@ -10,6 +10,19 @@ import pyro_ibvi as ibvi
 from pyro_ibvi.front.recipe import NUMBERS
 
 
+class OfTokens(nn.Module):
+    """A number for each sentence of twenty words, by attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Parameter(torch.zeros(5, 8))
+        self.attention, self.head = nn.MultiheadAttention(8, 2), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = (self.words(x) + self.places).transpose(0, 1)
+        return self.head(self.attention(h, h, h)[0].mean(0))
+
+
 class OfTimes(nn.Module):
     """A number for each time of a series, read by a recurrent layer."""
 
@@ -161,6 +174,15 @@ def test_what_is_no_network_is_told_whatever_the_targets(
 ) -> None:
     with pytest.raises(TypeError, match=words):
         ibvi.VariationalNetwork(net, likelihood)
+
+
+def test_positions_learn_slowly_by_default_and_words_do_not() -> None:
+    """A position is in all data, a word in few, and its table fell short at such a rate."""
+    bnn = ibvi.VariationalNetwork(OfTokens(), ibvi.Normal())
+    rates = {name: rate.factor for name, _, rate in bnn.guide.named_rates("adam")}
+    slow = {name.removeprefix("net.") for name, factor in rates.items() if factor == 0.03}
+    assert slow == {"places", "attention.in_proj_bias", "attention.out_proj.bias", "head.bias"}
+    assert {factor for name, factor in rates.items() if "words" in name} == {1.0}
 
 
 @pytest.mark.parametrize("vectors", [0.0, -1.0, float("inf"), float("nan"), "0.1", True])
