@@ -8,7 +8,7 @@ import statistics
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from .records import HERE, RESULTS, Record, read
 
@@ -308,17 +308,32 @@ def relative_noise_table() -> str:
     return table(header, rows)
 
 
+_CONTENDERS = ("default", "before", "ordinary network")
+
+
 def other_targets_table() -> str:
     """Loss where a datum has several targets or is a sequence, of three contenders."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for record in read(RESULTS / "other_targets.jsonl"):
-        of_data = values.setdefault(record["data"], {})
+    return _losses_table("other_targets", ["data"])
+
+
+def small_batches_table() -> str:
+    """Loss of class labels by the number of data in a step, of three contenders."""
+    return _losses_table("small_batches", ["data", "batch_size"])
+
+
+def _losses_table(name: str, keys: list[str]) -> str:
+    """Mean losses by keys and contender, and how many runs diverged."""
+    values: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for record in read(RESULTS / f"{name}.jsonl"):
+        of_data = values.setdefault(tuple(record[key] for key in keys), {})
         of_data.setdefault(record["contender"], []).append(record["nll"])
-    names = ["default", "before", "ordinary network"]
 
     def cell(losses: Sequence[float]) -> str:
         num_diverged = sum(map(math.isinf, losses))
         return f"{num_diverged} of {len(losses)} diverged" if num_diverged else shown(losses, 3)
 
-    rows = [[data, *(cell(found[name]) for name in names)] for data, found in values.items()]
-    return table(["", *names], rows)
+    rows = [
+        [*map(str, row), *(cell(found[name]) for name in _CONTENDERS)]
+        for row, found in values.items()
+    ]
+    return table([*("" if key == "data" else "batch" for key in keys), *_CONTENDERS], rows)
