@@ -90,17 +90,37 @@ class Convolutional(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two layers of attention and their mean."""
+    """Two layers of attention over places, and their mean."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, embed: nn.Module, num_places: int, num_outputs: int, *, norm_first: bool = False
+    ) -> None:
         super().__init__()
-        self.embed, self.place = nn.Linear(3, 32), nn.Parameter(0.1 * torch.randn(30, 32))
-        layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True)
-        self.layers, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(32, 1)
+        self.embed, self.place = embed, nn.Parameter(0.1 * torch.randn(num_places, 32))
+        options: dict[str, Any] = {"batch_first": True, "norm_first": norm_first}
+        layer, norm = nn.TransformerEncoderLayer(32, 4, 64, 0.0, **options), nn.LayerNorm(32)
+        last = norm if norm_first else None
+        self.layers = nn.TransformerEncoder(layer, 2, last, enable_nested_tensor=False)
+        self.head = nn.Linear(32, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A number for each sequence."""
+        """The outputs for each sequence."""
         return self.head(self.layers(self.embed(x) + self.place).mean(1))
+
+
+class Patches(nn.Sequential):
+    """The 16 patches of an image of a digit, each made 32 features."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Unfold(2, stride=2), nn.Flatten(2), Transposed(), nn.Linear(4, 32))
+
+
+class Transposed(nn.Module):
+    """Places in the place of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The transposed matrices."""
+        return x.mT
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -169,6 +189,26 @@ def sequences(target: str, num_data: int = 700) -> tuple[Tensor, Tensor]:
     return x, y + 0.1 * torch.randn(y.shape, generator=generator)
 
 
+def classes_of_sequences(target: str, num_data: int = 1400) -> tuple[Tensor, Tensor]:
+    """Sequences, and in which third their number is."""
+    x, y = sequences(target, num_data)
+    return x, torch.bucketize(y[:, 0], y[:, 0].quantile(torch.tensor([1 / 3, 2 / 3])))
+
+
+def words() -> tuple[Tensor, Tensor]:
+    """Sentences of 16 words out of 40, from four laws."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (1600,), generator=generator)
+    laws = torch.softmax(0.8 * torch.randn(4, 40, generator=generator), -1)
+    return torch.multinomial(laws[y], 16, replacement=True, generator=generator), y
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """Digits as images."""
+    x, y = digits()
+    return x.reshape(-1, 1, 8, 8), y
+
+
 def mlp(num_outputs: int) -> nn.Module:
     """Two hidden layers of 128 behind the pixels of a digit."""
     hidden = [nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
@@ -202,6 +242,14 @@ def of_sequences(make_net: Callable[[], nn.Module], target: str) -> Situation:
     return Situation(partial(sequences, target), 400, make_net, numbers, num_targets, before)
 
 
+def by_transformer(
+    data: Callable[[], tuple[Tensor, Any]], num_train: int, make_net: Callable[[], nn.Module]
+) -> Situation:
+    """A situation of class labels by a transformer."""
+    before = {"optimizer": torch.optim.SGD}
+    return Situation(data, num_train, make_net, ibvi.Categorical, 1, before, num_epochs=40)
+
+
 TASKS = {"digit": (ibvi.Categorical(), 10), "prime": (ibvi.Categorical(), 2)}
 LOW_RANK = {"covariance": ibvi.LowRank(10), "optimizer": torch.optim.Adam}
 LARGE_RATE = {"lr": 0.1}
@@ -225,7 +273,19 @@ SITUATIONS = {
     "each time, LSTM": of_sequences(partial(Recurrent, nn.LSTM, last=False), "each"),
     "last time, GRU": of_sequences(partial(Recurrent, nn.GRU, last=True), "last"),
     "mean, convolutions": of_sequences(Convolutional, "mean"),
-    "mean, transformer": of_sequences(Transformer, "mean"),
+    "mean, transformer": of_sequences(lambda: Transformer(nn.Linear(3, 32), 30, 1), "mean"),
+    "third of the mean, transformer": by_transformer(
+        partial(classes_of_sequences, "mean"), 700, lambda: Transformer(nn.Linear(3, 32), 30, 3)
+    ),
+    "law of words, transformer": by_transformer(
+        words, 800, lambda: Transformer(nn.Embedding(40, 32), 16, 4)
+    ),
+    "law of words, transformer that norms first": by_transformer(
+        words, 800, lambda: Transformer(nn.Embedding(40, 32), 16, 4, norm_first=True)
+    ),
+    "patches of digits, transformer that norms first": by_transformer(
+        images, 1200, lambda: Transformer(Patches(), 16, 10, norm_first=True)
+    ),
 }
 
 

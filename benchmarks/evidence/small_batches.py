@@ -25,10 +25,11 @@ from .other_targets import (
     ORDINARY,
     Recurrent,
     Situation,
+    classes_of_sequences,
     digits,
+    images,
     mlp,
     run,
-    sequences,
 )
 from .records import Records
 
@@ -60,18 +61,6 @@ def noisy_labels() -> tuple[Tensor, Tensor]:
     return standardized(torch.tensor(x, dtype=torch.float32)), torch.tensor(y)
 
 
-def images() -> tuple[Tensor, Tensor]:
-    """Digits as images."""
-    x, y = digits()
-    return x.reshape(-1, 1, 8, 8), y
-
-
-def classes_of_sequences() -> tuple[Tensor, Tensor]:
-    """Sequences of 30 times, and in which third the last state is."""
-    x, y = sequences("last", 1400)
-    return x, torch.bucketize(y[:, 0], y[:, 0].quantile(torch.tensor([1 / 3, 2 / 3])))
-
-
 def of_features(num_features: int, num_classes: int) -> nn.Module:
     """Two hidden layers of 64."""
     hidden = [nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()]
@@ -98,7 +87,7 @@ SITUATIONS = {
     "wine": _of_labels(wine, 120, partial(of_features, 13, 3)),
     "labels of which 30 % are random": _of_labels(noisy_labels, 1000, partial(of_features, 20, 4)),
     "images of digits, convolutions": _of_labels(images, 1200, convolutional),
-    "last time, GRU": _of_labels(classes_of_sequences, 700, recurrent),
+    "last time, GRU": _of_labels(partial(classes_of_sequences, "last"), 700, recurrent),
 }
 
 

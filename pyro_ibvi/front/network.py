@@ -77,7 +77,7 @@ class VariationalNetwork:
         num_components: Number of Gaussians of which the guide is a mixture, see
             :class:`~pyro_ibvi.AutoMuPMixture`; 1 for a guide that is one Gaussian.
         optimizer: Class of the torch optimizer; by default SGD for class labels, and Adam for
-            other targets, where the gradient's size, and SGD's largest rate, goes with the noise.
+            transformers and other targets, where SGD's largest rate goes with the noise.
         lr: Global learning rate, for which SGD, Adam, AdamW and Muon have a default; SGD's goes
             with the data in a step and the labels of a datum, Adam's with the number of layers.
         optim_args: Further arguments of the optimizer.
@@ -157,7 +157,7 @@ class VariationalNetwork:
         self.model = SupervisedModel(self.net, likelihood, **parts)
         self.likelihood = self.model.likelihood
         self.guide = recipe.make_guide(self.model, num_components, init_loc_fn, init_scale)
-        optimizer = default_optimizer(likelihood) if optimizer is None else optimizer
+        optimizer = default_optimizer(self.net, likelihood) if optimizer is None else optimizer
         args = optimizer_args(optimizer, lr, optim_args, share_of_rate(self.model, optimizer))
         own: Any = {"scheduler": scheduler_for(likelihood, scheduler), "clip_norm": clip_norm}
         self.optim = MuPOptim(optimizer, args, self.guide, family=family, **own)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -55,9 +54,8 @@ from pyro_ibvi.training.cosine import CosineOverFit
 from pyro_ibvi.training.scheduler_maker import MakeScheduler
 
 _CONV = nn.modules.conv._ConvNd
-#: Layers of networks that read tokens, whose positions and tables data have in common.
-_OF_TOKENS = (nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag)
-#: What biases, gains and positions learn at there, in units of the rate (page *Results*).
+#: What biases, gains and positions of transformers learn at, in units of the rate (page
+#: *Results*).
 _RATE_OF_POSITIONS = 0.03
 
 #: Layers that take each row by itself.
@@ -242,45 +240,40 @@ def as_random(
                 f"{' and '.join(given)} to RandomModule(net, ...)."
             )
         return net, recipe
-    if recipe == NUMBERS:
-        return _of_numbers(net, given)
-    if recipe.stochastic is not None:
-        own = given
-        if (optimizer or default_optimizer(likelihood)) is torch.optim.SGD:
-            if any(map(is_parallel, net.modules())):
-                net = admit_network(net)  # under the names that it has on one device
-            own = _at_ordinary_rates(net, given)
-        try:
-            return RandomModule(net, stochastic=recipe.stochastic, **own), recipe
-        except NothingChosenError:  # no dense layer behind another
-            recipe = recipe if covariance is not None else PAPER
-    return RandomModule(net, **given), recipe
-
-
-def _at_ordinary_rates(net: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices, with the network as the base of its own rates."""
-    # Means that start as the network does learn as it would. The default rate of adaptive
-    # optimizers is for those of the absolute table.
-    example = given.get("example_input")  # may give it its shapes
-    base = net if example is None else admit_network(net, example)
-    check_not_lazy(base)
-    # By its shapes, for a network that is kept is memory.
-    shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
-    return {"parametrization": MaximalUpdate(base=shapes), **given}
-
-
-def _of_numbers(net: nn.Module, given: Mapping[str, Any]) -> tuple[RandomModule, Recipe]:
-    """The random network and the recipe for numbers: on tables the paper's."""
-    own = dict(given)
-    if any(isinstance(module, _OF_TOKENS) for module in net.modules()):
-        rates = MaximalUpdate(vectors=_RATE_OF_POSITIONS, attention="1/sqrt(d)")  # as torch has it
-        own = {"parametrization": rates, **given}
     # What is learned by heart leaves a noise scale that learns with nothing to explain. Networks
     # that read words, pixels and times can, and relative noise is in their way.
-    if not is_of_tables(net):
-        with suppress(NothingChosenError):
-            return RandomModule(net, stochastic=LINEAR_AND_INNER_WEIGHTS, **own), NUMBERS
-    return RandomModule(net, **own), PAPER
+    if recipe == NUMBERS and is_of_tables(net):
+        recipe = PAPER
+    if recipe.stochastic is None:
+        return RandomModule(net, **given), recipe
+    if any(map(is_parallel, net.modules())):
+        net = admit_network(net)  # under the names that it has on one device
+    rates = _rates_for(net, optimizer or default_optimizer(net, likelihood), given)
+    try:
+        return RandomModule(net, stochastic=recipe.stochastic, **{**rates, **given}), recipe
+    except NothingChosenError:  # no dense layer behind another
+        return RandomModule(net, **given), recipe if covariance is not None else PAPER
+
+
+def _rates_for(
+    net: nn.Module, optimizer: type[Optimizer], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parametrization by whose rates means learn that start as the network does."""
+    if optimizer is torch.optim.SGD:
+        return {"parametrization": _ordinary_rates(net, given.get("example_input"))}
+    # The default rate of adaptive optimizers is for those of the absolute table.
+    if attends(net):
+        rates = MaximalUpdate(vectors=_RATE_OF_POSITIONS, attention="1/sqrt(d)")  # as torch has it
+        return {"parametrization": rates}
+    return {}
+
+
+def _ordinary_rates(net: nn.Module, example: Any) -> MaximalUpdate:
+    """Those at which the network learns as it would, which is the base of its own rates."""
+    base = net if example is None else admit_network(net, example)  # may give it its shapes
+    check_not_lazy(base)
+    # By its shapes, for a network that is kept is memory.
+    return MaximalUpdate(base={name: tuple(p.shape) for name, p in base.named_parameters()})
 
 
 def _recipe_of(covariance: Any, *, is_open: bool, of_labels: bool) -> Recipe:
@@ -310,19 +303,42 @@ def _warn_of_scale(covariance: Any, init_scale: float) -> None:
         )
 
 
-def default_optimizer(likelihood: Likelihood) -> type[Optimizer]:
+def default_optimizer(net: nn.Module, likelihood: Likelihood) -> type[Optimizer]:
     """The class of the optimizer where the user names none.
 
     The gradient of a Gaussian's loss goes with one over its variance, and so does the largest
     stable rate of SGD; with a scale that learns, it changes in training. Adam does not feel it.
+    Nor does it feel how far apart the gradients of a transformer's layers are, by which SGD
+    stays at guessing (page *Results*).
 
     Args:
+        net: The network.
         likelihood: The likelihood.
 
     Returns:
-        SGD for class labels, Adam for the rest.
+        SGD for class labels, unless the network is a transformer, Adam for the rest.
     """
-    return torch.optim.SGD if is_of_labels(likelihood) else torch.optim.Adam
+    is_for_sgd = is_of_labels(likelihood) and not attends(net)
+    return torch.optim.SGD if is_for_sgd else torch.optim.Adam
+
+
+def attends(net: nn.Module) -> bool:
+    """Whether a network is a transformer, as far as its layers tell.
+
+    Args:
+        net: The network.
+
+    Returns:
+        Whether it has torch's attention; or it normalizes tokens and has embeddings, or attention
+        of its own, which goes by that name.
+    """
+    names = {kind.__name__ for module in net.modules() for kind in type(module).__mro__}
+
+    def has(*words: str) -> bool:
+        return any(word in name for name in names for word in words)
+
+    is_own = has("LayerNorm", "RMSNorm") and has("Attention", "Embedding")
+    return is_own or nn.MultiheadAttention.__name__ in names
 
 
 def scheduler_for(likelihood: Likelihood, scheduler: Any) -> MakeScheduler | None:

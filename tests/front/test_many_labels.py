@@ -45,5 +45,7 @@ def test_many_labels_of_a_datum_are_borne_by_the_default_rate(layout: str) -> No
 
 def test_a_network_of_one_layer_counts_its_labels() -> None:
     """Its weights read the data, and end the network all the same."""
-    assert ibvi.VariationalNetwork(nn.Linear(4, 100), ibvi.Bernoulli()).optim.lr == pytest.approx(0.01)
+    assert ibvi.VariationalNetwork(nn.Linear(4, 100), ibvi.Bernoulli()).optim.lr == pytest.approx(
+        0.01
+    )
     assert ibvi.VariationalNetwork(nn.Linear(4, 1), ibvi.Bernoulli()).optim.lr == 0.1

@@ -376,7 +376,7 @@ def test_default_rate_is_stable_whatever_the_noise(scale: float, learn_scale: bo
 
 def test_default_optimizers() -> None:
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
-    assert default_optimizer(ibvi.Categorical()) is torch.optim.SGD
-    assert default_optimizer(Masked(ibvi.Normal(1.0))) is torch.optim.Adam
+    assert default_optimizer(net, ibvi.Categorical()) is torch.optim.SGD
+    assert default_optimizer(net, Masked(ibvi.Normal(1.0))) is torch.optim.Adam
     bnn = ibvi.VariationalNetwork(net, ibvi.Poisson(), optimizer=torch.optim.SGD, lr=0.2)
     assert bnn.optim.make_torch()[0].defaults["lr"] == 0.2
