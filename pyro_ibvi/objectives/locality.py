@@ -164,7 +164,9 @@ def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]
     for frame in () if is_event else site["cond_indep_stack"]:
         subsample = traces.recorded[0].nodes.get(frame.name)
         if subsample is not None and frame.vectorized and -frame.dim <= terms.dim():
-            rows[frame.dim] = frame.full_size, torch.as_tensor(subsample["value"], device="cpu")
+            indices = torch.as_tensor(subsample["value"], device="cpu")
+            if indices.dim() == 1 and not indices.is_floating_point():  # a batch does as well
+                rows[frame.dim] = frame.full_size, indices
     yield _Data(terms, tuple(rows))
     if is_event and terms.dim() > 1:
         # The rows of a matrix may be data or groups: a latent that is a matrix as well speaks for
