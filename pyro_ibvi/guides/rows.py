@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.checks import are_indices
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.sites import Site
 
@@ -113,7 +114,7 @@ class Plates:
             if size != full_size:
                 batch.plates[name] = _Closed(self._of_other_size(frame, full_size, size))
                 continue
-            if rows is not None and not _are_indices(rows):
+            if rows is not None and not are_indices(rows):
                 batch.plates[name] = _Closed(self._of_no_indices(name, full_size, rows))
                 continue
             how: dict[str, Any] = {"subsample_size": num_rows}
@@ -272,12 +273,6 @@ class _Closed:
 
     def __exit__(self, *error: Any) -> None:
         """Never entered, never left."""
-
-
-def _are_indices(rows: Tensor) -> bool:
-    """Whether the rows of a plate are numbers of rows; Pyro takes whatever has a length."""
-    is_whole = not rows.is_floating_point() and rows.dtype is not torch.bool
-    return rows.dim() == 1 and is_whole
 
 
 class _Seen(Exception):  # noqa: N818  # no error

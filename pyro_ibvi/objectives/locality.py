@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.checks import are_indices
 from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
 
@@ -165,7 +166,7 @@ def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]
         subsample = traces.recorded[0].nodes.get(frame.name)
         if subsample is not None and frame.vectorized and -frame.dim <= terms.dim():
             indices = torch.as_tensor(subsample["value"], device="cpu")
-            if indices.dim() == 1 and not indices.is_floating_point():  # a batch does as well
+            if are_indices(indices):
                 rows[frame.dim] = frame.full_size, indices
     yield _Data(terms, tuple(rows))
     if is_event and terms.dim() > 1:
