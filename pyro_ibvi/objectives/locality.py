@@ -43,12 +43,15 @@ class _Data:
     min_dim: int = 1
 
 
-def latents_of_single_data(traces: Traces, names: Collection[str]) -> tuple[list[str], list[str]]:
+def latents_of_single_data(
+    traces: Traces, names: Collection[str], no_data: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """The latents that move, or each of whose elements moves, the terms of one datum alone.
 
     Args:
         traces: Weighted traces, whose graph is kept.
         names: Names of the latents that come into question.
+        no_data: Names of observed sites that hold no data.
 
     Returns:
         Their names, and those of matrices whose rows move one row of an observed matrix each.
@@ -58,7 +61,7 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> tuple[list
     observed = [
         traces.model.nodes[name]
         for name, kind in traces.model_kinds.items()
-        if kind == "observed" and name in traces.model.nodes
+        if kind == "observed" and name in traces.model.nodes and name not in no_data
     ]
     enumerates = any(s["infer"].get("_enumerate_dim") is not None for s in _sites(traces))
     data = [
