@@ -13,7 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 
-from pyro_ibvi import AutoMuPNormal, TraceExpectedLogLikelihood
+from pyro_ibvi import AutoMuPMixture, AutoMuPNormal, TraceExpectedLogLikelihood
 
 NUM = 12
 TRUTH = torch.linspace(-3.0, 3.0, NUM)
@@ -307,8 +307,11 @@ def test_looking_leaves_no_trace():
         by_caller(rows, y)
 
     guide = AutoMuPNormal(model)
-    guide.initialize(torch.arange(4), TRUTH)
-    statistics, runs = norm.running_mean.clone(), len(num_runs)
+    statistics = norm.running_mean.clone()
+    for new in (guide, AutoMuPMixture(model)):
+        new.initialize(torch.arange(4), TRUTH)
+        assert torch.equal(norm.running_mean, statistics)
+    runs = len(num_runs)
     state = torch.get_rng_state()
     guide._plates.open(guide.model, (torch.arange(3), TRUTH), {}, {})
     assert len(num_runs) == runs + 1
