@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -212,11 +213,10 @@ class Plates:
             torch.no_grad(),
             warnings.catch_warnings(),
             suppress(_Seen),
-            look,
             InitMessenger(self._init_loc_fn),
         ):
             warnings.simplefilter("ignore")  # whatever there is to say is said by the step
-            model(*args, **kwargs)
+            _seen_by(look, model)(*args, **kwargs)
         self._fixed = None if look.rows or look.masks else (shapes, look.sizes)
         return look
 
@@ -277,6 +277,24 @@ class _Closed:
 
 class _Seen(Exception):  # noqa: N818  # no error
     """Everything has been seen that the model was run for."""
+
+
+def _seen_by(look: _Look, model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model that is looked at from inside of the handlers around it, which may hide its plates.
+
+    Args:
+        look: What looks.
+        model: The model; ``poutine.block(model, expose=["z"])`` hides all but one site.
+
+    Returns:
+        The model with the same handlers.
+    """
+    wrapped = model.func if isinstance(model, partial) else None
+    if isinstance(wrapped, partial) and isinstance(wrapped.args[0], Messenger):
+        handler, inner = wrapped.args  # as Pyro's handlers wrap a function
+        seen: Callable[..., Any] = handler(_seen_by(look, inner))
+        return seen
+    return look(model)
 
 
 class _Look(Messenger):

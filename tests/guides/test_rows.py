@@ -84,6 +84,27 @@ def test_one_step_moves_the_rows_of_its_batch_alone():
     assert moved == [2, 7, 11]
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda model: poutine.block(model, expose=["effect"]),
+        lambda model: poutine.block(model, hide_fn=lambda site: site["name"] != "effect"),
+        lambda model: poutine.block(poutine.scale(model, scale=2.0), hide=["data", "y"]),
+    ],
+)
+def test_rows_are_seen_behind_what_hides_a_plate(shown):
+    guide = AutoMuPNormal(shown(by_caller))
+    rows = torch.tensor([7, 2, 11])
+    guide.initialize(rows, TRUTH)
+    before = guide.loc("effect").detach().clone()
+    SVI(by_caller, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO()).step(rows, TRUTH)
+    assert (guide.loc("effect") != before).nonzero().flatten().tolist() == [2, 7, 11]
+    guides = AutoGuideList(by_caller)
+    guides.append(AutoMuPNormal(shown(by_caller)))
+    with pytest.raises(ValueError, match=r"rows of the plate 'data'.*to AutoGuideList"):
+        guides(rows, TRUTH)
+
+
 def test_rows_drawn_by_pyro_may_become_fewer():
     def model(y):
         with pyro.plate("data", NUM, subsample_size=len(y), dim=-1):
