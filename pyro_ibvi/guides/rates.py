@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pyro
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_ibvi._util.modes import owner_module
@@ -99,8 +98,7 @@ def _held_by_modules(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
     Yields:
         Name and parameter.
     """
-    inner = owner_module(poutine.unwrap(model))
-    known = (model, *getattr(model, "args", ()), inner)
+    known = (model, *getattr(model, "args", ()), owner_module(model))
     for holder in {id(each): each for each in known if isinstance(each, nn.Module)}.values():
         guides = [part for part in holder.modules() if isinstance(part, MuPGuide)]
         own = {parameter for guide in guides for parameter in guide.parameters()}

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from torch.utils._pytree import tree_flatten
 
 from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.checks import are_indices
+from pyro_ibvi._util.handlers import handled
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.sites import Site
 
@@ -289,12 +289,12 @@ def _seen_by(look: _Look, model: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The model with the same handlers.
     """
-    wrapped = model.func if isinstance(model, partial) else None
-    if isinstance(wrapped, partial) and isinstance(wrapped.args[0], Messenger):
-        handler, inner = wrapped.args  # as Pyro's handlers wrap a function
-        seen: Callable[..., Any] = handler(_seen_by(look, inner))
-        return seen
-    return look(model)
+    behind = handled(model)
+    if behind is None:
+        return look(model)
+    handler, inner = behind
+    seen: Callable[..., Any] = handler(_seen_by(look, inner))
+    return seen
 
 
 class _Look(Messenger):
