@@ -110,6 +110,19 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def are_indices(rows: Tensor) -> bool:
+    """Whether the rows of a plate are numbers of rows; Pyro takes whatever has a length.
+
+    Args:
+        rows: What a plate was given as ``subsample=``.
+
+    Returns:
+        Whether they are.
+    """
+    is_whole = not rows.is_floating_point() and rows.dtype is not torch.bool
+    return rows.dim() == 1 and is_whole
+
+
 def checked_weights(name: str, weights: Any) -> Tensor | None:
     """Weights of labels in the loss.
 

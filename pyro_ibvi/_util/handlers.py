@@ -1,4 +1,4 @@
-"""One thread at a time where Pyro's effect handlers are at work.
+"""Pyro's effect handlers: one thread at a time where they are at work, and what is behind them.
 
 Pyro keeps its handlers on one stack for the whole process: what a thread traces, another one's
 handlers see. Training takes this lock for as long as it needs handlers, so that two threads may
@@ -8,6 +8,27 @@ each train a model, one step after the other. Predictions need none and take non
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
 
 #: To be held while Pyro's handlers are on their stack. A thread may take it again.
 HANDLERS = threading.RLock()
+
+
+def handled(function: Any) -> tuple[Messenger, Callable[..., Any]] | None:
+    """The outermost of Pyro's handlers around a function, and what is behind it.
+
+    Args:
+        function: A function, as ``poutine.block(model, ...)`` returns it.
+
+    Returns:
+        The handler and the function without it; None if there is none.
+    """
+    wrapped = function.func if isinstance(function, partial) else None
+    if not isinstance(wrapped, partial) or len(wrapped.args) < 2:
+        return None
+    handler, inner = wrapped.args[:2]
+    return (handler, inner) if isinstance(handler, Messenger) else None

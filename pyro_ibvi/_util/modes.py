@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_ibvi._util.handlers import handled
+
 
 @contextmanager
 def module_mode(*callables: Any, training: bool) -> Iterator[None]:
@@ -43,7 +45,7 @@ def module_mode(*callables: Any, training: bool) -> Iterator[None]:
 
 
 def owner_module(callable_: Any) -> nn.Module | None:
-    """The module that is called.
+    """The module that is called, also behind Pyro's handlers.
 
     Args:
         callable_: A module, a bound method of one, or anything else.
@@ -52,7 +54,8 @@ def owner_module(callable_: Any) -> nn.Module | None:
         The module, or None.
     """
     while isinstance(callable_, partial):
-        callable_ = callable_.func
+        behind = handled(callable_)
+        callable_ = callable_.func if behind is None else behind[1]
     owner = getattr(callable_, "__self__", callable_)
     return owner if isinstance(owner, nn.Module) else None
 

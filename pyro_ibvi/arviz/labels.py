@@ -11,6 +11,7 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
+from pyro_ibvi._util.checks import are_indices
 from pyro_ibvi.arviz.sites import Variable, to_numpy
 
 
@@ -40,13 +41,16 @@ def index_values(dim: str, values: Any) -> np.ndarray:
 
 
 def plate_indices(trace: Trace) -> dict[str, tuple[int, np.ndarray]]:
-    """Size and indices of each plate, by the names that its dimension can have."""
+    """Size and indices of each plate that has them, by the names that its dimension can have."""
     found: dict[str, tuple[int, np.ndarray]] = {}
     nodes: Mapping[str, Any] = trace.nodes
     for name, site in nodes.items():
         if site_is_subsample(site) and int(site["fn"].size) >= 0:
+            rows = torch.as_tensor(site["value"])
+            if not are_indices(rows):
+                continue
             plate = name.replace("/", ".")
-            entry = int(site["fn"].size), to_numpy(site["value"])
+            entry = int(site["fn"].size), to_numpy(rows)
             found |= {plate: entry, f"{plate}_plate": entry}
     return found
 

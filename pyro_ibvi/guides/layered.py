@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
 import torch
@@ -114,6 +115,20 @@ class LayeredGuide(AutoGuide, MuPGuide):
     @property
     def _has_model(self) -> bool:
         return self._model is not None or self._copied_model is not None
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Lets the model, run to be looked at, draw what it draws anew, and keeps none of that.
+
+        Within a call of a `PyroModule` each of its samples is drawn once; where one module holds
+        model and guide, they are in one call, and the next run would have no sites.
+        """
+        context = self._pyro_context
+        kept, context.cache = context.cache, {}
+        try:
+            yield
+        finally:
+            context.cache = kept
 
     # -- the posterior by name -----------------------------------------------------------------
 

@@ -159,10 +159,13 @@ class AutoMuPNormal(LayeredGuide):
         model = self.model if self._has_model else None
         if self.master is not None:
             plates = self._create_plates(*args, **kwargs)
-            return self._plates.check_rows(model, args, kwargs, plates)
+            with self._looking():
+                return self._plates.check_rows(model, args, kwargs, plates)
         created = () if self.create_plates is None else self.create_plates(*args, **kwargs)
         created = (created,) if isinstance(created, pyro.plate) else tuple(created)
-        batch = self._plates.open(model, args, kwargs, {plate.name: plate for plate in created})
+        known = {plate.name: plate for plate in created}
+        with self._looking():
+            batch = self._plates.open(model, args, kwargs, known)
         self.plates = batch.plates
         return batch
 
@@ -252,7 +255,8 @@ class AutoMuPNormal(LayeredGuide):
     # -- inside --------------------------------------------------------------------------------
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        trace = run_prototype(self.model, self._init_loc_fn, args, kwargs)
+        with self._looking():
+            trace = run_prototype(self.model, self._init_loc_fn, args, kwargs)
         if self.master is not None and self.master().prototype_trace is not None:
             self.master()._check_prototype(trace)
         weights = network_weights(trace, self._roles, self._parametrization)

@@ -17,6 +17,7 @@ from pyro.infer.autoguide.utils import helpful_support_errors
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.distributions import innermost, is_delta, unwrapped
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.guides.start import start_inside
@@ -101,7 +102,7 @@ def run_prototype(
     elif not (args or kwargs):
         _check_arguments(model)
     start = functools.partial(_start_of, init_loc_fn)
-    with poutine.block():
+    with poutine.block(), buffers_kept(model):
         trace = poutine.trace(InitMessenger(start)(prior or model)).get_trace(*args, **kwargs)
     if prior is None:
         _check_observed(trace, model, args, kwargs)

@@ -9,6 +9,8 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi.guides.base import MuPGuide
 from pyro_ibvi.guides.multiplicative import Multiplicative
 from pyro_ibvi.guides.sites import Layer, Site
 from pyro_ibvi.mup.parametrization import Family, Rate
@@ -77,16 +79,32 @@ def model_rates(model: Any, read_from: Mapping[str, Any], family: Family) -> Ite
             if new(parameter):
                 yield name, parameter, mean_rate(weight, parameter, family)
         seen.update(network.parameters())  # the values of random weights, which nothing trains
-    for holder in (model, *getattr(model, "args", ())):  # a handler around the model
-        if isinstance(holder, nn.Module):
-            for name, parameter in holder.named_parameters():
-                if new(parameter):
-                    yield name, parameter, Rate(family=_of_noise(family))
+    for name, parameter in _held_by_modules(model):
+        if new(parameter):
+            yield name, parameter, Rate(family=_of_noise(family))
     store = pyro.get_param_store()
     for name, parameter in parameters.items():
         found = store._params.get(name, parameter)
         if new(found):  # type: ignore[arg-type]
             yield name, found, Rate(family=_of_noise(family))  # type: ignore[misc]
+
+
+def _held_by_modules(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of the modules that a model is, has among its arguments, or is a method of.
+
+    Handlers around it may hide them from a trace. A module may hold the model's guides as well,
+    whose parameters have rates of their own.
+
+    Yields:
+        Name and parameter.
+    """
+    known = (model, *getattr(model, "args", ()), owner_module(model))
+    for holder in {id(each): each for each in known if isinstance(each, nn.Module)}.values():
+        guides = [part for part in holder.modules() if isinstance(part, MuPGuide)]
+        own = {parameter for guide in guides for parameter in guide.parameters()}
+        for name, parameter in holder.named_parameters():
+            if parameter not in own:
+                yield name, parameter
 
 
 def mean_rate(weight: NetworkWeight | None, parameter: Tensor, family: Family) -> Rate:

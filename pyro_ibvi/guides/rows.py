@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from pyro_ibvi._util.buffers import buffers_kept
+from pyro_ibvi._util.checks import are_indices
+from pyro_ibvi._util.handlers import handled
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.sites import Site
 
@@ -113,7 +115,7 @@ class Plates:
             if size != full_size:
                 batch.plates[name] = _Closed(self._of_other_size(frame, full_size, size))
                 continue
-            if rows is not None and not _are_indices(rows):
+            if rows is not None and not are_indices(rows):
                 batch.plates[name] = _Closed(self._of_no_indices(name, full_size, rows))
                 continue
             how: dict[str, Any] = {"subsample_size": num_rows}
@@ -211,11 +213,10 @@ class Plates:
             torch.no_grad(),
             warnings.catch_warnings(),
             suppress(_Seen),
-            look,
             InitMessenger(self._init_loc_fn),
         ):
             warnings.simplefilter("ignore")  # whatever there is to say is said by the step
-            model(*args, **kwargs)
+            _seen_by(look, model)(*args, **kwargs)
         self._fixed = None if look.rows or look.masks else (shapes, look.sizes)
         return look
 
@@ -274,14 +275,26 @@ class _Closed:
         """Never entered, never left."""
 
 
-def _are_indices(rows: Tensor) -> bool:
-    """Whether the rows of a plate are numbers of rows; Pyro takes whatever has a length."""
-    is_whole = not rows.is_floating_point() and rows.dtype is not torch.bool
-    return rows.dim() == 1 and is_whole
-
-
 class _Seen(Exception):  # noqa: N818  # no error
     """Everything has been seen that the model was run for."""
+
+
+def _seen_by(look: _Look, model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model that is looked at from inside of the handlers around it, which may hide its plates.
+
+    Args:
+        look: What looks.
+        model: The model; ``poutine.block(model, expose=["z"])`` hides all but one site.
+
+    Returns:
+        The model with the same handlers.
+    """
+    behind = handled(model)
+    if behind is None:
+        return look(model)
+    handler, inner = behind
+    seen: Callable[..., Any] = handler(_seen_by(look, inner))
+    return seen
 
 
 class _Look(Messenger):

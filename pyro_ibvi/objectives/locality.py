@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.checks import are_indices
 from pyro_ibvi._util.distributions import per_element
 from pyro_ibvi.objectives.sites import PARTICLES, Site, Traces
 
@@ -42,12 +43,15 @@ class _Data:
     min_dim: int = 1
 
 
-def latents_of_single_data(traces: Traces, names: Collection[str]) -> tuple[list[str], list[str]]:
+def latents_of_single_data(
+    traces: Traces, names: Collection[str], no_data: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """The latents that move, or each of whose elements moves, the terms of one datum alone.
 
     Args:
         traces: Weighted traces, whose graph is kept.
         names: Names of the latents that come into question.
+        no_data: Names of observed sites that hold no data.
 
     Returns:
         Their names, and those of matrices whose rows move one row of an observed matrix each.
@@ -57,7 +61,7 @@ def latents_of_single_data(traces: Traces, names: Collection[str]) -> tuple[list
     observed = [
         traces.model.nodes[name]
         for name, kind in traces.model_kinds.items()
-        if kind == "observed" and name in traces.model.nodes
+        if kind == "observed" and name in traces.model.nodes and name not in no_data
     ]
     enumerates = any(s["infer"].get("_enumerate_dim") is not None for s in _sites(traces))
     data = [
@@ -164,7 +168,9 @@ def _data_of(site: Site, traces: Traces, *, enumerates: bool) -> Iterator[_Data]
     for frame in () if is_event else site["cond_indep_stack"]:
         subsample = traces.recorded[0].nodes.get(frame.name)
         if subsample is not None and frame.vectorized and -frame.dim <= terms.dim():
-            rows[frame.dim] = frame.full_size, torch.as_tensor(subsample["value"], device="cpu")
+            indices = torch.as_tensor(subsample["value"], device="cpu")
+            if are_indices(indices):
+                rows[frame.dim] = frame.full_size, indices
     yield _Data(terms, tuple(rows))
     if is_event and terms.dim() > 1:
         # The rows of a matrix may be data or groups: a latent that is a matrix as well speaks for

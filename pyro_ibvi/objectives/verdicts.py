@@ -38,6 +38,7 @@ class Verdict:
         local: Latents that have one value per observation and lose their KL.
         rows: Latents that have one row per row of an observed matrix and lose their KL.
         constant: Observed sites that a mean counts and nothing learned has a part in.
+        priors: Observed sites whose value is the draw of a latent.
         drawn: Sites that are drawn from their prior in each step.
         factors: The guide's factors that are dropped and may be losses.
         sources: The guide's auxiliary sites that its latents come from.
@@ -52,6 +53,7 @@ class Verdict:
     local: tuple[str, ...]
     rows: tuple[str, ...]
     constant: tuple[str, ...]
+    priors: tuple[str, ...]
     drawn: tuple[str, ...]
     factors: tuple[str, ...]
     sources: Mapping[str, list[str]]
@@ -60,7 +62,7 @@ class Verdict:
     def names(self) -> set[str]:
         """Names of all that is wrong."""
         learned = {*self.latents, *self.idle, *self.params, *self.local, *self.rows}
-        return learned | {*self.constant, *self.drawn, *self.factors}
+        return learned | {*self.constant, *self.priors, *self.drawn, *self.factors}
 
     def __str__(self) -> str:
         parts = (self._of_dropped(), self._of_idle(), self._of_local(), self._of_other_sites())
@@ -84,6 +86,14 @@ class Verdict:
                 "it divides by. What poutine.condition holds is observed; to hold a latent at a "
                 "value and observe nothing, hide it: poutine.block(poutine.condition(model, "
                 f"data=...), hide={list(self.constant)})."
+            )
+        if self.priors:
+            yield (
+                f"The observed sites {list(self.priors)} observe draws of latent sites and no "
+                "data: they are priors, as a translation from Stan writes them, and count as "
+                "likelihood all the same. Give each latent its prior where it is drawn, z = "
+                "pyro.sample('z', prior), for kl_weight to reach it; what shall stay in the "
+                "objective is pyro.factor('z_factor', prior.log_prob(z))."
             )
         if self.factors:
             yield (
@@ -177,11 +187,12 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
     idle = _idle_latents(unmoved, traces)
     latents = [name for name in unmoved if name not in idle]
     params = _unmoved_parameters(traces, kept, idle)
-    local = [] if allow_local else [n for n in _local_latents(traces) if n in dropped]
+    priors = _observed_draws(traces)
+    local = [] if allow_local else [n for n in _local_latents(traces, priors) if n in dropped]
     rows: list[str] = []
     if not (allow_local or kept.is_hidden):
         others = dropped - {*local, *unmoved}
-        single, rows = latents_of_single_data(traces, others)
+        single, rows = latents_of_single_data(traces, others, priors)
         local += single
     missing = tuple(name for name in idle if is_missing(name, traces.model_sites))
     return Verdict(
@@ -194,6 +205,7 @@ def verdict_on(traces: Traces, dropped: set[str], reduction: str, *, allow_local
         tuple(name for name in local if name not in unmoved),
         tuple(rows),
         tuple(_constant_sites(traces)) if reduction == "mean" else (),
+        tuple(priors),
         tuple(_drawn(traces)),
         tuple(_dropped_factors(traces)),
         auxiliary_sources(traces) if latents or params or local or rows else {},
@@ -295,6 +307,13 @@ def _constant_sites(traces: Traces) -> list[str]:
     return [name for name, learns in terms.items() if not learns] if any(terms.values()) else []
 
 
+def _observed_draws(traces: Traces) -> list[str]:
+    """The observed sites whose value is a latent's as it was drawn."""
+    sites, kinds = traces.model_sites, traces.model_kinds
+    drawn = {id(site["value"]) for name, site in sites.items() if kinds[name] == "latent"}
+    return [n for n, s in sites.items() if kinds[n] == "observed" and id(s["value"]) in drawn]
+
+
 def _parameters(traces: Traces) -> dict[str, Tensor]:
     """The unconstrained tensors that the traces' param statements gave out, by name."""
     params = {}
@@ -306,14 +325,19 @@ def _parameters(traces: Traces) -> dict[str, Tensor]:
     return params
 
 
-def _local_latents(traces: Traces) -> list[str]:
-    """Latents of the guide that have one value per observation: all plates of an observed site."""
+def _local_latents(traces: Traces, priors: Collection[str]) -> list[str]:
+    """Latents of the guide that have one value per observation: all plates of an observed site.
+
+    Returns:
+        Their names; what is observed of priors is no datum.
+    """
     plates = {
         name: {f.name for f in site["cond_indep_stack"] if f.name != PARTICLES}
         for name, site in traces.model_sites.items()
     }
     kinds = traces.model_kinds
-    observed = [own for name, own in plates.items() if kinds[name] == "observed" and own]
+    data = {n for n, kind in kinds.items() if kind == "observed" and n not in priors}
+    observed = [own for name, own in plates.items() if name in data and own]
     return [
         name
         for name, own in plates.items()

@@ -204,3 +204,16 @@ def test_changing_shapes_are_a_sentence():
 
     with pytest.raises(ValueError, match=r"needs sites of fixed shape.*var_names=\['~d'\]"):
         to_arviz(model, guide, num_samples=20, seed=0)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_plate_that_is_given_the_batch_labels_nothing(columns):
+    def model(x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2, columns), 1.0).to_event(2))
+        mean = x @ weight
+        with pyro.plate("data", 16, subsample=mean.squeeze(-1)):
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+    data = torch.randn(5, 2), torch.randn(5, columns)
+    result = to_arviz(model, AutoNormal(model), *data, num_samples=2)
+    assert list(result.log_likelihood["y"].coords["data"].values) == [0, 1, 2, 3, 4]

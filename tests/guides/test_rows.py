@@ -13,7 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 
-from pyro_ibvi import AutoMuPNormal, TraceExpectedLogLikelihood
+from pyro_ibvi import AutoMuPMixture, AutoMuPNormal, TraceExpectedLogLikelihood
 
 NUM = 12
 TRUTH = torch.linspace(-3.0, 3.0, NUM)
@@ -82,6 +82,27 @@ def test_one_step_moves_the_rows_of_its_batch_alone():
     svi.step(torch.tensor([7, 2, 11]), TRUTH)
     moved = (guide.loc("effect") != before).nonzero().flatten().tolist()
     assert moved == [2, 7, 11]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda model: poutine.block(model, expose=["effect"]),
+        lambda model: poutine.block(model, hide_fn=lambda site: site["name"] != "effect"),
+        lambda model: poutine.block(poutine.scale(model, scale=2.0), hide=["data", "y"]),
+    ],
+)
+def test_rows_are_seen_behind_what_hides_a_plate(shown):
+    guide = AutoMuPNormal(shown(by_caller))
+    rows = torch.tensor([7, 2, 11])
+    guide.initialize(rows, TRUTH)
+    before = guide.loc("effect").detach().clone()
+    SVI(by_caller, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO()).step(rows, TRUTH)
+    assert (guide.loc("effect") != before).nonzero().flatten().tolist() == [2, 7, 11]
+    guides = AutoGuideList(by_caller)
+    guides.append(AutoMuPNormal(shown(by_caller)))
+    with pytest.raises(ValueError, match=r"rows of the plate 'data'.*to AutoGuideList"):
+        guides(rows, TRUTH)
 
 
 def test_rows_drawn_by_pyro_may_become_fewer():
@@ -307,8 +328,11 @@ def test_looking_leaves_no_trace():
         by_caller(rows, y)
 
     guide = AutoMuPNormal(model)
-    guide.initialize(torch.arange(4), TRUTH)
-    statistics, runs = norm.running_mean.clone(), len(num_runs)
+    statistics = norm.running_mean.clone()
+    for new in (guide, AutoMuPMixture(model)):
+        new.initialize(torch.arange(4), TRUTH)
+        assert torch.equal(norm.running_mean, statistics)
+    runs = len(num_runs)
     state = torch.get_rng_state()
     guide._plates.open(guide.model, (torch.arange(3), TRUTH), {}, {})
     assert len(num_runs) == runs + 1

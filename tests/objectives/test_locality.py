@@ -140,6 +140,15 @@ def effects(*, design):
     return model
 
 
+def batch_for_rows():
+    """A network as wide as data are many, whose plate is given the batch and not its rows."""
+    first = pyro.sample("first", dist.Normal(torch.zeros(3, N), 1.0).to_event(2))
+    last = pyro.sample("last", dist.Normal(torch.zeros(N, 2), 1.0).to_event(2))
+    logits = torch.randn(4, 3) @ first @ last
+    with pyro.plate("data", N, subsample=logits):
+        pyro.sample("y", dist.Categorical(logits=logits), obs=torch.tensor([0, 1, 0, 1]))
+
+
 SHARED = {
     "as many weights as data": shifted(weighed),
     "a walk": shifted(lambda: event().cumsum(-1)),
@@ -147,6 +156,7 @@ SHARED = {
     "effects of groups": effects(design=False),
     "a network as wide as data are many": effects(design=True),
     "weights, some rows": some_rows(weighed),
+    "weights, a batch in the place of its rows": batch_for_rows,
     "effects of units in plates": panel(plates=True),
 }
 

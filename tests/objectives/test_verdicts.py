@@ -343,3 +343,30 @@ def test_missing_inputs_are_no_idle_ones():
     loss = ibvi.TraceExpectedLogLikelihood()
     (said,) = messages(lambda: loss.loss_and_grads(model, guide, x, x))
     assert said.startswith("Each of the latent sites ['x_unobserved'] has one value per observ")
+
+
+def priors_observed(x, y, how="translated"):
+    """Effects of four groups, whose prior is observed as translations from Stan have it."""
+    wide, prior = dist.Normal(0.0, 9.0), dist.Normal(0.0, 1.0)
+    with pyro.plate("groups", 4):
+        effects = pyro.sample("effects", prior if how == "Pyro's own" else wide)
+        if how == "translated":
+            pyro.sample("effects_prior", prior, obs=effects)
+        if how == "a factor":
+            pyro.factor("effects_factor", prior.log_prob(effects))
+    with pyro.plate("data", len(y)):
+        residuals = y - x @ effects  # what is observed of these are data
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=residuals)
+
+
+def test_a_prior_that_is_observed_is_told_and_is_no_datum():
+    x, y = torch.randn(9, 4), torch.randn(9)
+
+    def said(how):
+        guide = AutoNormal(priors_observed)
+        loss = TraceExpectedLogLikelihood()
+        return messages(lambda: loss.loss_and_grads(priors_observed, guide, x, y, how=how))
+
+    (only,) = said("translated")
+    assert only.startswith("The observed sites ['effects_prior'] observe draws of latent sites")
+    assert said("Pyro's own") == said("a factor") == []

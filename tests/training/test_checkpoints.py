@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
 from torch import nn
 
 import pyro_ibvi as ibvi
@@ -278,6 +279,38 @@ def test_what_the_training_makes_later_is_not_there_too_early(tmp_path):
     other.model = with_more
     ibvi.load_checkpoint(tmp_path / "run.pt", other, X, Y)
     assert "later" not in pyro.get_param_store()
+
+
+class Normed(PyroModule):
+    """A regression on normalized features."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x, y):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(self.norm(x) @ weight, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("num_handlers", [0, 1, 2])
+def test_buffers_of_a_model_behind_handlers_are_saved(tmp_path, num_handlers):
+    def make():
+        pyro.clear_param_store()
+        module = Normed()
+        model = module if num_handlers < 2 else pyro.poutine.block(module, hide=["none"])
+        model = pyro.poutine.scale(model, scale=0.5) if num_handlers else model
+        guide = AutoNormal(module)
+        return module, SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+
+    module, svi = make()
+    stepped(svi)
+    ibvi.save_checkpoint(tmp_path / "run.pt", svi)
+    other, again = make()
+    ibvi.load_checkpoint(tmp_path / "run.pt", again, X, Y)
+    assert module.norm.num_batches_tracked > 0
+    assert differences(dict(module.named_buffers()), dict(other.named_buffers())) == []
 
 
 def test_the_store_of_another_training_is_left_alone(tmp_path):
