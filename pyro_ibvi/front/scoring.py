@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from pyro_ibvi.front.batches import as_batches
+from pyro_ibvi.front.first_batch import batch_at_hand
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.prediction import Prediction, Temperature, fit_temperature, predict_batches
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scores import checked_targets, score_batches, summarize
 from pyro_ibvi.prediction.seeds import Seed
+
+#: Number of data that are scored at once.
+_NUM_ROWS = 1000
+#: Numbers of their outputs, by all draws; scoring takes several times their memory.
+_MAX_OUTPUTS = 2**25
+
+
+def batches_to_score(
+    model: SupervisedModel, guide: MuPGuide, data: Any, y: Any, num_samples: int
+) -> Iterable[Any]:
+    """Batches of held-out data, in their order, of as many data as memory bears.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        data: Data as for :func:`~pyro_ibvi.front.batches.as_batches`.
+        y: The targets, if these are inputs.
+        num_samples: Number of draws of the weights.
+
+    Returns:
+        The batches; those that the user has made are as they were.
+    """
+    options: dict[str, Any] = {"model": model, "shuffle": False}
+    batches: Iterable[Any] = as_batches(data, y, batch_size=_NUM_ROWS, **options)
+    if batches is data:
+        return batches
+    with suppress(Exception):  # what is wrong shows when they are predicted
+        few = predict_batches(model, guide, [batch_at_hand(batches)], num_samples=1, generator=0)
+        outputs = next(few)[0].outputs  # of an image or a series there may be very many
+        num_rows = _MAX_OUTPUTS * outputs.shape[1] // (num_samples * outputs.numel())
+        if num_rows < _NUM_ROWS:  # two at least: a squeeze() would take the batch of one
+            batches = as_batches(data, y, batch_size=max(2, num_rows), **options)
+    return batches
 
 
 @torch.no_grad()

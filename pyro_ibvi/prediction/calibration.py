@@ -18,6 +18,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.precision import in_double
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction.mixture import Prediction, check_prediction
+from pyro_ibvi.prediction.moments import MAX_NUMBERS
 from pyro_ibvi.prediction.scored import mixture_log_probs
 
 #: Bounds of the temperature's logarithm: separable labels would have it at 0.
@@ -71,11 +72,11 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
     check_positive_int("num_steps", num_steps)
     y = prediction.target(y)
     y = in_double(y) if y.is_floating_point() else y
-    outputs = in_double(prediction.outputs.detach())
+    outputs = prediction.outputs.detach()
     likelihood = prediction.likelihood.at_temperature(1.0)
     own = float(prediction.likelihood.temperature)
-    start = outputs.new_tensor(own)
-    before = float(_nll(outputs, likelihood, y, start))
+    start = in_double(outputs.new_tensor(own))
+    before = float(_nll(outputs, likelihood, y, start)[0])
     log_value = start.log().clamp(-_BOUND, _BOUND).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [log_value], max_iter=num_steps, line_search_fn="strong_wolfe", tolerance_change=1e-12
@@ -83,21 +84,36 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _nll(outputs, likelihood, y, log_value.clamp(-_BOUND, _BOUND).exp())
-        loss.backward()
+        temperature = log_value.clamp(-_BOUND, _BOUND).exp()
+        loss, slope = _nll(outputs, likelihood, y, temperature.detach())
+        temperature.backward(slope)
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
     value = float(log_value.detach().clamp(-_BOUND, _BOUND).exp())
     value = float(torch.tensor(value, dtype=prediction.outputs.dtype))  # as it will be used
-    nll = float(_nll(outputs, likelihood, y, torch.tensor(value, dtype=outputs.dtype)))
+    nll = float(_nll(outputs, likelihood, y, start.new_tensor(value))[0])
     if not nll < before:
         return Temperature(own, before, before)
     return Temperature(value, before, nll)
 
 
-def _nll(outputs: Tensor, likelihood: Likelihood, y: Tensor, temperature: Tensor) -> Tensor:
-    likelihood.set_temperature(temperature)
-    log_probs, weights = mixture_log_probs(outputs, likelihood, y)
-    return -log_probs.sum() / weights.sum()
+def _nll(
+    outputs: Tensor, likelihood: Likelihood, y: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean over what was observed, and its derivative by the temperature."""
+    total, slope, weight = (torch.zeros_like(temperature) for _ in range(3))
+    # The graph of all data at once would take a dozen times the memory of the outputs.
+    num_rows = max(1, MAX_NUMBERS * len(y) // max(1, outputs.numel()))
+    parts = zip(outputs.split(num_rows, dim=1), y.split(num_rows), strict=True)
+    with torch.enable_grad():
+        for part, target in parts:
+            variable = temperature.clone().requires_grad_()
+            likelihood.set_temperature(variable)
+            log_probs, weights = mixture_log_probs(in_double(part), likelihood, target)
+            nats = -log_probs.sum()
+            slope += torch.autograd.grad(nats, variable)[0]
+            total += nats.detach()
+            weight += weights.sum()
+    return total / weight, slope / weight
