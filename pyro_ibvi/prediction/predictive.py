@@ -111,7 +111,7 @@ def predict(
             max_memory=max_memory,
             generator=generator,
         )
-        return Prediction(torch.cat([part.outputs for part, _ in parts], dim=1), likelihood)
+        return Prediction(_joined([part.outputs for part, _ in parts]), likelihood)
     with torch.set_grad_enabled(differentiable):
         rows = prepare_rows(model, x)
         with _evaluation(guide), seeded_numbers(generator, guide):
@@ -182,6 +182,21 @@ def predict_batches(
         return Prediction(outputs, likelihood)
 
     return _one_by_one(model, loader, batch_size, run)
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    """The outputs of all batches together."""
+    first = outputs[0]
+    for part in outputs:
+        if part.shape[2:] != first.shape[2:]:
+            raise DataError(
+                f"The network's outputs have the shape {tuple(first.shape[2:])} for each datum of "
+                f"the first batch and {tuple(part.shape[2:])} for those of another, as where each "
+                f"batch is filled up to its own longest sequence, and one prediction holds one "
+                f"shape: write for part, _ in predict_batches(model, guide, loader), or fill all "
+                f"data up to one length."
+            )
+    return torch.cat(outputs, dim=1)
 
 
 def _one_by_one(

@@ -30,3 +30,21 @@ def test_few_images_are_scored_at_once(of_pixels, monkeypatch):
     scores = bnn.evaluate(x, y, num_samples=NUM_SAMPLES, seed=0)
     expected = ibvi.score(prediction, y)
     assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_of_different_lengths_have_one_temperature():
+    """That of the same data filled up to one length, what is filled up counting nowhere."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(1, 9, (12, 6), generator=generator)
+    y = torch.randint(0, 3, (12, 6), generator=generator)
+    y[6:, 4:] = -100
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 8), nn.Tanh(), nn.Linear(8, 3))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical(ignore_index=-100))
+    whole = bnn.calibrate(x, y, num_samples=NUM_SAMPLES, seed=0)
+    bnn.temperature = 1.0
+    batches = [(x[:6], y[:6]), (x[6:, :4], y[6:, :4])]
+    parts = bnn.calibrate(batches, num_samples=NUM_SAMPLES, seed=0)
+    assert parts.value == pytest.approx(whole.value, rel=1e-4)
+    assert parts.nll == pytest.approx(whole.nll, rel=1e-6)
+    assert parts.nll_before == pytest.approx(whole.nll_before, rel=1e-6)
