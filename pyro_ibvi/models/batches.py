@@ -184,7 +184,7 @@ class BatchReader:
         raise DataError(
             f"The batch has the parts {list(batch)}, and the network takes {self.signature}: say "
             f"which is the target, as in SupervisedModel(..., target={names[-1]!r}), and which "
-            f"are inputs, as in inputs=[{names[0]!r}].{hint}"
+            f"are inputs, as in inputs={self._likely_inputs(names[:-1])}.{hint}"
         )
 
     def _arrange(self, parts: dict[Any, Any]) -> Any:
@@ -199,8 +199,12 @@ class BatchReader:
         foreign = [name for name in parts if not self.signature.takes(name)]
         raise DataError(
             f"The network takes {self.signature}, and not the parts {foreign} of the batch: name "
-            f"its inputs, as in SupervisedModel(..., inputs={list(parts)[:1]})."
+            f"its inputs, as in SupervisedModel(..., inputs={self._likely_inputs(list(parts))})."
         )
+
+    def _likely_inputs(self, names: list[Any]) -> list[Any]:
+        """Parts that are the network's by their names: a mask left out would change what it does."""
+        return [name for name in names if self.signature.takes(name)] or names[:1]
 
 
 class Signature:
