@@ -203,7 +203,7 @@ class BatchReader:
         )
 
     def _likely_inputs(self, names: list[Any]) -> list[Any]:
-        """Parts that are the network's by their names: a mask left out would change what it does."""
+        """Parts that are the network's by their names, none left out, such as a mask."""
         return [name for name in names if self.signature.takes(name)] or names[:1]
 
 
