@@ -19,7 +19,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.precision import in_double
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction.mixture import Prediction, check_prediction
-from pyro_ibvi.prediction.moments import MAX_NUMBERS
+from pyro_ibvi.prediction.moments import rows_at_once
 from pyro_ibvi.prediction.scored import mixture_log_probs
 
 #: Bounds of the temperature's logarithm: separable labels would have it at 0.
@@ -117,7 +117,7 @@ def temperature_of(
 def _parts(outputs: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Outputs and targets, some data at once."""
     # The graph of all data together would take a dozen times the memory of the outputs.
-    num_rows = max(1, MAX_NUMBERS * len(y) // max(1, outputs.numel()))
+    num_rows = rows_at_once(outputs)
     y = in_double(y) if y.is_floating_point() else y
     return zip(outputs.detach().split(num_rows, dim=1), y.split(num_rows), strict=True)
 

@@ -11,10 +11,10 @@ from pyro_ibvi.models import Masked, Standardized
 from pyro_ibvi.prediction import (
     ConformalIntervals,
     Prediction,
-    calibration,
     conformal_intervals,
     conformal_sets,
     fit_temperature,
+    moments,
 )
 from tests.allocation import LargestAllocation
 
@@ -65,7 +65,7 @@ def test_large_outputs_are_seen_in_parts(monkeypatch):
     likelihood = ibvi.Categorical(class_dim=1, ignore_index=-100)
     prediction = Prediction(logits, likelihood)
     whole = fit_temperature(prediction, y)
-    monkeypatch.setattr(calibration, "MAX_NUMBERS", logits.numel() // 6)
+    monkeypatch.setattr(moments, "MAX_NUMBERS", logits.numel() // 6)
     with LargestAllocation(logits) as largest:
         parts = fit_temperature(prediction, y)
     assert parts.value == pytest.approx(whole.value, rel=1e-5)
