@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import as_call, as_tensors, known_numbers
+from pyro_ibvi._util.inputs import as_arguments, as_tensors, known_numbers
 from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
@@ -181,8 +181,7 @@ class SupervisedModel(PyroModule):
         Returns:
             The number.
         """
-        x, y = self.read(*args, **kwargs)
-        return num_data_of(x, y)
+        return num_data_of(*self.read(*args, **kwargs))
 
     def read_inputs(self, x: Any) -> Any:
         """The inputs to be predicted as tensors, without the target that a mapping may hold.
@@ -271,7 +270,8 @@ class SupervisedModel(PyroModule):
         Returns:
             Positional and keyword arguments.
         """
-        return as_call(self._whole_numbers.as_taken(x, self.net.network))
+        taken = self._whole_numbers.as_taken(x, self.net.network)
+        return as_arguments(self.net.network.forward, taken)
 
     def settle(self, x: Any) -> None:
         """Finds out which whole numbers the network takes as real ones, unless it has run.

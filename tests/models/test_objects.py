@@ -1,4 +1,4 @@
-"""Batches that are objects, as those of graphs are, beside the tensors that they hold."""
+"""Batches that are objects or lists, as of graphs and bags, beside the tensors that they hold."""
 
 import pytest
 import torch
@@ -63,3 +63,25 @@ def test_an_object_trains_and_predicts_as_its_tensors(draws):
 def test_an_object_alone_hears_how_to_name_its_targets():
     with pytest.raises(ValueError, match=r"The batch is a Batch, .* target='y'"):
         make(Reads).fit([Batch(X, Y)], num_epochs=1, progress=False)
+
+
+class OfBags(nn.Module):
+    """Takes a list of tensors of different lengths."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, bags):
+        return torch.stack([self.net(bag).mean(0) for bag in bags])
+
+
+def test_a_list_is_one_input_where_the_network_takes_one():
+    bags = [X[i : i + 2 + i % 3] for i in range(8)]
+    choices = {"draws": "batch", "example_input": bags}
+    of_lists, of_tuples = make(OfBags, **choices), make(OfBags, **choices)
+    assert losses(of_lists, [(bags, Y[:8])]) == losses(of_tuples, [((bags,), Y[:8])])
+    mean = of_lists.predict(bags, num_samples=3, seed=0).mean
+    assert mean.shape == (8, 3)
+    alone = of_lists.predict((bags[:1],), num_samples=3, seed=0).mean
+    torch.testing.assert_close(alone, mean[:1])
