@@ -18,7 +18,7 @@ from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.running import network_mode
 from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import warn_of_one_left_behind
-from pyro_ibvi.prediction.chunking import draws_to_run
+from pyro_ibvi.prediction.chunking import draws_to_run, output_sizes
 from pyro_ibvi.prediction.draws import draw_parameters
 from pyro_ibvi.prediction.seeds import Seed, seeded_numbers
 
@@ -131,7 +131,8 @@ class FunctionDraws(EnsembleModel):
         """The draws in parts, which keep to the memory of a prediction where there is no graph."""
         net, num_draws = self._model.net, self.num_samples
         if not torch.is_grad_enabled() and len(rows):
-            num_draws = draws_to_run(net, self._model.arguments_of(rows[:1]), len(rows))
+            sizes = output_sizes(net, self._model.arguments_of(rows[:1]))
+            num_draws = draws_to_run(net, sizes, len(rows))
         for start in range(0, self.num_samples, num_draws):
             part = {name: values[name][start : start + num_draws] for name in net.stochastic}
             yield values | part

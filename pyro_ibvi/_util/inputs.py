@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nested import as_nested_tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pyro_ibvi._util.arguments import takes
+
 #: Types that torch has by name, and cannot compare or add.
 _NAMED_ONLY = {torch.uint16, torch.uint32, torch.uint64}
 
@@ -30,6 +32,25 @@ def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
         return tuple(batch), {}
     return (batch,), {}
+
+
+def as_arguments(
+    function: Callable[..., Any], inputs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a network.
+
+    Args:
+        function: Its forward.
+        inputs: As a batch of :func:`as_call`; but a list of several parts is one argument, as of
+            images of different sizes, where the network does not take so many.
+
+    Returns:
+        Positional and keyword arguments.
+    """
+    is_list = isinstance(inputs, list) and len(inputs) > 1
+    if is_list and takes(function, 1) and not takes(function, len(inputs)):
+        return (inputs,), {}
+    return as_call(inputs)
 
 
 def map_tensors(function: Callable[[Tensor], Any], data: Any) -> Any:

@@ -24,7 +24,7 @@ from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, warn_of_temperature
 from pyro_ibvi.front.rate import share_of_rate
 from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
-from pyro_ibvi.front.scoring import calibrate_batches, validation_scores
+from pyro_ibvi.front.scoring import batches_to_score, calibrate_batches, validation_scores
 from pyro_ibvi.front.settling import Unsettled
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -286,7 +286,7 @@ class VariationalNetwork:
             The scores by name, see :func:`~pyro_ibvi.evaluate`.
         """
         check_parts(self)
-        batches = as_batches(data, y, model=self.model, batch_size=1000, shuffle=False)
+        batches = batches_to_score(self.model, self.guide, data, y, num_samples)
         draws = self._draws(num_samples, seed)
         return evaluate(self.model, self.guide, batches, foreign=foreign, **draws)
 
@@ -306,7 +306,7 @@ class VariationalNetwork:
             The temperature and what it did, see :func:`~pyro_ibvi.prediction.fit_temperature`.
         """
         check_parts(self)
-        batches = as_batches(data, y, model=self.model, batch_size=1000, shuffle=False)
+        batches = batches_to_score(self.model, self.guide, data, y, num_samples)
         draws = self._draws(num_samples, seed)
         found = calibrate_batches(self.model, self.guide, batches, **draws)
         self.temperature = found.value

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from pyro_ibvi.front.batches import as_batches
+from pyro_ibvi.front.first_batch import batch_at_hand
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import SupervisedModel
-from pyro_ibvi.prediction import Prediction, Temperature, fit_temperature, predict_batches
+from pyro_ibvi.prediction import Temperature, predict_batches
+from pyro_ibvi.prediction.calibration import temperature_of
 from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scores import checked_targets, score_batches, summarize
 from pyro_ibvi.prediction.seeds import Seed
+
+#: Number of data that are scored at once.
+_NUM_ROWS = 1000
+#: Numbers of their outputs, by all draws; scoring takes several times their memory.
+_MAX_OUTPUTS = 2**25
+
+
+def batches_to_score(
+    model: SupervisedModel, guide: MuPGuide, data: Any, y: Any, num_samples: int
+) -> Iterable[Any]:
+    """Batches of held-out data, in their order, of as many data as memory bears.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        data: Data as for :func:`~pyro_ibvi.front.batches.as_batches`.
+        y: The targets, if these are inputs.
+        num_samples: Number of draws of the weights.
+
+    Returns:
+        The batches; those that the user has made are as they were.
+    """
+    options: dict[str, Any] = {"model": model, "shuffle": False}
+    batches = as_batches(data, y, batch_size=_NUM_ROWS, **options)
+    if batches is not data:
+        with suppress(Exception):  # what is wrong shows when they are predicted
+            few = [batch_at_hand(batches)]
+            part, _ = next(predict_batches(model, guide, few, num_samples=1, generator=0))
+            # Of an image or a series there may be very many.
+            num_rows = _MAX_OUTPUTS * len(part.outputs[0]) // (num_samples * part.outputs.numel())
+            if num_rows < _NUM_ROWS:  # two at least: a squeeze() would take the batch of one
+                batches = as_batches(data, y, batch_size=max(2, num_rows), **options)
+    return batches
 
 
 @torch.no_grad()
@@ -71,12 +108,6 @@ def calibrate_batches(
     Raises:
         ValueError: If there is no batch, or no target.
     """
-    outputs, targets = [], []
     options: dict[str, Any] = {"generator": generator, "temperature": temperature}
-    for prediction, y in predict_batches(
-        model, guide, batches, num_samples=num_samples, **options
-    ):
-        outputs.append(prediction.outputs)
-        targets.append(prediction.target(checked_targets(y)))
-    whole = Prediction(torch.cat(outputs, dim=1), prediction.likelihood)
-    return fit_temperature(whole, torch.cat(targets))
+    parts = predict_batches(model, guide, batches, num_samples=num_samples, **options)
+    return temperature_of([(part, part.target(checked_targets(y))) for part, y in parts])

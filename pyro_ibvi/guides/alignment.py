@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import map_tensors
+from pyro_ibvi._util.inputs import first_tensor, map_tensors
 from pyro_ibvi._util.precision import are_close
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.base import MuPGuide
@@ -154,7 +154,8 @@ def _comparing(model: SupervisedModel, x: Any) -> Iterator[Any]:
     """
     # Under autocast both ways would be rounded, each in its own places; without it the network
     # takes numbers of its own type alone.
-    kind = batch_of(x).device.type
+    first = first_tensor(x)
+    kind = (next(model.parameters()) if first is None else first).device.type
     if torch.is_autocast_enabled(kind):
         parameters = model.net.network.parameters()
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)

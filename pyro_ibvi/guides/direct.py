@@ -121,12 +121,14 @@ class DirectRoute:
         self, model: SupervisedModel, guide: MuPGuide, draws: NumDraws, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, float, Tensor | None]:
         x, y = model.read(*args, **kwargs)
-        num_data = len(batch_of(x))
+        # Graphs, say, may come as objects, which hold tensors that nobody but the network knows.
+        is_object = draws == "datum" and first_tensor(x) is None
+        num_data = len(batch_of(y if is_object else x))
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
         if self._per_datum is None or self._num_compared < min(num_data, 2):
             self._num_compared = num_data  # a single datum shows little
             self._per_datum = self._compared(model, guide, x, num_data)
-            self._counts_targets = False
+            self._counts_targets = is_object
             if draws == "datum":
                 self._compare_targets(model, guide, x, y)
                 warn_of(self._per_datum.left_out())
@@ -154,7 +156,7 @@ class DirectRoute:
         """Looks whether the data are as many as targets: inputs may have words in front."""
         assert self._per_datum is not None
         targets = first_tensor(y)
-        if targets is None or len(targets) == len(batch_of(x)):
+        if self._counts_targets or targets is None or len(targets) == len(batch_of(x)):
             return
         by_target = self._compared(model, guide, x, len(targets))
         if len(by_target.left_out()) < len(self._per_datum.left_out()):

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pyro_ibvi._util.inputs import as_call
+from pyro_ibvi._util.inputs import as_arguments
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.network_copies import copy_network, is_parallel
 from pyro_ibvi._util.random_state import own_random_numbers
@@ -64,7 +64,7 @@ def admit_network(net: Any, example_input: Any = None) -> nn.Module:
     net = _on_one_device(copy_network(net))
     _make_gradients_dense(net)
     if example_input is not None and any(is_lazy(p) for p in net.parameters()):
-        args, kwargs = as_call(example_input)
+        args, kwargs = as_arguments(net.forward, example_input)
         with torch.no_grad(), own_random_numbers(), module_mode(net, training=False):
             net(*args, **kwargs)
     return net

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
+from pyro_ibvi._util.inputs import first_tensor
 from pyro_ibvi._util.network_copies import unwrap
 
 #: One part of a batch: its position in a tuple or its name in a mapping.
@@ -32,7 +33,8 @@ class BatchReader:
     Args:
         network: The network.
         inputs: Which parts of a batch the network gets.
-        target: Which part is the target, or which parts are the targets of several tasks.
+        target: Which part is the target, or which parts are the targets of several tasks; of a
+            batch that is one object, such as a batch of graphs, the name of its attribute.
         tasks: The tasks by name, if any; targets of other names are theirs in their order.
 
     Raises:
@@ -119,8 +121,8 @@ class BatchReader:
 
     def _read_as_told(self, batch: Sequence[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
         names = list(batch) if isinstance(batch, Mapping) else list(range(len(batch)))
-        if names == [0]:  # inputs alone, made by hand
-            return batch[0], None  # type: ignore[index]
+        if names == [0]:  # inputs alone, made by hand, or an object that holds both, as of graphs
+            return batch[0], self._attribute_of(batch[0])  # type: ignore[index]
         target, inputs = None, self._told_inputs(batch, names)
         if self.target is not None:
             told = _from_front(_parts(self.target), names)
@@ -143,6 +145,12 @@ class BatchReader:
             left = [name for name in names if name not in _parts(self.inputs)]
             target = batch[self._target_among(left, batch)] if left else None
         return inputs, target
+
+    def _attribute_of(self, x: Any) -> Any:
+        is_object = isinstance(self.target, str) and self.inputs is None
+        return (
+            getattr(x, str(self.target), None) if is_object and first_tensor(x) is None else None
+        )
 
     def _of_tasks(self, found: dict[str, Any]) -> Any:
         """Targets by the tasks' names, or in their order where they have other names."""
@@ -184,7 +192,7 @@ class BatchReader:
         raise DataError(
             f"The batch has the parts {list(batch)}, and the network takes {self.signature}: say "
             f"which is the target, as in SupervisedModel(..., target={names[-1]!r}), and which "
-            f"are inputs, as in inputs=[{names[0]!r}].{hint}"
+            f"are inputs, as in inputs={self._likely_inputs(names[:-1])}.{hint}"
         )
 
     def _arrange(self, parts: dict[Any, Any]) -> Any:
@@ -199,8 +207,12 @@ class BatchReader:
         foreign = [name for name in parts if not self.signature.takes(name)]
         raise DataError(
             f"The network takes {self.signature}, and not the parts {foreign} of the batch: name "
-            f"its inputs, as in SupervisedModel(..., inputs={list(parts)[:1]})."
+            f"its inputs, as in SupervisedModel(..., inputs={self._likely_inputs(list(parts))})."
         )
+
+    def _likely_inputs(self, names: list[Any]) -> list[Any]:
+        """Parts that are the network's by their names, none left out, such as a mask."""
+        return [name for name in names if self.signature.takes(name)] or names[:1]
 
 
 class Signature:

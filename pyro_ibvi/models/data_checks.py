@@ -57,6 +57,29 @@ def batch_of(x: Any) -> Tensor:
     return tensor
 
 
+def num_data_of(x: Any, y: Any) -> int:
+    """Number of data in a batch: that of the targets, where inputs have others in front.
+
+    Args:
+        x: Inputs.
+        y: Targets, None if there are none.
+
+    Returns:
+        The number.
+
+    Raises:
+        DataError: If neither shows any.
+    """
+    tensor = first_tensor(x if first_tensor(y) is None else y)
+    if tensor is None:
+        raise DataError(
+            f"The batch is a {type(x).__name__}, and no targets are beside it: say which of its "
+            f"attributes they are, as in SupervisedModel(..., target='y'), or let the loader "
+            f"yield pairs, (batch, batch.y)."
+        )
+    return len(tensor)
+
+
 def check_not_empty(x: Any) -> None:
     """Checks that there are data among the inputs.
 

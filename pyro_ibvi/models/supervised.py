@@ -13,11 +13,11 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ibvi._util.errors import DataError
-from pyro_ibvi._util.inputs import as_call, as_tensors, first_tensor, known_numbers
+from pyro_ibvi._util.inputs import as_arguments, as_tensors, known_numbers
 from pyro_ibvi.models.admission import admit_likelihood
 from pyro_ibvi.models.batch_dimension import BatchDimension
 from pyro_ibvi.models.batches import BatchReader, Inputs, Target
-from pyro_ibvi.models.data_checks import check_data, check_not_empty, warn_of_first
+from pyro_ibvi.models.data_checks import check_data, check_not_empty, num_data_of, warn_of_first
 from pyro_ibvi.models.faults import explain_fault
 from pyro_ibvi.models.laws import law_of
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -52,7 +52,8 @@ class SupervisedModel(PyroModule):
             is a pair; a longer one ends in the target if the network takes exactly the others; in
             a mapping the target is called ``labels``, ``label``, ``target``, ``targets`` or ``y``,
             or is the one part that the network does not take.
-        target: Which part of a batch is the target, or which are those of several tasks.
+        target: Which part of a batch is the target, or which are those of several tasks; an
+            attribute's name where a batch is one object, as of graphs.
 
     Raises:
         TypeError: If the network or the likelihood is not one of this package, or a part is
@@ -180,9 +181,7 @@ class SupervisedModel(PyroModule):
         Returns:
             The number.
         """
-        x, y = self.read(*args, **kwargs)
-        tensor = first_tensor(x if first_tensor(y) is None else y)
-        return 1 if tensor is None else len(tensor)
+        return num_data_of(*self.read(*args, **kwargs))
 
     def read_inputs(self, x: Any) -> Any:
         """The inputs to be predicted as tensors, without the target that a mapping may hold.
@@ -271,7 +270,8 @@ class SupervisedModel(PyroModule):
         Returns:
             Positional and keyword arguments.
         """
-        return as_call(self._whole_numbers.as_taken(x, self.net.network))
+        taken = self._whole_numbers.as_taken(x, self.net.network)
+        return as_arguments(self.net.network.forward, taken)
 
     def settle(self, x: Any) -> None:
         """Finds out which whole numbers the network takes as real ones, unless it has run.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_ibvi._util.inputs import as_call, tensors_of
+from pyro_ibvi._util.inputs import as_arguments, tensors_of
 from pyro_ibvi._util.network_copies import is_parallel
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.mup.layers import is_known
@@ -174,7 +174,7 @@ def record_steps(net: nn.Module, example_input: Any, *, training: bool = False) 
     Returns:
         The steps, in their order.
     """
-    args, kwargs = as_call(example_input)
+    args, kwargs = as_arguments(net.forward, example_input)
     recorder = _Recorder(net)
     net.train(training)
     with torch.no_grad(), own_random_numbers(), recorder:

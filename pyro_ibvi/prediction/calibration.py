@@ -8,6 +8,7 @@ alike on the mean, on the draws and on whatever is made of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.precision import in_double
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.prediction.mixture import Prediction, check_prediction
+from pyro_ibvi.prediction.moments import rows_at_once
 from pyro_ibvi.prediction.scored import mixture_log_probs
 
 #: Bounds of the temperature's logarithm: separable labels would have it at 0.
@@ -69,13 +71,27 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
     """
     check_prediction(prediction, "fit_temperature", "y")
     check_positive_int("num_steps", num_steps)
-    y = prediction.target(y)
-    y = in_double(y) if y.is_floating_point() else y
-    outputs = in_double(prediction.outputs.detach())
-    likelihood = prediction.likelihood.at_temperature(1.0)
-    own = float(prediction.likelihood.temperature)
-    start = outputs.new_tensor(own)
-    before = float(_nll(outputs, likelihood, y, start))
+    return temperature_of([(prediction, prediction.target(y))], num_steps=num_steps)
+
+
+def temperature_of(
+    predictions: Sequence[tuple[Prediction, Tensor]], *, num_steps: int = 50
+) -> Temperature:
+    """The temperature of several predictions together, as of batches of other lengths.
+
+    Args:
+        predictions: Predictions by one likelihood, and their targets as it takes them.
+        num_steps: As for :func:`fit_temperature`.
+
+    Returns:
+        The temperature.
+    """
+    parts = [part for prediction, y in predictions for part in _parts(prediction.outputs, y)]
+    first = predictions[0][0]
+    likelihood = first.likelihood.at_temperature(1.0)
+    own = float(first.likelihood.temperature)
+    start = in_double(first.outputs.new_tensor(own))
+    before = float(_nll(parts, likelihood, start)[0])
     log_value = start.log().clamp(-_BOUND, _BOUND).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [log_value], max_iter=num_steps, line_search_fn="strong_wolfe", tolerance_change=1e-12
@@ -83,21 +99,41 @@ def fit_temperature(prediction: Prediction, y: Any, *, num_steps: int = 50) -> T
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _nll(outputs, likelihood, y, log_value.clamp(-_BOUND, _BOUND).exp())
-        loss.backward()
+        temperature = log_value.clamp(-_BOUND, _BOUND).exp()
+        loss, slope = _nll(parts, likelihood, temperature.detach())
+        temperature.backward(slope)
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
     value = float(log_value.detach().clamp(-_BOUND, _BOUND).exp())
-    value = float(torch.tensor(value, dtype=prediction.outputs.dtype))  # as it will be used
-    nll = float(_nll(outputs, likelihood, y, torch.tensor(value, dtype=outputs.dtype)))
+    value = float(torch.tensor(value, dtype=first.outputs.dtype))  # as it will be used
+    nll = float(_nll(parts, likelihood, start.new_tensor(value))[0])
     if not nll < before:
         return Temperature(own, before, before)
     return Temperature(value, before, nll)
 
 
-def _nll(outputs: Tensor, likelihood: Likelihood, y: Tensor, temperature: Tensor) -> Tensor:
-    likelihood.set_temperature(temperature)
-    log_probs, weights = mixture_log_probs(outputs, likelihood, y)
-    return -log_probs.sum() / weights.sum()
+def _parts(outputs: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Outputs and targets, some data at once."""
+    # The graph of all data together would take a dozen times the memory of the outputs.
+    num_rows = rows_at_once(outputs)
+    y = in_double(y) if y.is_floating_point() else y
+    return zip(outputs.detach().split(num_rows, dim=1), y.split(num_rows), strict=True)
+
+
+def _nll(
+    parts: Sequence[tuple[Tensor, Tensor]], likelihood: Likelihood, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean over what was observed, and its derivative by the temperature."""
+    total, slope, weight = (torch.zeros_like(temperature) for _ in range(3))
+    with torch.enable_grad():
+        for outputs, y in parts:
+            variable = temperature.clone().requires_grad_()
+            likelihood.set_temperature(variable)
+            log_probs, weights = mixture_log_probs(in_double(outputs), likelihood, y)
+            nats = -log_probs.sum()
+            slope += torch.autograd.grad(nats, variable)[0]
+            total += nats.detach()
+            weight += weights.sum()
+    return total / weight, slope / weight

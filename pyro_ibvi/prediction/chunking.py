@@ -26,6 +26,27 @@ _MAX_OUTPUTS = {"cpu": 4 * 10**5, "other": 5 * 10**7}
 #: the draws: that costs more than leaving the caches does.
 _MAX_OUTPUTS_SHARED = 10**7
 
+#: Numbers in the output of a layer up to which all data run at once where nobody says; several
+#: such outputs are alive together. And data that are worth running at once.
+_MAX_OF_LAYER = 2**26
+_MIN_ROWS = 32
+
+#: Sizes of layers' outputs for one datum, as :func:`output_sizes` gives them.
+Sizes = tuple[list[int], list[int]]
+
+
+def rows_to_run(sizes: Sizes) -> int:
+    """Number of data to run at once where nobody says, from the largest output of a layer.
+
+    Args:
+        sizes: Sizes of the layers' outputs for one datum.
+
+    Returns:
+        The number of data.
+    """
+    in_front, own = sizes
+    return max(_MIN_ROWS, _MAX_OF_LAYER // max([1, *in_front, *own]))
+
 
 def draws_to_make(net: RandomModule) -> int:
     """Number of draws of a network's weights to make at once.
@@ -41,7 +62,7 @@ def draws_to_make(net: RandomModule) -> int:
     return max(1, limit // max(1, sum(sizes)))
 
 
-def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
+def draws_to_run(net: RandomModule, sizes: Sizes, num_rows: int) -> int:
     """Number of draws to run at once, from their weights and the largest output of a layer.
 
     Layers in front of the first random one run once for all draws, so their outputs do not count.
@@ -49,7 +70,7 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
 
     Args:
         net: The network, in evaluation mode.
-        one_row: Positional and keyword arguments of the network for one datum.
+        sizes: Sizes of its layers' outputs for one datum.
         num_rows: Number of data that run at once.
 
     Returns:
@@ -58,13 +79,13 @@ def draws_to_run(net: RandomModule, one_row: Any, num_rows: int) -> int:
     network = net.network
     num_draws = draws_to_make(net)
     if net.runner.runs_batched(net.stochastic):  # the others run draw by draw
-        _, sizes = output_sizes(net, one_row)
+        _, own = sizes
         shares = shares_layers(net)
-        if not (shares and len(sizes) == 1):
+        if not (shares and len(own) == 1):
             device = network.get_parameter(net.stochastic[0]).device
             limit = _MAX_OUTPUTS["cpu" if device.type == "cpu" else "other"]
             limit = max(limit, _MAX_OUTPUTS_SHARED) if shares else limit
-            num_draws = min(num_draws, limit // max(1, num_rows * max(sizes, default=0)))
+            num_draws = min(num_draws, limit // max(1, num_rows * max(own, default=0)))
     return max(1, num_draws)
 
 
@@ -80,7 +101,7 @@ def shares_layers(net: RandomModule) -> bool:
     return "input" not in {net.roles[name].layer_role for name in net.stochastic}
 
 
-def output_sizes(net: RandomModule, one_row: Any) -> tuple[list[int], list[int]]:
+def output_sizes(net: RandomModule, one_row: Any) -> Sizes:
     """Sizes of the layers' outputs for one datum, in the order in which they run.
 
     Args:

@@ -21,7 +21,7 @@ from pyro_ibvi.models.soft import mixed_law
 from pyro_ibvi.models.tasks import MultiTask
 from pyro_ibvi.models.wrapped import elementwise
 from pyro_ibvi.prediction import marginals
-from pyro_ibvi.prediction.moments import mixture_moments
+from pyro_ibvi.prediction.moments import mixture_moments, rows_at_once
 
 #: What other libraries' names for a prediction's parts are here.
 _ELSEWHERE = {
@@ -234,6 +234,8 @@ class Prediction:
             Entropies in the shape of a target; of numbers those of the density, which may be
             negative and depend on the units.
         """
+        if kind_of(self.likelihood) in ("categorical", "bernoulli"):
+            return self._entropy_of_labels(self.mean)
         return self._entropies()[0]
 
     def mutual_information(self) -> Tensor:
@@ -309,15 +311,13 @@ class Prediction:
     def _entropies(self) -> tuple[Tensor, Tensor]:
         """Entropy of the mixture and mean entropy of its components."""
         kind = kind_of(self.likelihood)
-        if kind == "categorical":
-            assert isinstance(self.likelihood, Categorical)
-            dim = self.likelihood.class_dim_of(self.outputs, 2)
-            means, _ = self.likelihood.moments(self.outputs, 2)
-            return _entropy(self.mean, dim), _entropy(means, dim).mean(0)
-        if kind == "bernoulli":
-            means, _ = self.likelihood.moments(self.outputs, 2)
-            both = torch.stack([means, 1 - means], -1)
-            return _entropy(both.mean(0), -1), _entropy(both, -1).mean(0)
+        if kind in ("categorical", "bernoulli"):
+            num_rows = rows_at_once(self.outputs)  # of all data they are as large as the outputs
+            of_draws = [
+                self._entropy_of_labels(self.likelihood.moments(part, 2)[0]).mean(0)
+                for part in self.outputs.split(num_rows, dim=1)
+            ]
+            return self._entropy_of_labels(self.mean), torch.cat(of_draws)
         if kind == "poisson":
             return marginals.poisson_entropy(self.outputs.exp())
         if kind == "tasks":
@@ -330,6 +330,13 @@ class Prediction:
         means, scales = self.components()
         within = scales.log().mean(0) + (1 + math.log(2 * math.pi)) / 2
         return marginals.normal_entropy(means, scales), within
+
+    def _entropy_of_labels(self, probabilities: Tensor) -> Tensor:
+        """Entropy of labels whose probabilities are these, as :attr:`mean` has them."""
+        if kind_of(self.likelihood) == "bernoulli":
+            return _entropy(torch.stack([probabilities, 1 - probabilities], -1), -1)
+        assert isinstance(self.likelihood, Categorical)
+        return _entropy(probabilities, self.likelihood.class_dim_of(self.outputs, 2))
 
 
 def check_prediction(prediction: Any, function: str, *rest: str) -> None:

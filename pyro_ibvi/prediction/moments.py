@@ -23,8 +23,7 @@ def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Te
     Returns:
         The moments.
     """
-    num_numbers = max(1, outputs.numel())
-    num_rows = max(1, MAX_NUMBERS * outputs.shape[1] // num_numbers) if outputs.dim() > 1 else 0
+    num_rows = rows_at_once(outputs) if outputs.dim() > 1 else 0
     if not num_rows or num_rows >= outputs.shape[1]:
         return whole_moments(outputs, likelihood)
     # Conditional moments of all data at once would take several times the outputs' memory.
@@ -44,6 +43,18 @@ def mixture_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Te
             whole[start:stop] = moment
         start = stop
     return mean, epistemic, aleatoric
+
+
+def rows_at_once(outputs: Tensor) -> int:
+    """Number of data to be taken at once of outputs that may be large.
+
+    Args:
+        outputs: The network's outputs, draws in front.
+
+    Returns:
+        The number, at least 1.
+    """
+    return max(1, MAX_NUMBERS * outputs.shape[1] // max(1, outputs.numel()))
 
 
 def whole_moments(outputs: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor, Tensor]:

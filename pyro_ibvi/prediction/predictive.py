@@ -61,7 +61,8 @@ def predict(
         chunk_size: Number of draws that run at once; bounds the memory for weights and
             activations; a seed then gives other draws. By default a few million numbers' worth.
         batch_size: Number of inputs that run at once; bounds the memory for activations. The
-            draws are the same for all of them.
+            draws are the same for all of them. By default as many as make some 70 million numbers
+            in a layer, where inputs can be cut.
         max_memory: Bytes, or a text such as ``"2 GB"``, that the prediction may allocate, its
             result included: fewer inputs and draws run at once, as far as their numbers are not
             given. What the network needs is estimated from its layers' outputs for one datum.
@@ -111,7 +112,7 @@ def predict(
             max_memory=max_memory,
             generator=generator,
         )
-        return Prediction(torch.cat([part.outputs for part, _ in parts], dim=1), likelihood)
+        return Prediction(_joined([part.outputs for part, _ in parts]), likelihood)
     with torch.set_grad_enabled(differentiable):
         rows = prepare_rows(model, x)
         with _evaluation(guide), seeded_numbers(generator, guide):
@@ -182,6 +183,21 @@ def predict_batches(
         return Prediction(outputs, likelihood)
 
     return _one_by_one(model, loader, batch_size, run)
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    """The outputs of all batches together."""
+    first = outputs[0]
+    for part in outputs:
+        if part.shape[2:] != first.shape[2:]:
+            raise DataError(
+                f"The network's outputs have the shape {tuple(first.shape[2:])} for each datum of "
+                f"the first batch and {tuple(part.shape[2:])} for those of another, as where each "
+                f"batch is filled up to its own longest sequence, and one prediction holds one "
+                f"shape: write for part, _ in predict_batches(model, guide, loader), or fill all "
+                f"data up to one length."
+            )
+    return torch.cat(outputs, dim=1)
 
 
 def _one_by_one(
@@ -288,6 +304,8 @@ def run_draws(
         num_drawn = min(num_drawn, num_made)
         if batch_size is None and num_rows < rows.num_rows:
             batch_size = num_rows
+    elif batch_size is None and not torch.is_grad_enabled():  # a graph keeps all of them anyway
+        batch_size = rows.rows_to_run()
     num_run = min(most, rows.draws_to_run(batch_size)) if chunk_size is None else chunk_size
     is_cut = batch_size is not None and batch_size < rows.num_rows
     outputs = Outputs(num_samples, rows.num_rows if is_cut else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pyro_ibvi._util.precision import are_close
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
-from pyro_ibvi.prediction.chunking import draws_to_run
+from pyro_ibvi.prediction.chunking import Sizes, draws_to_run, output_sizes, rows_to_run
 
 
 class Rows:
@@ -66,7 +67,30 @@ class Rows:
             The number.
         """
         num_rows = min(self.num_rows, batch_size or self.num_rows)
-        return draws_to_run(self.model.net, self.one_row(), num_rows)
+        return draws_to_run(self.model.net, self._sizes, num_rows)
+
+    def rows_to_run(self) -> int | None:
+        """Number of rows to run at once where nobody says, None for all of them.
+
+        Returns:
+            The number, so that layers' outputs do not fill memory; None where rows cannot be cut.
+        """
+        batch_size = rows_to_run(self._sizes)
+        if batch_size >= self.num_rows:
+            return None
+        net = self.model.net
+        try:
+            self._check_cut(
+                {n: net.network.get_parameter(n)[None] for n in net.stochastic}, batch_size
+            )
+        except DataError:  # nodes, say, which see one another
+            return None
+        self._is_checked = True
+        return batch_size
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return output_sizes(self.model.net, self.one_row())
 
     def one_row(self) -> Any:
         """The network's positional and keyword arguments for one datum."""

@@ -14,7 +14,9 @@ from pyro_ibvi.prediction import (
     conformal_intervals,
     conformal_sets,
     fit_temperature,
+    moments,
 )
+from tests.allocation import LargestAllocation
 
 
 def too_sure(num_data=400, num_samples=8):
@@ -52,6 +54,24 @@ def test_the_temperature_of_a_normal_is_the_ratio_of_variances(around):
     assert fitted.value == pytest.approx(expected, rel=1e-4)
     tempered = prediction.at_temperature(fitted.value)
     assert tempered.variance[0].item() == pytest.approx(expected * variance, rel=1e-4)
+
+
+def test_large_outputs_are_seen_in_parts(monkeypatch):
+    """Which one part of labels alone, of which none counts, does not disturb."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(4, 60, 3, 5, generator=generator)
+    y = torch.randint(0, 3, (60, 5), generator=generator)
+    y[:20] = -100
+    likelihood = ibvi.Categorical(class_dim=1, ignore_index=-100)
+    prediction = Prediction(logits, likelihood)
+    whole = fit_temperature(prediction, y)
+    monkeypatch.setattr(moments, "MAX_NUMBERS", logits.numel() // 6)
+    with LargestAllocation(logits) as largest:
+        parts = fit_temperature(prediction, y)
+    assert parts.value == pytest.approx(whole.value, rel=1e-5)
+    assert parts.nll == pytest.approx(whole.nll, rel=1e-9)
+    assert parts.nll_before == pytest.approx(ibvi.score(prediction, y)["nll"], rel=1e-5)
+    assert largest.numbers <= logits.numel() // 6
 
 
 def test_it_acts_alike_on_mean_draws_and_density():

@@ -101,3 +101,15 @@ def test_a_stream_has_no_order_to_lose() -> None:
 
     found = predict(DataLoader(Stream(), batch_size=4))
     torch.testing.assert_close(found, X, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_of_different_lengths_are_told_of_their_own_predictions() -> None:
+    words = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]), torch.tensor([7, 8])]
+    loader = DataLoader(words, 2, collate_fn=torch.stack)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    bnn = ibvi.VariationalNetwork(net, ibvi.Categorical())
+    with pytest.raises(ValueError, match=r"\(3, 2\) for each datum of .* \(2, 2\) .*another"):
+        bnn.predict(loader, num_samples=2)
+    parts = ibvi.prediction.predict_batches(bnn.model, bnn.guide, loader, num_samples=2)
+    assert [tuple(part.mean.shape) for part, _ in parts] == [(2, 3, 2), (1, 2, 2)]

@@ -11,9 +11,10 @@ from scipy import special, stats
 
 import pyro_ibvi as ibvi
 from pyro_ibvi.models import Masked, Standardized
-from pyro_ibvi.prediction import Prediction
+from pyro_ibvi.prediction import Prediction, moments
 from pyro_ibvi.prediction.marginals import cdf_of, normal_crps, normal_entropy
 from pyro_ibvi.prediction.scored import score_numbers
+from tests.allocation import LargestAllocation
 
 
 def mixture(likelihood=None, num_samples=4, shape=(3, 2)):
@@ -122,6 +123,23 @@ def test_labels():
     torch.testing.assert_close(binary.entropy(), torch.distributions.Bernoulli(p).entropy())
     assert torch.equal(binary.quantile(0.5), (p > 0.5).to(p))
     torch.testing.assert_close(binary.cdf(0.0), 1 - p)
+
+
+@pytest.mark.parametrize("likelihood", [ibvi.Categorical(class_dim=1), ibvi.Bernoulli()])
+def test_entropies_of_labels_take_less_memory_than_the_outputs(monkeypatch, likelihood):
+    outputs = torch.randn(4, 60, 3, 5, generator=torch.Generator().manual_seed(0))
+    prediction = Prediction(outputs, likelihood)
+    if isinstance(likelihood, ibvi.Bernoulli):
+        shares, dim = torch.stack([outputs.sigmoid(), (-outputs).sigmoid()], -1), -1
+    else:
+        shares, dim = outputs.softmax(2), 1
+    total = torch.special.entr(shares.mean(0)).sum(dim)
+    within = torch.special.entr(shares).sum(dim if dim < 0 else dim + 1).mean(0)
+    monkeypatch.setattr(moments, "MAX_NUMBERS", outputs.numel() // 6)
+    with LargestAllocation(outputs) as largest:
+        torch.testing.assert_close(prediction.entropy(), total)
+        torch.testing.assert_close(prediction.mutual_information(), total - within)
+    assert largest.numbers <= outputs.numel() // 2
 
 
 def test_sure_labels_have_no_entropy():

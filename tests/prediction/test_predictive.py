@@ -136,14 +136,37 @@ def test_large_activations_run_in_pieces_of_the_same_draws(monkeypatch):
     assert torch.allclose(in_pieces, outputs(chunk_size=60), atol=1e-5)
 
 
+@pytest.mark.parametrize("mixes", [False, True])
+def test_large_activations_bound_the_rows_where_these_can_be_cut(monkeypatch, mixes):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x - x.mean(0) if mixes else x)
+
+    model = make_model(Net(nn.Linear(3, 100), nn.Tanh(), nn.Linear(100, 2)))
+    guide = ibvi.AutoMuPNormal(model)
+    x = torch.randn(103, 3, generator=torch.Generator().manual_seed(0))
+    whole = ibvi.predict(model, guide, x, num_samples=3, generator=0).outputs
+    monkeypatch.setattr(_chunking, "_MAX_OF_LAYER", 100 * 40)
+    rows = []
+    run = model.run
+
+    def spy(values, x, **options):
+        rows.append((len(x), len(values["0.weight"])))
+        return run(values, x, **options)
+
+    monkeypatch.setattr(model, "run", spy)
+    in_pieces = ibvi.predict(model, guide, x, num_samples=3, generator=0).outputs
+    assert [size for size, draws in rows if draws == 3] == ([103] if mixes else [40, 40, 23])
+    assert torch.allclose(in_pieces, whole, atol=1e-6)
+
+
 def test_layers_before_the_first_random_one_do_not_bound_the_draws():
     net = nn.Sequential(nn.Linear(3, 500), nn.Tanh(), nn.Linear(500, 2))
-    sizes = {
-        stochastic: _chunking.draws_to_run(
-            make_model(net, stochastic=stochastic).net.eval(), ((torch.zeros(1, 3),), {}), 1000
-        )
-        for stochastic in ("all", "last")
-    }
+    sizes = {}
+    for stochastic in ("all", "last"):
+        random_net = make_model(net, stochastic=stochastic).net.eval()
+        of_layers = _chunking.output_sizes(random_net, ((torch.zeros(1, 3),), {}))
+        sizes[stochastic] = _chunking.draws_to_run(random_net, of_layers, 1000)
     # The last layer's outputs are the result, so only its weights bound the draws.
     assert sizes == {"all": 1, "last": 10**7 // (2 * 500 + 2)}
 
