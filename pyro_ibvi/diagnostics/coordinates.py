@@ -46,6 +46,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int, is_whole
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.modes import module_mode
@@ -66,6 +67,7 @@ _TRAIN_SEED = 20_000
 _MEASURE_SEED = 10_000
 
 
+@named_arguments()
 def coordinate_check(
     build: Build,
     sizes: Sequence[int],

@@ -120,6 +120,23 @@ def describe_training(bnn: Any) -> dict[str, Any]:
     }
 
 
+def describe_network(network: Any) -> str:
+    """A network in one line.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The line; what was loaded does not know how long it was trained.
+    """
+    num_epochs = network.history.num_epochs
+    trained = f", trained for {num_epochs} epochs" * bool(num_epochs)
+    return (
+        f"VariationalNetwork({type(network.net.network).__name__}, {network.likelihood}, "
+        f"stochastic={network.net.stochastic}{trained})"
+    )
+
+
 def find_optimizer(name: str | None) -> Any:
     """An optimizer that a file names.
 

@@ -126,9 +126,15 @@ def check_parts(network: Any) -> None:
         ("model", network.model, svi.model),
         ("guide", network.guide, svi.guide),
         ("optim", network.optim, svi.optim),
+        ("loss", network.loss, getattr(svi.loss, "__self__", network.loss)),
     ):
         if part is not used:
             raise ValueError(
                 f"The network's {name} is not that of its svi: a part that is exchanged needs "
                 f"a new bnn.svi = SVI(bnn.model, bnn.guide, bnn.optim, bnn.loss)."
             )
+    if network.likelihood is not network.model.likelihood:
+        raise ValueError(
+            "The network's likelihood is not that of its model, by which it is trained: write "
+            "bnn.model.likelihood = bnn.likelihood, or make a new VariationalNetwork."
+        )

@@ -14,6 +14,9 @@ from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scores import checked_targets, score_batches, summarize
 from pyro_ibvi.prediction.seeds import Seed
 
+#: Draws of the weights by which the validation data are predicted after each epoch.
+NUM_VALID_SAMPLES = 16
+
 
 @torch.no_grad()
 def validation_scores(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
 
@@ -127,3 +128,41 @@ def test_pairs_of_lists_and_of_several_targets_are_pairs():
 def test_a_loss_of_torch_hears_of_its_options_too(loss, words):
     with pytest.raises(TypeError, match=words):
         ibvi.VariationalNetwork(mlp(), loss)
+
+
+def test_options_without_an_effect_are_told():
+    x, y = torch.randn(8, 3), torch.randn(8, 1)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    bnn = ibvi.VariationalNetwork(nn.Linear(3, 1), ibvi.Normal(0.1))
+    with pytest.raises(ValueError, match=r"the DataLoader makes batches of 4: leave it out, or"):
+        bnn.fit(loader, batch_size=2)
+    with pytest.raises(TypeError, match=r"write fit\(loader, num_epochs=2\)"):
+        bnn.fit(loader, 2)
+    options = {"num_epochs": 1, "progress": False}
+    bnn.fit(loader, batch_size=4, **options)
+    bnn.fit(x, y, batch_size=2, valid_loader=loader, **options)  # it is for x and y
+    for name, place in {
+        "lr": r"argument of VariationalNetwork\(net, likelihood, lr=\.\.\.\)",
+        "num_epochs": "argument of fit",
+        "num_data": r"write bnn\.set_num_data",
+    }.items():
+        with pytest.raises(AttributeError, match=f"Setting '{name}' .* change nothing: .*{place}"):
+            setattr(bnn, name, 0.3)
+    bnn.notes = "mine"
+    own = bnn.loss
+    bnn.loss = ibvi.TraceExpectedLogLikelihood(kl_weight=1.0)
+    with pytest.raises(ValueError, match="loss is not that of its svi"):
+        bnn.fit(x, y, **options)
+    bnn.loss, bnn.likelihood = own, ibvi.Normal(1.0)
+    with pytest.raises(ValueError, match=r"write bnn\.model\.likelihood = bnn\.likelihood"):
+        bnn.predict(x)
+    bnn.model.likelihood = bnn.likelihood
+    assert float(bnn.predict(x).aleatoric[0]) == 1.0
+
+
+def test_what_was_loaded_does_not_say_that_it_was_never_trained(tmp_path):
+    bnn = ibvi.VariationalNetwork(nn.Linear(3, 1), ibvi.Normal(0.1))
+    bnn.fit(torch.randn(8, 3), torch.randn(8, 1), num_epochs=2, progress=False)
+    assert "trained for 2 epochs" in repr(bnn)
+    bnn.save(tmp_path / "net.ibvi")
+    assert "trained for" not in repr(ibvi.load(tmp_path / "net.ibvi", nn.Linear(3, 1)))

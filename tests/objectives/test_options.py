@@ -58,6 +58,10 @@ def test_options_must_be_known():
         TraceExpectedLogLikelihood(reduction="batch")
     with pytest.raises(ValueError, match="factors='keep': expected 'likelihood'"):
         TraceExpectedLogLikelihood(factors="keep")
+    with pytest.raises(TypeError, match=r"penalty=DivergencePenalty\(\.\.\.\), got 0\.1"):
+        TraceExpectedLogLikelihood(penalty=0.1)
+    with pytest.raises(TypeError, match=r"head=ClosedFormHead\(\.\.\.\), got True"):
+        TraceExpectedLogLikelihood(head=True)
     with pytest.raises(TypeError, match="keep_kl holds 3 of type int: expected site names"):
         TraceExpectedLogLikelihood(keep_kl=["w", 3])
 
