@@ -78,7 +78,7 @@ def coordinate_check(
     optim_args: dict[str, Any] | None = None,
     family: Family | None = None,
     loss: Any = None,
-    steps: Sequence[int] = (1, 10),
+    steps: int | Sequence[int] = (1, 10),
     num_seeds: int | Sequence[int] = 3,
     num_draws: int = 8,
     progress: bool = True,
@@ -238,8 +238,8 @@ def _checked_seeds(num_seeds: int | Sequence[int], num_sizes: int, axis: str) ->
     return list(num_seeds)
 
 
-def _checked_list(name: str, values: Iterable[int], at_least: int) -> list[int]:
-    result = list(values)
+def _checked_list(name: str, values: Any, at_least: int) -> list[int]:
+    result = [values] if is_whole(values) else list(values)
     whole = all(is_whole(v) and v > 0 for v in result)
     if len(set(result)) < max(at_least, len(result)) or not whole:
         raise ValueError(

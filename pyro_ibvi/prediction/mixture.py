@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -203,7 +203,7 @@ class Prediction:
         """
         self._kind("quantile")
         q = torch.as_tensor(q, dtype=torch.float64)
-        if not bool(((q > 0) & (q < 1)).all()):
+        if q.numel() == 0 or not bool(((q > 0) & (q < 1)).all()):
             raise ValueError(
                 f"Quantiles are at probabilities strictly between 0 and 1, got {q.tolist()}."
             )
@@ -284,6 +284,12 @@ class Prediction:
             raise KeyError(f"No task {task!r}; the likelihood has the tasks {names}.")
         outputs = self.likelihood.split(self.outputs)[task]
         return Prediction(outputs, self.likelihood.likelihoods[task])
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to be taken for an array, of which NumPy would make one of objects."""
+        raise TypeError(
+            "A prediction is a distribution and no array: write prediction.mean.numpy()."
+        )
 
     def __getattr__(self, name: str) -> Any:
         meant = f": write .{_ELSEWHERE.get(name)}" * (name in _ELSEWHERE)

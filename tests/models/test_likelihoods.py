@@ -196,7 +196,9 @@ BAD = [
         "must be 0 or 1, or shares between them, got values from 0 to 4",
     ),
     (Bernoulli(), (5,), FLOATS + 1.5, ValueError, r"must be 0 or 1, or shares.*from 1\.5 to 1\.5"),
-    (Poisson(), (5,), FLOATS + 0.5, ValueError, "counts must be whole numbers; the target has"),
+    (Bernoulli(), (5,), FLOATS - 1.0, ValueError, r"of two values write \(y > 0\)\.float\(\)"),
+    (Bernoulli(), (5, 3), FLOATS, ValueError, r"one of 3 classes, .*: Categorical\(\)"),
+    (Poisson(), (5,), FLOATS + 0.5, ValueError, r"has others, such as \d\.\d.* write Normal"),
     (Poisson(), (5,), -torch.arange(5), ValueError, "Expected counts, from 0; got values from -4"),
 ]
 
