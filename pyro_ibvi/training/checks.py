@@ -16,6 +16,7 @@ from pyro_ibvi._util.arguments import takes
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.inputs import is_array
 from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi._util.samplers import num_drawn
 from pyro_ibvi._util.torch_losses import likelihood_for
 from pyro_ibvi.pairing.belonging import check_optimizer_of, check_pair, holds_svi
 from pyro_ibvi.pairing.loss_scale import LossScale
@@ -288,7 +289,9 @@ def check_validation(valid_loader: Any, **needing: Any) -> None:
 
 
 def warn_of_rows(model: Any, loader: Any, batch: tuple[Any, ...], named: Any) -> None:
-    """Warns where a loader makes several rows of one of its data, and the model counts the latter.
+    """Warns where the model counts data, or batches, and the loader gives more rows than these.
+
+    A loader may make several rows of one of its data.
 
     Args:
         model: The model.
@@ -308,6 +311,14 @@ def warn_of_rows(model: Any, loader: Any, batch: tuple[Any, ...], named: Any) ->
             f"The loader's batches of {size} data hold {num_rows} rows, as its collate_fn makes "
             f"them, and num_data={num_data} counts data: pass the number of rows of all of them, "
             f"num_data=.",
+            UserWarning,
+            stacklevel=2,
+        )
+    drawn = num_drawn(loader) or 0
+    if num_rows > 1 and num_data == len(loader) < drawn:
+        warnings.warn(
+            f"num_data={num_data} is the number of the loader's batches, and it is that of the "
+            f"data by which a loss is scaled: write num_data={drawn}, the length of the data set.",
             UserWarning,
             stacklevel=2,
         )

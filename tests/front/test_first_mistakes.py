@@ -1,11 +1,17 @@
 """What mistakes with data and networks of one's own hear: what was given, and what to write."""
 
+from contextlib import nullcontext
+
+import pandas as pd
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.models import Masked, Standardized
 
 X, LABELS = torch.randn(60, 4), torch.arange(60) % 3
 QUIET = {"num_epochs": 1, "progress": False, "batch_size": 20}
@@ -166,3 +172,55 @@ def test_what_was_loaded_does_not_say_that_it_was_never_trained(tmp_path):
     assert "trained for 2 epochs" in repr(bnn)
     bnn.save(tmp_path / "net.ibvi")
     assert "trained for" not in repr(ibvi.load(tmp_path / "net.ibvi", nn.Linear(3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("end", "y", "around"),
+    [
+        (nn.ReLU, torch.linspace(-1, 1, 60), lambda law, y: law),
+        (nn.Tanh, 3 * torch.linspace(-1, 1, 60), lambda law, y: law),
+        (nn.Softplus, torch.linspace(0, 2, 60), Standardized.of),
+        (nn.Sigmoid, torch.linspace(-1, 1, 60), lambda law, y: Masked(Standardized.of(law, y))),
+    ],
+)
+def test_an_end_that_does_not_reach_the_targets_is_told(end, y, around):
+    """The best that the network can do is to be off by what lies outside."""
+    net = nn.Sequential(mlp(1), end())
+    bnn = ibvi.VariationalNetwork(net, around(ibvi.Normal(0.1), y[:, None]))
+    name = {"ReLU": "Relu"}.get(end.__name__, end.__name__)
+    with pytest.warns(UserWarning, match=rf"network ends in {name}, which .* from .*leave it out"):
+        bnn.fit(X, y[:, None], **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("end", "y"),
+    [
+        (nn.ReLU, torch.linspace(-0.1, 2, 60)),  # noise around zero
+        (nn.Tanh, 0.9 * torch.linspace(-1, 1, 60)),
+        (nn.Identity, 3 * torch.linspace(-1, 1, 60)),
+    ],
+)
+def test_an_end_that_reaches_the_targets_is_taken_as_it_is(end, y):
+    bnn = ibvi.VariationalNetwork(nn.Sequential(mlp(1), end()), ibvi.Normal(0.1))
+    bnn.fit(X, y[:, None], **QUIET)
+
+
+def test_another_column_in_the_place_of_one_is_refused():
+    frame = pd.DataFrame(X.numpy(), columns=list("abcd"))
+    bnn = ibvi.VariationalNetwork(mlp(), ibvi.Categorical())
+    bnn.fit(frame, LABELS, **QUIET)
+    with pytest.raises(ValueError, match=r"columns \['e'\], where the first .* had \['b'\]: pass"):
+        bnn.predict(frame.rename(columns={"b": "e"}))
+    named = bnn.predict(frame, seed=0).mean
+    for unnamed in (frame.to_numpy(), frame.set_axis(range(4), axis=1)):
+        assert torch.equal(bnn.predict(unnamed, seed=0).mean, named)
+
+
+@pytest.mark.parametrize(("num_data", "told"), [(12, True), (60, False)])
+def test_the_number_of_batches_is_no_number_of_data(num_data, told):
+    loader = DataLoader(TensorDataset(X, LABELS), batch_size=5)
+    model = ibvi.SupervisedModel(ibvi.RandomModule(mlp()), ibvi.Categorical(), num_data)
+    guide = ibvi.AutoMuPNormal(model)
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-6}), ibvi.TraceExpectedLogLikelihood())
+    with pytest.warns(UserWarning, match="write num_data=60") if told else nullcontext():
+        ibvi.fit(svi, loader, 1, progress=False)
