@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_ibvi import guides, models, mup, training
 from pyro_ibvi._util.distributions import per_element
+from pyro_ibvi.front.layers import layers_of
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -69,6 +70,7 @@ def describe_choices(model: SupervisedModel, guide: MuPGuide) -> dict[str, Any]:
         "inputs": model.reader.inputs,
         "target": model.reader.target,
         "num_data": model.num_data,
+        "layers": layers_of(net.network),
     }
     described = {}
     for name, choice in choices.items():
