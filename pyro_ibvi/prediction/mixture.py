@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.checks import shown
 from pyro_ibvi._util.inputs import as_tensors, map_tensors
 from pyro_ibvi._util.precision import at_least_float32, in_double
 from pyro_ibvi.models.data_checks import check_data
@@ -53,9 +54,17 @@ class Prediction:
     Args:
         outputs: The network's outputs.
         likelihood: The likelihood, of which a copy is kept.
+
+    Raises:
+        TypeError: If they are of another kind.
     """
 
     def __init__(self, outputs: Tensor, likelihood: Likelihood) -> None:
+        if not isinstance(outputs, Tensor) or not isinstance(likelihood, Likelihood):
+            raise TypeError(
+                f"A prediction is made of a tensor of outputs, (num_samples, batch, ...), and a "
+                f"likelihood, got {shown(outputs)} and {shown(likelihood)}."
+            )
         self.outputs = at_least_float32(outputs)
         self.likelihood = likelihood.detached()
 

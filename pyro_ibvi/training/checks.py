@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ibvi._util.arguments import takes
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.checks import check_positive_int, shown
 from pyro_ibvi._util.inputs import is_array
 from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi._util.samplers import num_drawn
@@ -200,6 +200,27 @@ def check_callback(callback: Any) -> None:
         TypeError: If it is no function of the epoch and the history.
     """
     _check_function("callback", callback, "epoch, history", "True to stop")
+
+
+def is_end(answer: Any) -> bool:
+    """Whether what a callback returned ends training.
+
+    Args:
+        answer: What it returned.
+
+    Returns:
+        Whether it does.
+
+    Raises:
+        TypeError: If it is something else than an answer.
+    """
+    kind = str(getattr(answer, "dtype", type(answer).__name__))  # NumPy and torch have their own
+    if answer is not None and kind.removeprefix("torch.") != "bool":
+        raise TypeError(
+            f"callback returned {shown(answer)}, and what it returns says whether training ends: "
+            f"return True to end it, and nothing or False to go on."
+        )
+    return bool(answer)
 
 
 def _check_function(name: str, function: Any, arguments: str, returned: str) -> None:

@@ -25,6 +25,7 @@ from pyro_ibvi.training.checks import (
     check_svi,
     check_validation,
     checked_autocast,
+    is_end,
     warn_of_rows,
     warn_of_sum,
 )
@@ -194,7 +195,7 @@ def fit(
             step_scheduler(svi.optim, history)
         is_stopped = best.see(history)
         if callback is not None:
-            is_stopped |= bool(callback(history.num_epochs - 1, history))
+            is_stopped |= is_end(callback(history.num_epochs - 1, history))
         bar.end_epoch(history)
         course.save(is_stopped=is_stopped)
         if is_stopped:

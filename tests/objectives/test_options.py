@@ -64,6 +64,9 @@ def test_options_must_be_known():
         TraceExpectedLogLikelihood(head=True)
     with pytest.raises(TypeError, match="keep_kl holds 3 of type int: expected site names"):
         TraceExpectedLogLikelihood(keep_kl=["w", 3])
+    for other in ({"w": 0.5}, True):
+        with pytest.raises(TypeError, match=r"whose KL counts in full; the weight of all others"):
+            TraceExpectedLogLikelihood(keep_kl=other)
 
 
 @pytest.mark.parametrize("estimator", PAIRS)

@@ -159,6 +159,9 @@ def test_questions_without_an_answer():
         ask = getattr(together["b"], name)
         assert (ask() if name == "entropy" else ask(0.5)).shape == (3, 1)
     numbers = mixture()
+    for parts in ((numbers.outputs.numpy(), ibvi.Normal()), (ibvi.Normal(), numbers.outputs)):
+        with pytest.raises(TypeError, match=r"made of a tensor of outputs, \(num_samples, batch"):
+            Prediction(*parts)
     with pytest.raises(TypeError, match=r"no array: write prediction\.mean\.numpy\(\)"):
         np.asarray(numbers)
     for q in (0.0, 1.0, [0.5, 1.5], []):
