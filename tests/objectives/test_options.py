@@ -218,3 +218,8 @@ def test_a_step_stays_on_its_device(reduction):
         value, grads = loss_and_grads(loss, case)
     assert math.isfinite(value)
     assert all(grad.is_cuda for grad in grads.values())
+
+
+def test_a_class_in_the_place_of_its_guide_hears_of_the_parentheses():
+    with pytest.raises(TypeError, match=r"got the class AutoNormal: write AutoNormal\(model\)"):
+        TraceExpectedLogLikelihood().loss_and_grads(lambda x: None, AutoNormal, torch.zeros(3))
