@@ -129,7 +129,7 @@ class RandomModule(PyroModule):
             depth_warning(self.roles, self.parametrization),
         ):
             if warning is not None:
-                warnings.warn(warning, UserWarning, stacklevel=2)
+                warnings.warn(warning, UserWarning, stacklevel=3)
 
     @property
     def network(self) -> nn.Module:

@@ -249,7 +249,7 @@ def _without_guesses(flow: Flow, overrides: Mapping[str, Role | WeightRole]) -> 
         return flow
     given = {g.layer_role if isinstance(g, WeightRole) else g for g in overrides.values()}
     if not flow.assumed <= given:
-        warnings.warn(flow.assumption, UserWarning, stacklevel=4)
+        warnings.warn(flow.assumption, UserWarning, stacklevel=5)
     return replace(
         flow,
         inputs=set() if "input" in given else flow.inputs,
