@@ -143,7 +143,8 @@ FLOATS = torch.zeros(5)
 BAD = [
     (Normal(), (5,), FLOATS.reshape(5, 1), ValueError, r"shape \(5, 1\).*Normal.*expects \(5,\)"),
     (Normal(), (5, 1), FLOATS, ValueError, r"expects \(5, 1\)\. Write y\.reshape\(-1, 1\)"),
-    (Normal(), (5, 2), FLOATS, ValueError, r"target has shape \(5,\).*expects \(5, 2\)\.$"),
+    (Normal(), (5, 3), FLOATS, ValueError, r"target has shape \(5,\).*expects \(5, 3\)\.$"),
+    (Normal(), (5, 2), FLOATS, ValueError, r"expects \(5, 2\)\. Of two outputs .* Heterosced"),
     (
         Normal(),
         (5, 1),
