@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, map_tensors, tensors_of
+from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.models.running import network_mode
 
 Run = Callable[[Any], Any]
@@ -38,7 +39,11 @@ class BatchDimension:
     def __init__(self, network: nn.Module) -> None:
         self._of_one = set(_shapes_of_one(network))
         self._is_kept = False
-        self._is_in_order = not any(map(_takes_time_first, network.modules()))
+        layers = list(network.modules())
+        # A compiled network would be compiled anew for the sizes of a look.
+        self._is_in_order = any(map(is_compiled, layers)) or not any(
+            map(_takes_time_first, layers)
+        )
 
     def check(self, x: Any, run: Run) -> None:
         """Refuses one datum that the network would take for a batch.
