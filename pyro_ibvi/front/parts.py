@@ -69,7 +69,7 @@ def optimizer_args(
         The arguments.
 
     Raises:
-        TypeError: If the optimizer is no class.
+        TypeError: If the optimizer is no class, or its arguments have no names.
         ValueError: If the rate is given twice, or not at all where there is no default.
     """
     if not isinstance(optimizer, type):
@@ -77,6 +77,10 @@ def optimizer_args(
             f"The optimizer must be the class of a torch optimizer, such as torch.optim.SGD, got "
             f"{optimizer if isinstance(optimizer, str) else type(optimizer).__name__!r}; its "
             f"arguments are lr= and optim_args=."
+        )
+    if optim_args is not None and not isinstance(optim_args, Mapping):
+        raise TypeError(
+            f"optim_args must be a mapping such as {{'momentum': 0.9}}, got {optim_args!r}."
         )
     args = dict(optim_args or {})
     if lr is not None:

@@ -283,10 +283,11 @@ def checked_autocast(autocast: Any) -> torch.dtype | None:
     )
 
 
-def check_validation(valid_loader: Any, **needing: Any) -> None:
+def check_validation(train_loader: Any, valid_loader: Any, **needing: Any) -> None:
     """Checks that there are validation data if anything looks at them.
 
     Args:
+        train_loader: The training loader.
         valid_loader: The validation loader.
         **needing: Arguments that need it.
 
@@ -301,6 +302,13 @@ def check_validation(valid_loader: Any, **needing: Any) -> None:
         raise ValueError(
             "monitor is what patience looks at: pass patience=, the number of epochs to wait for "
             "a better one, after which the best state is put back."
+        )
+    if "patience" in given and valid_loader is train_loader:
+        warnings.warn(
+            "valid_loader is the training loader, whose data a network may know by heart: with "
+            "patience training ends, and the best state is chosen, by data held back.",
+            UserWarning,
+            stacklevel=3,
         )
     if isinstance(valid_loader, Iterator):
         raise TypeError(

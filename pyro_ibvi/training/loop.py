@@ -164,7 +164,9 @@ def fit(
     check_loader("train_loader", train_loader)
     if valid_loader is not None:
         check_loader("valid_loader", valid_loader)
-    check_validation(valid_loader, metrics=metrics, patience=patience, monitor=monitor)
+    check_validation(
+        train_loader, valid_loader, metrics=metrics, patience=patience, monitor=monitor
+    )
     check_callback(callback)
     check_metrics(metrics)
     check_history(history)

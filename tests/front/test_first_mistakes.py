@@ -154,6 +154,8 @@ def test_options_without_an_effect_are_told():
     }.items():
         with pytest.raises(AttributeError, match=f"Setting '{name}' .* change nothing: .*{place}"):
             setattr(bnn, name, 0.3)
+    with pytest.raises(TypeError, match=r"optim_args must be a mapping such as \{'momentum'"):
+        ibvi.VariationalNetwork(nn.Linear(3, 1), ibvi.Normal(0.1), optim_args=["momentum", 0.9])
     bnn.notes = "mine"
     own = bnn.loss
     bnn.loss = ibvi.TraceExpectedLogLikelihood(kl_weight=1.0)
