@@ -354,6 +354,7 @@ def test_single_precision_several_targets_and_a_network_of_ones_own(diabetes):
         ({"hidden_layer_sizes": (8, -1)}, "Each of hidden_layer_sizes must be .*, got -1"),
         ({"validation_fraction": 1.5}, "validation_fraction is the share .*, got 1.5"),
         ({"validation_fraction": "a"}, "validation_fraction is the share .*, got 'a'"),
+        ({"early_stopping": 5}, "early_stopping is True or False, got 5: .* is patience=5"),
         ({"activation": "relu"}, r"activation is the class .*torch\.nn\.SiLU, got 'relu'"),
         ({"activation": torch.nn.ReLU()}, r"activation is the class .*, got ReLU\(\)"),
         ({"network": torch.nn.Linear(1, 2)}, r"network is a function .*num_outputs: .*got Linear"),
@@ -380,6 +381,11 @@ def test_a_single_hidden_layer_may_be_a_number():
 def test_one_class_alone_is_named_as_it_is():
     with pytest.raises(ValueError, match="holds the 1 class 2 alone"):
         IBVIClassifier(**QUICK).fit([[0.0], [1.0]], [2, 2])
+
+
+def test_text_is_no_number():
+    with pytest.raises(ValueError, match=r"got targets such as 'a': .* write IBVIClassifier"):
+        IBVIRegressor().fit([[0.0], [1.0]], ["a", "b"])
 
 
 def test_weights_that_are_all_zero_and_a_network_that_is_none():

@@ -61,7 +61,8 @@ for _ in range(num_epochs):
 # %% [markdown]
 # ## As a distribution
 #
-# Wrap it, train it, ask it. The learning rate of each layer follows from its width.
+# Wrap it, train it, ask it. Its weights start at the network's own and have noise of a third of their
+# size, and its learning rates are those of ordinary training.
 
 # %%
 bnn = ibvi.VariationalNetwork(make_network(), ibvi.Categorical())

@@ -65,7 +65,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("optim", "opt"),
     "optim_args": ("optimizer_args", "optimizer_kwargs", "optim_kwargs", "optimizer_params"),
     "scheduler": ("lr_scheduler", "schedule"),
-    "clip_norm": ("max_norm", "grad_clip", "gradient_clip_val", "clip_grad_norm"),
+    "clip_norm": ("clip_args", "max_norm", "grad_clip", "gradient_clip_val", "clip_grad_norm"),
     "covariance": ("guide", "posterior", "cov"),
     "stochastic": ("random", "bayesian", "bayesian_layers", "random_layers"),
     "draws": ("num_particles", "num_samples", "n_samples"),
@@ -76,6 +76,10 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "scale": ("std", "sigma", "noise", "stddev", "sd", "noise_std"),
     "weight": ("weights", "class_weight", "class_weights"),
     "net": ("network", "module", "base_model"),
+    "sizes": ("widths", "depths", "num_units"),
+    "var_names": ("sites", "variables", "parameters"),
+    "kl_weight": ("beta", "kl_scale", "annealing_factor"),
+    "num_particles": ("num_samples", "n_samples"),
     "max_memory": ("memory", "memory_limit", "max_mem"),
 }
 

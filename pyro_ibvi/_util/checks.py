@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,7 +22,23 @@ def check_positive_int(name: str, value: Any) -> None:
         ValueError: If it is not.
     """
     if not is_whole(value) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+        raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
+
+
+def shown(value: Any) -> str:
+    """What a message says of a value, which may be all data or a network.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The value where it takes no more than a line, else what it is.
+    """
+    if isinstance(value, Tensor) and value.dim():
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    is_short = len(text) <= 100 and "\n" not in text and not text.startswith("<")
+    return text if is_short else type(value).__name__
 
 
 def checked_scale(name: str, value: Any) -> float:
@@ -40,7 +56,7 @@ def checked_scale(name: str, value: Any) -> float:
         ValueError: If it is not positive and finite.
     """
     if not is_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
+        raise TypeError(f"{name} must be a number, got {shown(value)}.")
     if not 0 < float(value) < math.inf:
         raise ValueError(f"{name} is a standard deviation, positive and finite; got {value!r}.")
     return float(value)
@@ -77,8 +93,11 @@ def checked_rates(rates: Sequence[float]) -> list[float]:
         The rates in ascending order.
 
     Raises:
+        TypeError: If it is one rate.
         ValueError: If they are not positive, or there are not two different ones.
     """
+    if not isinstance(rates, Iterable) or isinstance(rates, str):
+        raise TypeError(f"rates are several to compare, such as (0.01, 0.1), got {rates!r}.")
     ordered = sorted(float(rate) for rate in rates)
     if len(set(ordered)) < max(2, len(ordered)) or not all(0 < r < math.inf for r in ordered):
         raise ValueError(f"rates must be at least two different positive numbers, got {rates!r}.")

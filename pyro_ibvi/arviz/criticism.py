@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import check_positive_int, shown
 from pyro_ibvi.arviz.draws import Sampler, log_density
 from pyro_ibvi.arviz.gaps import drop_masked
 from pyro_ibvi.arviz.groups import density_notes
@@ -97,6 +98,7 @@ def _standard_error(pointwise: np.ndarray) -> float:
     return float(np.sqrt(len(values)) * np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
+@named_arguments()
 def log_predictive_density(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -204,10 +206,18 @@ def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:
         is paired by datum and so is much smaller than ``se``.
 
     Raises:
+        TypeError: If they are not such results by name.
         ValueError: If the fits were not evaluated on data of the same shape.
     """
     import pandas as pd
 
+    if not isinstance(fits, Mapping) or not all(
+        isinstance(fit, LogPredictiveDensity) for fit in fits.values()
+    ):
+        raise TypeError(
+            f"Fits to compare are results of log_predictive_density by name, "
+            f'{{"first": fit, "second": other}}, got {shown(fits)}.'
+        )
     shapes = {name: fit.pointwise.shape for name, fit in fits.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"Fits compare on the same held-out data only; the shapes are {shapes}.")
@@ -224,6 +234,7 @@ def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("elpd", ascending=False)
 
 
+@named_arguments()
 def pareto_k(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -264,7 +275,9 @@ def pareto_k(
     sampler = Sampler(model, guide, Inputs(args, model_kwargs or {}), seed)
     notes = density_notes(sampler)
     if notes:
-        raise ValueError(f"Pareto k needs both densities, but {'; '.join(notes.values())}.")
+        raise ValueError(
+            f"Pareto k needs both densities, but {'; '.join(notes.values()).removesuffix('.')}."
+        )
     parts = sorted(subsamples(sampler.model_trace))
     if parts:
         raise ValueError(

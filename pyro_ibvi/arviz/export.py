@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import check_positive_int, shown
 from pyro_ibvi._util.files import whole_file
 from pyro_ibvi.arviz.draws import Sampler
 from pyro_ibvi.arviz.files import append_netcdf, append_zarr
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Callables = Callable[..., Any]
 
 
+@named_arguments()
 def to_arviz(
     model: Callables,
     guide: Callables,
@@ -116,9 +118,10 @@ def to_arviz(
         ``(1, num_samples, *shape)``.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If the export is larger than ``max_bytes``, a name matches nothing, names or
             labels do not fit, data do not fit their distribution or have one without ``sample``,
-            or sites change between draws.
+            a group that is named would be empty, or sites change between draws.
         ImportError: If ArviZ is not installed.
 
     Example:
@@ -157,6 +160,7 @@ def to_arviz(
     return wrap(datasets(export, arrays, attrs, range(num_samples)), attrs)
 
 
+@named_arguments(passed_to=to_arviz)
 def write_arviz(
     path: str | Path,
     model: Callables,
@@ -187,9 +191,15 @@ def write_arviz(
         The path.
 
     Raises:
+        TypeError: If the path is none, or as :func:`to_arviz`.
         ValueError: If the suffix is unknown, or as :func:`to_arviz` does.
         FileExistsError: If the path exists.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(
+            f"The path of the file comes first, write_arviz(path, model, guide, ...), got "
+            f"{shown(path)}."
+        )
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"Cannot tell the format of {str(path)!r}: end the path in .nc or .zarr.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_ibvi._util.checks import shown
 from pyro_ibvi.arviz import groups
 from pyro_ibvi.arviz.draws import NewInputs, Sampler
 from pyro_ibvi.arviz.groups import Draw, Group
@@ -78,6 +79,7 @@ class Export:
         found = [g.stored_as(options.dtype) for g in self._make()]
         self.groups = {g.name: g for g in found if g.variables}
         self._check_names()
+        self._check_groups()
 
     def _describe(self, trace: Any) -> dict[str, Variable]:
         found = describe(trace, self.sampler.kinds)
@@ -137,6 +139,10 @@ class Export:
     def _inputs(self, name: str, data: Sequence[Variable], new: NewInputs | None = None) -> Group:
         s, given = self.sampler, self.options.constant_data
         if given is not None and new is None:
+            if not isinstance(given, Mapping):
+                raise TypeError(
+                    f'constant_data holds arrays by name, {{"x": x}}, got {shown(given)}.'
+                )
             arrays = {n: to_numpy(a) for n, a in given.items()}
         else:
             inputs, trace = (new.inputs, new.trace) if new else (s.inputs, s.model_trace)
@@ -166,6 +172,16 @@ class Export:
             unknown = sorted(set(given) - known)
             if unknown:
                 raise ValueError(f"{what} speaks of {unknown}; there are {sorted(known)}.")
+
+    def _check_groups(self) -> None:
+        """Checks that the groups that the user names hold something."""
+        empty = sorted(self.options.named & set(groups.GROUPS) - self.groups.keys())
+        if empty:
+            raise ValueError(
+                f"The groups {empty} would be empty: weights of networks are exported when they "
+                f"are named, var_names=['*'], predictions of new inputs with predictions=x, and "
+                f"what belongs to observed data where the model is called with its targets."
+            )
 
     def nbytes(self, num_samples: int) -> dict[str, int]:
         """Sizes of all arrays.

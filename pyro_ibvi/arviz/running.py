@@ -17,6 +17,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from pyro.util import set_rng_seed
 from torch import nn
 
+from pyro_ibvi._util.checks import is_whole, shown
 from pyro_ibvi._util.modes import module_mode
 from pyro_ibvi._util.random_state import get_random_state, set_random_state
 from pyro_ibvi.objectives.masks import without_masked_values
@@ -28,9 +29,14 @@ class RandomStreams:
     Args:
         seed: Start of every stream. With ``None`` the stream ``"posterior"`` is the global
             generator itself, and the others are started from its state without advancing it.
+
+    Raises:
+        TypeError: If the seed is no whole number.
     """
 
     def __init__(self, seed: int | None) -> None:
+        if seed is not None and not is_whole(seed):
+            raise TypeError(f"seed must be a whole number, got {shown(seed)}.")
         self._live = "posterior" if seed is None else None
         self._first = None if seed is None else seed % 2**32
         entropy = torch.get_rng_state().numpy().tobytes() if seed is None else b"%d" % seed

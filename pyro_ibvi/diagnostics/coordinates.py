@@ -46,6 +46,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int, is_whole
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.modes import module_mode
@@ -66,6 +67,7 @@ _TRAIN_SEED = 20_000
 _MEASURE_SEED = 10_000
 
 
+@named_arguments()
 def coordinate_check(
     build: Build,
     sizes: Sequence[int],
@@ -76,7 +78,7 @@ def coordinate_check(
     optim_args: dict[str, Any] | None = None,
     family: Family | None = None,
     loss: Any = None,
-    steps: Sequence[int] = (1, 10),
+    steps: int | Sequence[int] = (1, 10),
     num_seeds: int | Sequence[int] = 3,
     num_draws: int = 8,
     progress: bool = True,
@@ -236,8 +238,8 @@ def _checked_seeds(num_seeds: int | Sequence[int], num_sizes: int, axis: str) ->
     return list(num_seeds)
 
 
-def _checked_list(name: str, values: Iterable[int], at_least: int) -> list[int]:
-    result = list(values)
+def _checked_list(name: str, values: Any, at_least: int) -> list[int]:
+    result = [values] if is_whole(values) else list(values)
     whole = all(is_whole(v) and v > 0 for v in result)
     if len(set(result)) < max(at_least, len(result)) or not whole:
         raise ValueError(

@@ -26,6 +26,7 @@ from pyro.infer import SVI
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int, checked_rates
 from pyro_ibvi._util.handlers import HANDLERS
 from pyro_ibvi._util.inputs import as_call, to_device
@@ -50,6 +51,7 @@ from pyro_ibvi.training.step import check_observed, mean_of, measured
 LoaderOf: TypeAlias = Callable[[int], Iterable[Any]]
 
 
+@named_arguments()
 def rate_transfer(
     build: Build,
     sizes: Sequence[int],

@@ -245,6 +245,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         for name in ("num_components", "max_epochs", "patience"):
             if getattr(self, name) is not None:
                 _checked_int(name, getattr(self, name))
+        if self.early_stopping not in (True, False):
+            raise TypeError(
+                f"early_stopping is True or False, got {self.early_stopping!r}: the number of "
+                f"epochs to wait for a better one is patience={self.early_stopping!r}."
+            )
         share = self.validation_fraction
         if not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ValueError(

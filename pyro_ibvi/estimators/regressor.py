@@ -125,9 +125,17 @@ class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
         Returns:
             The estimator.
+
+        Raises:
+            ValueError: If the targets are no numbers.
         """
         options = {"multi_output": True, "y_numeric": True}
         X, y, weight = self._checked(X, y, sample_weight, **options)
+        if np.asarray(y).dtype.kind in "US":
+            raise ValueError(
+                f"IBVIRegressor learns numbers, got targets such as {str(np.ravel(y)[0])!r}: for "
+                f"classes write IBVIClassifier()."
+            )
         columns = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         mean, scale = moments(columns, weight)
         law: Likelihood = Normal(self.noise_scale or _START_SCALE, learn_scale=True)

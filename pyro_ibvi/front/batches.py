@@ -25,6 +25,8 @@ from pyro_ibvi.front.rows import as_row, check_alike, check_holds_data, holds_ro
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 
+_BATCH_SIZE = 128
+
 #: Gives the number of data in a batch, as a model does.
 Count = Callable[..., int]
 
@@ -200,6 +202,28 @@ def settled_num_data(
             f"pass num_data=, the number in all processes."
         )
     return found
+
+
+def checked_batch_size(batch_size: int | None, data: Any) -> int:
+    """The number of data in a batch, where no loader has another.
+
+    Args:
+        batch_size: What the user gave, or None.
+        data: The data that the user gave.
+
+    Returns:
+        The number, by default 128.
+
+    Raises:
+        ValueError: If it would have no effect.
+    """
+    own = data.batch_size if isinstance(data, DataLoader) else None
+    if batch_size is not None and own not in (None, batch_size):
+        raise ValueError(
+            f"batch_size={batch_size} is for tensors and data sets, and the DataLoader makes "
+            f"batches of {own}: leave it out, or write DataLoader(..., batch_size={batch_size})."
+        )
+    return _BATCH_SIZE if batch_size is None else batch_size
 
 
 def _num_rows(batch: Any, count: Count | None) -> int:

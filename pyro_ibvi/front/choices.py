@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_ibvi import guides, models, mup, training
 from pyro_ibvi._util.distributions import per_element
+from pyro_ibvi.front.layers import layers_of
 from pyro_ibvi.guides import MuPGuide
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -69,6 +70,7 @@ def describe_choices(model: SupervisedModel, guide: MuPGuide) -> dict[str, Any]:
         "inputs": model.reader.inputs,
         "target": model.reader.target,
         "num_data": model.num_data,
+        "layers": layers_of(net.network),
     }
     described = {}
     for name, choice in choices.items():
@@ -118,6 +120,23 @@ def describe_training(bnn: Any) -> dict[str, Any]:
         "noise_follows_data": bnn._unsettled.noise,
         "trained_by": trained_by,
     }
+
+
+def describe_network(network: Any) -> str:
+    """A network in one line.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The line; what was loaded does not know how long it was trained.
+    """
+    num_epochs = network.history.num_epochs
+    trained = f", trained for {num_epochs} epochs" * bool(num_epochs)
+    return (
+        f"VariationalNetwork({type(network.net.network).__name__}, {network.likelihood}, "
+        f"stochastic={network.net.stochastic}{trained})"
+    )
 
 
 def find_optimizer(name: str | None) -> Any:

@@ -54,6 +54,36 @@ OF_MODULES: Mapping[str, str] = {
 }
 
 
+#: What training asks of other places than the network's attributes.
+NOT_SET: Mapping[str, str] = {
+    name: f"it is an argument of VariationalNetwork(net, likelihood, {name}=...)"
+    for name in (
+        *("lr", "optimizer", "scheduler", "clip_norm", "draws", "optim_args"),
+        *("covariance", "init_scale", "stochastic", "num_components"),
+    )
+} | {
+    "num_data": "write bnn.set_num_data(...)",
+    "num_epochs": "it is an argument of fit",
+    "batch_size": "it is an argument of fit",
+    "patience": "it is an argument of fit",
+}
+
+
+def check_set(name: str) -> None:
+    """Refuses to set an attribute that nothing would ask for.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        AttributeError: If it is an argument of the network or of its training.
+    """
+    if name in NOT_SET:
+        raise AttributeError(
+            f"Setting {name!r} of a VariationalNetwork would change nothing: {NOT_SET[name]}."
+        )
+
+
 def what_is_meant(name: str) -> str:
     """What an attribute that the network does not have is here.
 

@@ -50,7 +50,7 @@ def grid_search(
     *,
     valid_loader: Any,
     num_epochs: int,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     num_samples: int = 64,
     seed: int = 0,
     progress: bool = True,
@@ -70,7 +70,7 @@ def grid_search(
         y: The targets, if ``data`` are inputs.
         valid_loader: Validation data, likewise; inputs with targets as a pair.
         num_epochs: Number of epochs of each training.
-        batch_size: Number of data in a step, where they come without a loader.
+        batch_size: Number of data in a step, where they come without a loader; by default 128.
         num_samples: Number of draws by which the validation data are predicted.
         seed: Seed of all trainings; the global random state and the generators of loaders are as
             before in the end.

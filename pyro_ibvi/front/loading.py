@@ -17,6 +17,7 @@ from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi._version import __version__
 from pyro_ibvi.front.choices import as_key, find_optimizer, find_others, restore
 from pyro_ibvi.front.files import check_fit, read_network, state_of
+from pyro_ibvi.front.layers import warn_of_layers
 from pyro_ibvi.front.network import VariationalNetwork
 from pyro_ibvi.models import RandomModule
 from pyro_ibvi.models.choices import Prior
@@ -106,6 +107,7 @@ def _rebuilt(
             f"{path} was written by pyro_ibvi {header['versions']['pyro_ibvi']} with choices that "
             f"this version ({__version__}) cannot make: {error}."
         ) from error
+    warn_of_layers(path, made.get("layers", {}), net)
     random = RandomModule(
         net,
         parametrization=made["parametrization"],

@@ -15,16 +15,21 @@ from torch.optim import Optimizer
 from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.devices import checked_device
-from pyro_ibvi.front.batches import as_batches, settled_num_data
-from pyro_ibvi.front.choices import describe_choices, describe_training
+from pyro_ibvi.front.batches import as_batches, checked_batch_size, settled_num_data
+from pyro_ibvi.front.choices import describe_choices, describe_network, describe_training
 from pyro_ibvi.front.copying import state_to_copy, take_copied
-from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, what_is_meant
+from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, check_set, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, warn_of_temperature
 from pyro_ibvi.front.rate import share_of_rate
 from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
-from pyro_ibvi.front.scoring import batches_to_score, calibrate_batches, validation_scores
+from pyro_ibvi.front.scoring import (
+    NUM_VALID_SAMPLES,
+    batches_to_score,
+    calibrate_batches,
+    validation_scores,
+)
 from pyro_ibvi.front.settling import Unsettled
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -35,9 +40,6 @@ from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws
 from pyro_ibvi.training import History, MuPOptim, fit
 from pyro_ibvi.training.checks import check_no_data
 from pyro_ibvi.training.scheduler_maker import MakeScheduler
-
-#: Draws of the weights by which the validation data are predicted after each epoch.
-_NUM_VALID_SAMPLES = 16
 
 
 class VariationalNetwork:
@@ -177,7 +179,7 @@ class VariationalNetwork:
         *,
         valid_loader: Any = None,
         num_epochs: int = 50,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         num_data: int | None = None,
         **options: Any,
     ) -> History:
@@ -189,7 +191,7 @@ class VariationalNetwork:
             y: The targets, if ``data`` are inputs.
             valid_loader: Validation data, in any of these forms; inputs with targets as a pair.
             num_epochs: Number of epochs.
-            batch_size: Number of data in a step, where they come without a loader.
+            batch_size: Number of data in a step, where they come without a loader; by default 128.
             num_data: Number of training data, where the loader cannot tell.
             **options: As for :func:`~pyro_ibvi.fit`: ``patience``, ``callback``, ``checkpoint``,
                 ``device``, ``progress`` and others. By default ``metrics`` are scores by 16 draws:
@@ -203,11 +205,12 @@ class VariationalNetwork:
         """
         check_parts(self)
         warn_of_temperature(self.temperature)
-        as_own = partial(as_batches, model=self.model, batch_size=batch_size)
+        size = checked_batch_size(batch_size, data)
+        as_own = partial(as_batches, model=self.model, batch_size=size)
         batches = as_own(data, y, shuffle=True)
         if valid_loader is not None:
             valid_loader = as_own(valid_loader, shuffle=False)
-            scores = partial(validation_scores, **self._draws(_NUM_VALID_SAMPLES, None))
+            scores = partial(validation_scores, **self._draws(NUM_VALID_SAMPLES, None))
             options.setdefault("metrics", scores)
         num_data = settled_num_data(num_data, batches, self.model.num_data_in)
         self.set_num_data(num_data, batches, options.get("accumulate", 1))
@@ -387,14 +390,15 @@ class VariationalNetwork:
     def __setstate__(self, state: dict[str, Any]) -> None:
         take_copied(self, state)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_set(name)
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"A VariationalNetwork has no {name!r}{what_is_meant(name)}.")
 
     def __repr__(self) -> str:
-        return (
-            f"VariationalNetwork({type(self.net.network).__name__}, {self.likelihood}, "
-            f"stochastic={self.net.stochastic}, trained for {self.history.num_epochs} epochs)"
-        )
+        return describe_network(self)
 
     def _draws(self, num_samples: int, seed: int | None) -> dict[str, Any]:
         return {"num_samples": num_samples, "generator": seed, "temperature": self.temperature}

@@ -69,7 +69,7 @@ def optimizer_args(
         The arguments.
 
     Raises:
-        TypeError: If the optimizer is no class.
+        TypeError: If the optimizer is no class, or its arguments have no names.
         ValueError: If the rate is given twice, or not at all where there is no default.
     """
     if not isinstance(optimizer, type):
@@ -77,6 +77,10 @@ def optimizer_args(
             f"The optimizer must be the class of a torch optimizer, such as torch.optim.SGD, got "
             f"{optimizer if isinstance(optimizer, str) else type(optimizer).__name__!r}; its "
             f"arguments are lr= and optim_args=."
+        )
+    if optim_args is not None and not isinstance(optim_args, Mapping):
+        raise TypeError(
+            f"optim_args must be a mapping such as {{'momentum': 0.9}}, got {optim_args!r}."
         )
     args = dict(optim_args or {})
     if lr is not None:
@@ -126,9 +130,15 @@ def check_parts(network: Any) -> None:
         ("model", network.model, svi.model),
         ("guide", network.guide, svi.guide),
         ("optim", network.optim, svi.optim),
+        ("loss", network.loss, getattr(svi.loss, "__self__", network.loss)),
     ):
         if part is not used:
             raise ValueError(
                 f"The network's {name} is not that of its svi: a part that is exchanged needs "
                 f"a new bnn.svi = SVI(bnn.model, bnn.guide, bnn.optim, bnn.loss)."
             )
+    if network.likelihood is not network.model.likelihood:
+        raise ValueError(
+            "The network's likelihood is not that of its model, by which it is trained: write "
+            "bnn.model.likelihood = bnn.likelihood, or make a new VariationalNetwork."
+        )

@@ -75,7 +75,7 @@ def rate_search(
     valid_loader: Any,
     rates: Sequence[float] = _RATES,
     num_epochs: int = 5,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     num_samples: int = 16,
     seed: int = 0,
     progress: bool = True,
@@ -94,7 +94,7 @@ def rate_search(
         valid_loader: Validation data, likewise; inputs with targets as a pair.
         rates: The rates to try.
         num_epochs: Number of epochs at each.
-        batch_size: Number of data in a step, where they come without a loader.
+        batch_size: Number of data in a step, where they come without a loader; by default 128.
         num_samples: Number of draws by which the validation data are predicted.
         seed: Seed of all trainings; the global random state and the generators of loaders are as
             before in the end.

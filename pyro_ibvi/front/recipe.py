@@ -221,7 +221,7 @@ def as_random(
             f"The network comes first, got the likelihood {type(net).__name__} in its place: "
             f"write VariationalNetwork(net, likelihood)."
         )
-    if not isinstance(net, nn.Module):
+    if not isinstance(net, nn.Module) or isinstance(net, torch.jit.ScriptModule):
         net = admit_network(net)  # which says what to write
     choices = {"stochastic": stochastic, **choices}
     given = {name: value for name, value in choices.items() if value is not None}

@@ -39,6 +39,11 @@ def check_holds_data(data: Any, y: Any) -> None:
             f"Data are expected, got {data!r}: pass inputs and targets (x, y), a data set, or a "
             f"DataLoader of both."
         )
+    if isinstance(y, int) and isinstance(data, (DataLoader, Dataset)):
+        raise TypeError(
+            f"The second argument is the targets, got {y!r}; the number of epochs has a name: "
+            f"write fit(loader, num_epochs={y!r})."
+        )
     if y is not None and isinstance(data, (DataLoader, Dataset)):
         raise TypeError(
             f"The targets come with the {type(data).__name__}, whose data are pairs (x, y), and "

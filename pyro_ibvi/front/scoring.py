@@ -18,6 +18,8 @@ from pyro_ibvi.prediction.metrics import NUM_BINS
 from pyro_ibvi.prediction.scores import checked_targets, score_batches, summarize
 from pyro_ibvi.prediction.seeds import Seed
 
+#: Draws of the weights by which the validation data are predicted after each epoch.
+NUM_VALID_SAMPLES = 16
 #: Number of data that are scored at once.
 _NUM_ROWS = 1000
 #: Numbers of their outputs, by all draws; scoring takes several times their memory.

@@ -26,7 +26,7 @@ class Trials:
         y: The targets, if ``data`` are inputs.
         valid: Validation data, likewise; inputs with targets as a pair.
         num_epochs: Number of epochs.
-        batch_size: Number of data in a step, where they come without a loader.
+        batch_size: Number of data in a step, where they come without a loader; None for 128.
         num_samples: Number of draws by which the validation data are predicted.
         seed: Seed of each training.
         progress: Whether to show a progress bar; there is none where output is no terminal.
@@ -36,7 +36,7 @@ class Trials:
     y: Any
     valid: Any
     num_epochs: int
-    batch_size: int
+    batch_size: int | None
     num_samples: int
     seed: int
     progress: bool
@@ -117,7 +117,9 @@ def check_build(build: Any, call: str, *args: Any, **kwargs: Any) -> None:
     is_network = isinstance(build, (nn.Module, VariationalNetwork))
     if is_network or not callable(build) or not fits(build, args, kwargs):
         what = type(build).__name__
-        if not is_network and callable(build):
+        if isinstance(build, type):
+            what = f"the class {build.__name__}"
+        elif not is_network and callable(build):
             what = f"one of {signature(build)}"
         raise TypeError(
             f"build must be a function that makes a VariationalNetwork, got {what}: write {call}."

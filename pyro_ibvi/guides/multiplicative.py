@@ -3,6 +3,7 @@ r"""Noise relative to the mean: :math:`w = \text{loc} (1 + s z)`, one ``z`` for 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +14,10 @@ from torch import Size, Tensor
 from pyro_ibvi._util.checks import is_number
 from pyro_ibvi.guides.buffers import BufferPool
 from pyro_ibvi.mup.roles import WeightRole
+
+#: Noise, in units of the weights, that was meant as a percentage: it is 3 where dropout drops nine
+#: units of ten.
+_PERCENT = 4.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,13 @@ class Multiplicative:
                     f"Multiplicative needs a {name} that is finite and "
                     f"{'positive' if least is not None else 'not negative'}, got {value!r}."
                 )
+        if self.std >= _PERCENT:
+            warnings.warn(
+                f"Multiplicative({self.std!r}) is noise of {self.std:g} times the weights, with "
+                f"which nothing learns: std is a share, {self.std:g} percent {self.std / 100:g}.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     @property
     def is_held(self) -> bool:

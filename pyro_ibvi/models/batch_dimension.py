@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, map_tensors, tensors_of
+from pyro_ibvi._util.network_copies import is_compiled
 from pyro_ibvi.models.running import network_mode
 
 Run = Callable[[Any], Any]
@@ -37,6 +39,11 @@ class BatchDimension:
     def __init__(self, network: nn.Module) -> None:
         self._of_one = set(_shapes_of_one(network))
         self._is_kept = False
+        layers = list(network.modules())
+        # A compiled network would be compiled anew for the sizes of a look.
+        self._is_in_order = any(map(is_compiled, layers)) or not any(
+            map(_takes_time_first, layers)
+        )
 
     def check(self, x: Any, run: Run) -> None:
         """Refuses one datum that the network would take for a batch.
@@ -86,15 +93,24 @@ class BatchDimension:
                 f"{_with_batch(x)}."
             ) from error
 
-    def check_kept(self, x: Any, run: Callable[[Any], Tensor]) -> None:
-        """Refuses the output of one datum that has lost its batch dimension on the way.
-
-        A ``squeeze()`` leaves it out, and what remains, such as the classes, would be taken for
-        it. A network is asked once, at its first batch of one datum.
+    def look(self, x: Any, run: Callable[[Any], Tensor]) -> None:
+        """Looks, after a run, at what the network makes of the dimension of the data.
 
         Args:
             x: Inputs.
             run: Runs the network on them, and picks its output.
+
+        Raises:
+            DataError: If the output of one datum has lost its batch dimension.
+        """
+        self._check_kept(x, run)
+        self._warn_of_time(x, run)
+
+    def _check_kept(self, x: Any, run: Callable[[Any], Tensor]) -> None:
+        """Refuses the output of one datum that has lost its batch dimension on the way.
+
+        A ``squeeze()`` leaves it out, and what remains, such as the classes, would be taken for
+        it. A network is asked once, at its first batch of one datum.
 
         Raises:
             DataError: If the output of two data has a dimension more.
@@ -112,6 +128,26 @@ class BatchDimension:
                 f"out.reshape({rows})."
             )
         self._is_kept = True
+
+    def _warn_of_time(self, x: Any, run: Callable[[Any], Tensor]) -> None:
+        """Warns where a layer takes data for times: with a datum more it gets a time more."""
+        first = first_tensor(x)
+        if self._is_in_order or first is None or len(first) < 2:
+            return
+        self._is_in_order = True  # or told
+        one, two = (_times(x, num_data, run) for num_data in (1, 2))
+        for (kind, before), (_, after) in zip(one, two, strict=False):
+            if after == 2 * before:
+                warnings.warn(
+                    f"A layer {kind} takes the data of a batch for the times of one sequence, so "
+                    f"that each prediction depends on the other data: torch's default is time in "
+                    f"the first dimension. Write {kind}(..., batch_first=True), or "
+                    f"x.transpose(0, 1) in front of it and behind it; where the inputs have times "
+                    f"in front, give SupervisedModel output=lambda out: out.transpose(0, 1).",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                return
 
 
 def _is_one_row(x: Any) -> bool:
@@ -165,6 +201,32 @@ def _runs(x: Any, run: Run) -> bool:
     finally:
         _looks.is_open = False
     return True
+
+
+def _takes_time_first(layer: nn.Module) -> bool:
+    """Whether a layer has times in the first dimension of its inputs, and data in the second."""
+    if isinstance(layer, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        layer = layer.self_attn  # which evaluation may go past
+    return isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and not layer.batch_first
+
+
+def _times(x: Any, num_data: int, run: Callable[[Any], Tensor]) -> list[tuple[str, int]]:
+    """Numbers of times that such layers get of some data; none if these do not come first."""
+    thread, found, rows = threading.get_ident(), [], []
+
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        first = args[0] if args and isinstance(args[0], Tensor) else torch.zeros(())
+        is_own = _takes_time_first(layer) and threading.get_ident() == thread
+        if is_own and first.dim() == 3:
+            found.append((type(layer).__name__, len(first)))
+
+    def run_first(data: Any) -> None:
+        first = map_tensors(lambda part: part[:num_data] if part.dim() else part, data)
+        rows.append(len(run(first)))
+
+    with register_module_forward_pre_hook(look):
+        _runs(x, run_first)
+    return found if rows == [num_data] else []
 
 
 def _shapes_of_one(network: nn.Module) -> Iterator[tuple[int, int]]:

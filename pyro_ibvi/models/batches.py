@@ -60,7 +60,9 @@ class BatchReader:
         self._columns: list[str] = []
 
     def check_columns(self, x: Any) -> None:
-        """Refuses a data frame whose columns are in another order than those of the first one.
+        """Refuses a data frame whose columns are others than those of the first one, or turned.
+
+        Columns without a name in common have none of their own, as those of an array.
 
         Args:
             x: Inputs, as the user has them.
@@ -75,6 +77,17 @@ class BatchReader:
                 f"The data frame has the columns {columns[:10]}, and the first one that was given "
                 f"had the same in another order, {self._columns[:10]}: features go by their "
                 f"places, so pass x[first.columns]."
+            )
+        is_other = columns != self._columns and len(columns) == len(self._columns)
+        if is_other and not set(columns).isdisjoint(self._columns):
+            here, there = (
+                [c for c in ours if c not in theirs][:10]
+                for ours, theirs in ((columns, self._columns), (self._columns, columns))
+            )
+            raise DataError(
+                f"The data frame has the columns {here}, where the first one that was given had "
+                f"{there}: pass the same features; if names alone have changed, "
+                f"x.set_axis(first.columns, axis=1)."
             )
 
     def read(self, batch: Sequence[Any] | Mapping[str, Any]) -> tuple[Any, Any]:

@@ -96,8 +96,16 @@ class Bernoulli(Likelihood):
             low, high = target.min().item(), target.max().item()
             raise DataError(
                 f"Bernoulli labels must be 0 or 1, or shares between them, got values from {low} "
-                f"to {high}."
+                f"to {high}: of two values write (y > 0).float()."
             )
+
+    def _shape_hint(self, target: Tensor, output: Tensor) -> str:
+        if output.dim() > 1 and output.shape[-1] > 1 and target.shape == output.shape[:-1]:
+            num = output.shape[-1]
+            return (
+                f" If a datum has one of {num} classes, which exclude each other: Categorical()."
+            )
+        return super()._shape_hint(target, output)
 
 
 class WeightedBinary(dist.Bernoulli):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from pyro_ibvi._util.checks import is_number
+from pyro_ibvi._util.checks import is_number, shown
 from pyro_ibvi._util.names import assigned, chosen
 from pyro_ibvi.mup.layers import layer_names, owner_of
 from pyro_ibvi.mup.roles import WeightRole
@@ -147,7 +147,7 @@ def choose(net: nn.Module, weights: Mapping[str, WeightRole], stochastic: Stocha
         # Attention uses the weight of its output's projection past the layer that holds it.
         fused = _matches(net, list(weights), NonDynamicallyQuantizableLinear)
         random -= {*frozen, *fused}
-    elif callable(stochastic) and not isinstance(stochastic, type):
+    elif callable(stochastic) and not isinstance(stochastic, (type, nn.Module)):
         random.update(name for name in weights if stochastic(name))
     else:
         for choice in _checked_choices(stochastic):
@@ -195,7 +195,7 @@ def _checked_choices(stochastic: Any) -> list[str | type[nn.Module]]:
     if not isinstance(choices, Iterable) or not all(isinstance(c, (str, type)) for c in choices):
         raise TypeError(
             f"stochastic must be one of {_CHOICES}, names or types of "
-            f"layers, or a predicate on names; got {stochastic!r}."
+            f"layers, or a predicate on names; got {shown(stochastic)}."
         )
     return list(choices)
 

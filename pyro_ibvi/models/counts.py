@@ -41,7 +41,11 @@ class Poisson(Likelihood):
             return
         whole = target.isnan() | (target == target.round())
         if target.is_floating_point() and not whole.all():
-            raise DataError("Poisson counts must be whole numbers; the target has others.")
+            other = target[~whole][0].item()
+            raise DataError(
+                f"Poisson counts must be whole numbers; the target has others, such as {other:g}. "
+                f"For numbers that are measured write Normal(...)."
+            )
         if (target < 0).any():
             low, high = (bound.item() for bound in target.aminmax())
             raise DataError(f"Expected counts, from 0; got values from {low} to {high}.")

@@ -28,9 +28,17 @@ _LARGE_TARGET = 20.0
 #: Number of targets from which on it can be told that they are small.
 _FEW = 8
 
-#: Operations, by torch's names, that make a number positive, and those that keep numbers as they
-#: are.
+#: Operations, by torch's names, that make a number positive, the ranges of these and others, and
+#: those that keep numbers as they are.
 _POSITIVE = frozenset({"Exp", "Softplus", "Relu"})
+_RANGES = {
+    **dict.fromkeys(_POSITIVE, (0.0, math.inf)),
+    **dict.fromkeys(("Sigmoid", "Softmax"), (0.0, 1.0)),
+    "Tanh": (-1.0, 1.0),
+}
+#: What lies outside of the range of a network's end, in units of the targets' standard deviation,
+#: that no noise around its ends explains.
+_FAR_OUTSIDE = 0.3
 _SHAPES = frozenset(
     {"Alias", "Select", "SplitWithSizes", "Squeeze", "Unsqueeze", "View", "UnsafeView", "ToCopy"}
 )
@@ -170,11 +178,13 @@ def warn_of_first(
     if not isinstance(likelihood, MultiTask):
         _warn_of_probabilities(likelihood, network, output)
         _warn_of_targets(likelihood, y, output)
+        _warn_of_range(likelihood, y, output)
         return
     outputs, targets = likelihood.split(output), likelihood.split_target(y)
     for name, task in likelihood.likelihoods.items():
         _warn_of_probabilities(task, None, outputs[name], name)
         _warn_of_targets(task, targets[name], outputs[name], name)
+        _warn_of_range(task, targets[name], outputs[name], name)
 
 
 def _warn_of_targets(
@@ -200,6 +210,29 @@ def _warn_of_targets(
             f"network makes at its start of size {made:.3g}, while its start and rates are meant "
             f"for numbers around 1: write Standardized.of({kind}(...), {targets}) in place of "
             f"{kind}(...), whose predictions are in the targets' own units.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_range(
+    likelihood: Likelihood, y: Tensor, output: Tensor, task: str | None = None
+) -> None:
+    """Warns where a network ends in a function that does not reach the targets."""
+    inner, units = _unmasked(likelihood), ""
+    if isinstance(inner, Standardized):
+        y = (y - inner.loc.to(y)) / inner.scale.to(y)
+        inner, units = inner.likelihood, ", standardized,"
+    low, high = _RANGES.get(_last_operation(output), (-math.inf, math.inf))
+    seen = y[~y.isnan()].float()
+    if not isinstance(inner, (Normal, HeteroscedasticNormal)) or seen.numel() < _FEW:
+        return
+    beyond = _root_mean_square(seen - seen.clamp(low, high))
+    if beyond > _FAR_OUTSIDE * float(seen.std()):
+        warnings.warn(
+            f"The network ends in {_last_operation(output)}, which gives numbers from {low:g} to "
+            f"{high:g}, and the targets{_of(task)}{units} go from {float(seen.min()):.3g} to "
+            f"{float(seen.max()):.3g}: leave it out.",
             UserWarning,
             stacklevel=2,
         )

@@ -305,6 +305,11 @@ class Normal(Likelihood):
             scale = scale * self.temperature**0.5
         return as_event(dist.Normal(output, scale, validate_args=False), num_batch_dims)
 
+    def _shape_hint(self, target: Tensor, output: Tensor) -> str:
+        if target.numel() * 2 == output.numel():
+            return " Of two outputs for each target, a mean and a scale, HeteroscedasticNormal()."
+        return super()._shape_hint(target, output)
+
 
 #: What to write of outputs and targets in the layout of convolutional networks.
 _IN_CHANNELS = (

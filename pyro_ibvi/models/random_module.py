@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi.models.admission import admit_network, admit_parametrization
 from pyro_ibvi.models.choices import Prior, Priors, Stochastic, choose, match_priors
 from pyro_ibvi.models.initialization import NETWORK_VALUE_KEY
@@ -93,6 +94,9 @@ class RandomModule(PyroModule):
         (torch.Size([5, 1]), ['2.weight', '2.bias'])
     """
 
+    @named_arguments(
+        elsewhere={"covariance": "it is the guide's, AutoMuPNormal(model, covariance=...)"}
+    )
     def __init__(
         self,
         net: nn.Module,
@@ -125,7 +129,7 @@ class RandomModule(PyroModule):
             depth_warning(self.roles, self.parametrization),
         ):
             if warning is not None:
-                warnings.warn(warning, UserWarning, stacklevel=2)
+                warnings.warn(warning, UserWarning, stacklevel=3)
 
     @property
     def network(self) -> nn.Module:

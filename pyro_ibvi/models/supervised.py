@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import Any
 
 import pyro
@@ -12,6 +11,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import check_positive_int
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import as_arguments, as_tensors, known_numbers
 from pyro_ibvi.models.admission import admit_likelihood
@@ -81,6 +82,7 @@ class SupervisedModel(PyroModule):
         torch.Size([5, 1])
     """
 
+    @named_arguments()
     def __init__(
         self,
         net: RandomModule,
@@ -98,10 +100,8 @@ class SupervisedModel(PyroModule):
             hint = f": write RandomModule({what}(...))" * isinstance(net, nn.Module)
             raise TypeError(f"SupervisedModel needs a RandomModule, got {what}{hint}.")
         likelihood = admit_likelihood(likelihood, net.network)
-        if num_data is not None and (
-            isinstance(num_data, bool) or not isinstance(num_data, Integral) or num_data < 1
-        ):
-            raise ValueError(f"num_data must be a positive whole number, got {num_data!r}.")
+        if num_data is not None:
+            check_positive_int("num_data", num_data)
         self.net = net
         self.likelihood = likelihood
         self.num_data: int | None = None if num_data is None else int(num_data)
@@ -258,7 +258,7 @@ class SupervisedModel(PyroModule):
             explain_fault(error, self.net.network, x, values)
             raise
         self._whole_numbers.is_settled = True
-        self._batch_dimension.check_kept(x, self._run_plain)
+        self._batch_dimension.look(x, self._run_plain)
         return output
 
     def arguments_of(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

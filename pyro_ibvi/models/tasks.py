@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.checks import check_positive_int, shown
 from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.precision import side_by_side
 from pyro_ibvi.models.labels import Categorical, Labels
@@ -35,7 +35,7 @@ class MultiTask(Likelihood):
         tasks: The likelihood of each task and the width of its output, by the task's name.
 
     Raises:
-        TypeError: If a task is not such a pair.
+        TypeError: If they are no mapping, or a task is not such a pair.
         ValueError: If there is no task, or a width is not positive.
 
     Example:
@@ -51,6 +51,11 @@ class MultiTask(Likelihood):
 
     def __init__(self, tasks: Mapping[str, tuple[Likelihood, int]]) -> None:
         super().__init__()
+        if not isinstance(tasks, Mapping):
+            raise TypeError(
+                f"MultiTask takes its tasks by name, such as "
+                f'{{"kind": (Categorical(), 5), "age": (Normal(0.1), 1)}}, got {shown(tasks)}.'
+            )
         if not tasks:
             raise ValueError("MultiTask needs a task at least.")
         for name, task in tasks.items():

@@ -32,7 +32,7 @@ from pyro_ibvi.mup.layers import (
     owner_of,
 )
 from pyro_ibvi.mup.parametrization import BaseShapes, Family, Fans, Parametrization, Role, Side
-from pyro_ibvi.mup.unknown import check_known, vector_size
+from pyro_ibvi.mup.unknown import check_known, check_turned, vector_size
 
 _MATRIX_ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
@@ -218,6 +218,7 @@ def find_roles(
         unused -= {key}
         given = None if key is None else overrides[key]
         if isinstance(given, WeightRole):
+            check_turned(name, tuple(parameter.shape), given)
             roles[name] = given if given.layer else replace(given, layer=layer or name)
             continue
         if layer not in flow.layers or not knows(flow.layers[layer], own_name):
@@ -249,7 +250,7 @@ def _without_guesses(flow: Flow, overrides: Mapping[str, Role | WeightRole]) -> 
         return flow
     given = {g.layer_role if isinstance(g, WeightRole) else g for g in overrides.values()}
     if not flow.assumed <= given:
-        warnings.warn(flow.assumption, UserWarning, stacklevel=4)
+        warnings.warn(flow.assumption, UserWarning, stacklevel=5)
     return replace(
         flow,
         inputs=set() if "input" in given else flow.inputs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,28 @@ def vector_size(shape: Sequence[int]) -> int:
     """
     size = math.prod(shape)
     return size if max(shape, default=1) == size else shape[-1]
+
+
+def check_turned(name: str, shape: tuple[int, ...], given: Any) -> None:
+    """Checks that the sides of a matrix are where its role says, by which rates go.
+
+    Args:
+        name: Its name.
+        shape: Its shape.
+        given: The role that the user gave, with its fans.
+
+    Raises:
+        ValueError: If inputs and outputs are the other way round.
+    """
+    fans, first = given.fans, given.inputs_first
+    sides = (fans.width_out, fans.fan_in) if first else (fans.fan_in, fans.width_out)
+    if given.role in ("bias", "gain") or sides[0] == sides[1] or shape != sides:
+        return
+    raise ValueError(
+        f"The role of {name!r} says fan_in={fans.fan_in}, fan_out={fans.width_out} and "
+        f"inputs_first={first}, a matrix of shape {sides[::-1]}, and it has the shape {shape}: "
+        f"turn the fans, or write inputs_first={not first}."
+    )
 
 
 def check_known(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from pyro.poutine import Trace
 from pyro.util import check_site_shape
 
+from pyro_ibvi._util.checks import shown
 from pyro_ibvi.objectives.kept import auxiliary_sources, names_to_keep
 from pyro_ibvi.objectives.sites import (
     PARTICLES,
@@ -16,6 +18,24 @@ from pyro_ibvi.objectives.sites import (
     sample_sites,
     subsampled_plate,
 )
+
+
+def check_held(name: str, part: Any, kind: type) -> None:
+    """Checks a part that an objective may hold.
+
+    Args:
+        name: Name of the argument.
+        part: What the user gave, or None.
+        kind: Class of such parts.
+
+    Raises:
+        TypeError: If it is of another kind.
+    """
+    if part is not None and not isinstance(part, kind):
+        raise TypeError(
+            f"{name} must be an object of {kind.__name__}, {name}={kind.__name__}(...), got "
+            f"{shown(part)}."
+        )
 
 
 def require_gradients() -> None:

@@ -30,6 +30,8 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 
+from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi.objectives.checks import check_held
 from pyro_ibvi.objectives.head import ClosedFormHead
 from pyro_ibvi.objectives.kept import KeepKL
 from pyro_ibvi.objectives.known import Known
@@ -147,6 +149,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         True
     """
 
+    @named_arguments()
     def __init__(
         self,
         num_particles: int = 1,
@@ -181,6 +184,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             retain_graph=retain_graph,
         )
         self.draws = as_draws(draws)
+        check_held("penalty", penalty, DivergencePenalty)
+        check_held("head", head, ClosedFormHead)
         self.penalty = penalty
         self.head = head
         self.routes = KnownRoutes()
@@ -305,9 +310,9 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         for traces in self._get_traces(model, guide, args, kwargs):
             if known.judged:
                 self.routes.learn(route, *traces)
-            if known.judged and self.draws != "batch":
-                self._warn_of_one_draw(known, route)
             yield *self._differentiable_loss_particle(*traces), site_sums(*traces)
+        if known.judged and self.draws != "batch":
+            self._warn_of_one_draw(known, route)
 
     def _warn_of_one_draw(self, known: Known, route: DirectRoute | None) -> None:
         """Says once that a pair goes by traces, unless that is its first step alone."""
@@ -319,8 +324,8 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
                 f"draws={self.draws!r}, which VariationalNetwork may have taken by itself: this "
                 f"model and guide have one draw for a batch, since several need the evaluation "
                 f"without Pyro's traces, which is for a SupervisedModel with its AutoMuPNormal or "
-                f"AutoMuPMixture, kl_weight=0, and no handlers or hooks. draws='batch' asks for "
-                f"one.",
+                f"AutoMuPMixture, kl_weight=0, and no handlers, hooks, penalty, head or "
+                f"vectorized particles. draws='batch' asks for one.",
                 UserWarning,
                 stacklevel=2,
             )

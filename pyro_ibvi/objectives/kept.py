@@ -24,10 +24,15 @@ def as_choice(keep_kl: KeepKL) -> tuple[str, ...] | Callable[[Site], bool]:
         The names and patterns, or the function.
 
     Raises:
-        TypeError: If it holds anything but strings.
+        TypeError: If it is or holds anything but strings.
     """
     if callable(keep_kl):
         return keep_kl
+    if isinstance(keep_kl, Mapping) or not isinstance(keep_kl, Iterable):
+        raise TypeError(
+            f"keep_kl={keep_kl!r}: expected site names or patterns, as in keep_kl=['z'], whose KL "
+            f"counts in full; the weight of all others is kl_weight=."
+        )
     choices = (keep_kl,) if isinstance(keep_kl, str) else tuple(keep_kl)
     for choice in choices:
         if not isinstance(choice, str):

@@ -31,25 +31,25 @@ def check_pair(model: Any, guide: Any) -> None:
         ValueError: If the guide was made for another model.
     """
     check_unwrapped(model=model, guide=guide)
-    if isinstance(guide, type):
-        raise TypeError(
-            f"The guide must be an object, got the class {guide.__name__}: write "
-            f"{guide.__name__}(model)."
-        )
     check_distinct(model, guide)
     check_owner(model, guide)
 
 
 def check_distinct(model: Any, guide: Any) -> None:
-    """Checks that the model does not stand in the guide's place, too.
+    """Checks that neither the model nor a class stands in the guide's place.
 
     Args:
         model: The model.
         guide: The guide.
 
     Raises:
-        TypeError: If they are one and the same.
+        TypeError: If they are one and the same, or the guide is a class.
     """
+    if isinstance(guide, type):
+        raise TypeError(
+            f"The guide must be an object, got the class {guide.__name__}: write "
+            f"{guide.__name__}(model)."
+        )
     if guide is model:
         raise TypeError(
             "The model itself was passed as its guide: write guide = AutoMuPNormal(model), or "

@@ -6,11 +6,12 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from pyro_ibvi._util.checks import shown
 from pyro_ibvi._util.inputs import as_tensors, map_tensors
 from pyro_ibvi._util.precision import at_least_float32, in_double
 from pyro_ibvi.models.data_checks import check_data
@@ -53,9 +54,17 @@ class Prediction:
     Args:
         outputs: The network's outputs.
         likelihood: The likelihood, of which a copy is kept.
+
+    Raises:
+        TypeError: If they are of another kind.
     """
 
     def __init__(self, outputs: Tensor, likelihood: Likelihood) -> None:
+        if not isinstance(outputs, Tensor) or not isinstance(likelihood, Likelihood):
+            raise TypeError(
+                f"A prediction is made of a tensor of outputs, (num_samples, batch, ...), and a "
+                f"likelihood, got {shown(outputs)} and {shown(likelihood)}."
+            )
         self.outputs = at_least_float32(outputs)
         self.likelihood = likelihood.detached()
 
@@ -203,7 +212,7 @@ class Prediction:
         """
         self._kind("quantile")
         q = torch.as_tensor(q, dtype=torch.float64)
-        if not bool(((q > 0) & (q < 1)).all()):
+        if q.numel() == 0 or not bool(((q > 0) & (q < 1)).all()):
             raise ValueError(
                 f"Quantiles are at probabilities strictly between 0 and 1, got {q.tolist()}."
             )
@@ -286,6 +295,12 @@ class Prediction:
             raise KeyError(f"No task {task!r}; the likelihood has the tasks {names}.")
         outputs = self.likelihood.split(self.outputs)[task]
         return Prediction(outputs, self.likelihood.likelihoods[task])
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to be taken for an array, of which NumPy would make one of objects."""
+        raise TypeError(
+            "A prediction is a distribution and no array: write prediction.mean.numpy()."
+        )
 
     def __getattr__(self, name: str) -> Any:
         meant = f": write .{_ELSEWHERE.get(name)}" * (name in _ELSEWHERE)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ibvi._util.arguments import takes
-from pyro_ibvi._util.checks import check_positive_int
+from pyro_ibvi._util.checks import check_positive_int, shown
 from pyro_ibvi._util.inputs import is_array
 from pyro_ibvi._util.modes import owner_module
+from pyro_ibvi._util.samplers import num_drawn
 from pyro_ibvi._util.torch_losses import likelihood_for
 from pyro_ibvi.pairing.belonging import check_optimizer_of, check_pair, holds_svi
 from pyro_ibvi.pairing.loss_scale import LossScale
@@ -201,6 +202,27 @@ def check_callback(callback: Any) -> None:
     _check_function("callback", callback, "epoch, history", "True to stop")
 
 
+def is_end(answer: Any) -> bool:
+    """Whether what a callback returned ends training.
+
+    Args:
+        answer: What it returned.
+
+    Returns:
+        Whether it does.
+
+    Raises:
+        TypeError: If it is something else than an answer.
+    """
+    kind = str(getattr(answer, "dtype", type(answer).__name__))  # NumPy and torch have their own
+    if answer is not None and kind.removeprefix("torch.") != "bool":
+        raise TypeError(
+            f"callback returned {shown(answer)}, and what it returns says whether training ends: "
+            f"return True to end it, and nothing or False to go on."
+        )
+    return bool(answer)
+
+
 def _check_function(name: str, function: Any, arguments: str, returned: str) -> None:
     if function is None:
         return
@@ -261,10 +283,11 @@ def checked_autocast(autocast: Any) -> torch.dtype | None:
     )
 
 
-def check_validation(valid_loader: Any, **needing: Any) -> None:
+def check_validation(train_loader: Any, valid_loader: Any, **needing: Any) -> None:
     """Checks that there are validation data if anything looks at them.
 
     Args:
+        train_loader: The training loader.
         valid_loader: The validation loader.
         **needing: Arguments that need it.
 
@@ -280,6 +303,13 @@ def check_validation(valid_loader: Any, **needing: Any) -> None:
             "monitor is what patience looks at: pass patience=, the number of epochs to wait for "
             "a better one, after which the best state is put back."
         )
+    if "patience" in given and valid_loader is train_loader:
+        warnings.warn(
+            "valid_loader is the training loader, whose data a network may know by heart: with "
+            "patience training ends, and the best state is chosen, by data held back.",
+            UserWarning,
+            stacklevel=3,
+        )
     if isinstance(valid_loader, Iterator):
         raise TypeError(
             "valid_loader is an iterator, which gives its batches once, and is needed after each "
@@ -288,7 +318,9 @@ def check_validation(valid_loader: Any, **needing: Any) -> None:
 
 
 def warn_of_rows(model: Any, loader: Any, batch: tuple[Any, ...], named: Any) -> None:
-    """Warns where a loader makes several rows of one of its data, and the model counts the latter.
+    """Warns where the model counts data, or batches, and the loader gives more rows than these.
+
+    A loader may make several rows of one of its data.
 
     Args:
         model: The model.
@@ -308,6 +340,14 @@ def warn_of_rows(model: Any, loader: Any, batch: tuple[Any, ...], named: Any) ->
             f"The loader's batches of {size} data hold {num_rows} rows, as its collate_fn makes "
             f"them, and num_data={num_data} counts data: pass the number of rows of all of them, "
             f"num_data=.",
+            UserWarning,
+            stacklevel=2,
+        )
+    drawn = num_drawn(loader) or 0
+    if num_rows > 1 and num_data == len(loader) < drawn:
+        warnings.warn(
+            f"num_data={num_data} is the number of the loader's batches, and it is that of the "
+            f"data by which a loss is scaled: write num_data={drawn}, the length of the data set.",
             UserWarning,
             stacklevel=2,
         )

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from pyro.optim import PyroOptim
+from torch import nn
 from torch.optim import Optimizer
 
 from pyro_ibvi.mup.parametrization import Family
@@ -76,6 +77,11 @@ def find_family(optimizer: Any, family: Family | None = None) -> Family:
     if family is not None:
         if family not in get_args(Family):
             raise ValueError(f"family must be 'sgd', 'adam' or 'muon', got {family!r}.")
+        if family not in _TAKEN.get(optimizer, (family,)):
+            raise ValueError(
+                f"family={family!r} is not how {name} steps, whose rates would not go with the "
+                f"widths: leave it out, it is for optimizers that are not torch's."
+            )
         return family
     for known, classes in _FAMILIES.items():
         if isinstance(optimizer, type) and issubclass(optimizer, classes):
@@ -146,6 +152,11 @@ def _check_class(optimizer: Any) -> None:
         raise TypeError(
             f"Expected the class of a torch optimizer, such as torch.optim.SGD, got an object of "
             f"{type(optimizer).__name__}: its arguments go into optim_args."
+        )
+    if isinstance(optimizer, nn.Module):
+        raise TypeError(
+            f"Expected the class of a torch optimizer first, such as torch.optim.SGD, got "
+            f"{type(optimizer).__name__}: write MuPOptim(torch.optim.SGD, {{'lr': 0.1}}, guide)."
         )
     module = getattr(optimizer, "__module__", "")
     if not callable(optimizer) or module.startswith("pyro.optim"):

@@ -25,6 +25,7 @@ from pyro_ibvi.training.checks import (
     check_svi,
     check_validation,
     checked_autocast,
+    is_end,
     warn_of_rows,
     warn_of_sum,
 )
@@ -163,7 +164,9 @@ def fit(
     check_loader("train_loader", train_loader)
     if valid_loader is not None:
         check_loader("valid_loader", valid_loader)
-    check_validation(valid_loader, metrics=metrics, patience=patience, monitor=monitor)
+    check_validation(
+        train_loader, valid_loader, metrics=metrics, patience=patience, monitor=monitor
+    )
     check_callback(callback)
     check_metrics(metrics)
     check_history(history)
@@ -194,7 +197,7 @@ def fit(
             step_scheduler(svi.optim, history)
         is_stopped = best.see(history)
         if callback is not None:
-            is_stopped |= bool(callback(history.num_epochs - 1, history))
+            is_stopped |= is_end(callback(history.num_epochs - 1, history))
         bar.end_epoch(history)
         course.save(is_stopped=is_stopped)
         if is_stopped:

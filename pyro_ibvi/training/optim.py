@@ -12,6 +12,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.arguments import named_arguments
 from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.pairing.loss_scale import LossScale, noted_scale
 from pyro_ibvi.training.admission import (
@@ -85,6 +86,7 @@ class MuPOptim(PyroOptim):
         0.05
     """
 
+    @named_arguments(elsewhere={"lr": 'it is among the second one, {"lr": 0.05, "momentum": 0.9}'})
     def __init__(
         self,
         optimizer: type[Optimizer],
@@ -166,14 +168,9 @@ class MuPOptim(PyroOptim):
         args: dict[str, Any] = dict(self.pt_optim_args)  # type: ignore[arg-type]
         if has_choice(self.pt_optim_constructor, args):
             args["fused"] = False
-        new = MuPOptim(
-            self.pt_optim_constructor,  # type: ignore[arg-type]
-            args,
-            self.guide,
-            family=self.family,
-            decayed=self.decayed,
-            scheduler=self._make_scheduler,
-        )
+        kind: Any = self.pt_optim_constructor
+        options: Any = {"decayed": self.decayed, "scheduler": self._make_scheduler}
+        new = MuPOptim(kind, args, self.guide, family=self.family, **options)
         new.register(params)
         return new.optimizer, new.scheduler
 

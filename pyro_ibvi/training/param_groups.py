@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_ibvi._util.arguments import named_arguments
+from pyro_ibvi._util.checks import shown
 from pyro_ibvi.mup.parametrization import Family, Rate
 from pyro_ibvi.training.families import find_family
 from pyro_ibvi.training.ratios import FACTOR_KEY, watch_steps
@@ -65,6 +67,7 @@ class ParameterGroup(dict[str, Any]):
         return super().setdefault(key, default)
 
 
+@named_arguments()
 def mup_param_groups(
     guide: HasRates,
     lr: float,
@@ -259,4 +262,4 @@ def checked_rate(lr: object) -> float:
     rate = float(lr) if isinstance(lr, Real) and not isinstance(lr, bool) else math.nan
     if 0 < rate < math.inf:
         return rate
-    raise ValueError(f"The learning rate must be a positive finite number, got lr={lr!r}.")
+    raise ValueError(f"The learning rate must be a positive finite number, got lr={shown(lr)}.")

@@ -91,6 +91,41 @@ def test_what_is_left_out_or_too_much():
         ibvi.Normal(std=0.1)
 
 
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (lambda: ibvi.MuPOptim(torch.optim.SGD, {}, None, lr=0.1), r'\{"lr": 0\.05, "momentum"'),
+        (
+            lambda: ibvi.MuPOptim(torch.optim.SGD, {}, None, clip_args={}),
+            "called 'clip_norm' here",
+        ),
+        (lambda: ibvi.mup_param_groups(None, 0.1), "optimizer is missing"),
+        (lambda: ibvi.RandomModule(None, covariance=None), "it is the guide's, AutoMuPNormal"),
+        (lambda: ibvi.SupervisedModel(None, None, n_data=3), "called 'num_data' here"),
+        (lambda: ibvi.TraceExpectedLogLikelihood(beta=0.1), "called 'kl_weight' here"),
+        (lambda: ibvi.coordinate_check(None, widths=[8], data=None), "called 'sizes' here"),
+        (lambda: ibvi.rate_transfer(None, [8], [0.1], []), "num_epochs is missing"),
+        (lambda: ibvi.to_arviz(None, None, generator=0), "called 'seed' here"),
+        (lambda: ibvi.write_arviz("a.nc", None, None, varnames=[]), "did you mean 'var_names'"),
+    ],
+)
+def test_other_doors_say_so_too(call, meant):
+    with pytest.raises(TypeError, match=meant):
+        call()
+
+
+def test_a_guide_in_the_place_of_the_optimizer_is_told_of_the_order():
+    with pytest.raises(TypeError, match=r"optimizer first, .*, got AutoMuPNormal: write MuPOptim"):
+        ibvi.MuPOptim(network().guide, torch.optim.SGD, {"lr": 0.1})
+
+
+def test_what_takes_more_than_a_line_is_told_by_its_kind():
+    with pytest.raises(ValueError, match=r"got a tensor of shape \(\d, 3\)\.$"):
+        network().set_num_data(X)
+    with pytest.raises(ValueError, match=r"got lr=AutoMuPNormal\.$"):
+        ibvi.mup_param_groups(0.1, network().guide, optimizer=torch.optim.SGD)
+
+
 def test_errors_of_the_function_itself_are_its_own():
     @arguments.named_arguments()
     def function(a, *, num_samples=1):

@@ -102,6 +102,9 @@ def test_comparison_is_paired():
     fits["other"] = LogPredictiveDensity(noise[:3], 10)
     with pytest.raises(ValueError, match="on the same held-out data only"):
         compare_predictive(fits)
+    for other in (list(fits.values()), {"first": -1.0}):
+        with pytest.raises(TypeError, match="results of log_predictive_density by name"):
+            compare_predictive(other)
 
 
 @pytest.mark.parametrize("k", [0.3, 0.9])

@@ -71,6 +71,7 @@ def test_dims_and_coords_of_the_user(data):
         ({"dims": {"gamma": ["a"]}}, r"dims speaks of \['gamma'\]; there are \['beta'"),
         ({"coords": {"feature": [1, 2]}}, r"coords speaks of \['feature'\]; there are"),
         ({"dtype": "int8"}, "floating-point type such as 'float32', got 'int8'"),
+        ({"groups": ["predictions"]}, r"\['predictions'\] would be empty: .* predictions=x"),
         ({"num_samples": 0}, "num_samples must be a positive whole number, got 0"),
         ({"max_bytes": 100}, r"need \d+ bytes, more than max_bytes=100; the largest .*var_names="),
         ({"dims": {"mean": ["group"]}}, "Dimension 'group' has length 3 in one variable and 7"),
@@ -81,9 +82,17 @@ def test_wrong_options_are_sentences(options, message, data):
         to_arviz(hierarchical, AutoNormal(hierarchical), *data, **{"num_samples": 2} | options)
 
 
-def test_var_names_is_a_list(data):
-    with pytest.raises(TypeError, match=r"write \['tau'\]"):
-        to_arviz(hierarchical, AutoNormal(hierarchical), *data, var_names="tau")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"var_names": "tau"}, r"write \['tau'\]"),
+        ({"constant_data": torch.zeros(3)}, r'by name, \{"x": x\}, got a tensor of shape \(3,\)'),
+        ({"seed": torch.Generator()}, "seed must be a whole number, got Generator"),
+    ],
+)
+def test_options_of_another_kind_are_sentences(options, message, data):
+    with pytest.raises(TypeError, match=message):
+        to_arviz(hierarchical, AutoNormal(hierarchical), *data, num_samples=2, **options)
 
 
 def test_column_targets_against_flat_means_raise():

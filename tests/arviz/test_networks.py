@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 import pyro_ibvi as ibvi
-from pyro_ibvi.arviz import to_arviz
+from pyro_ibvi.arviz import to_arviz, write_arviz
 from tests.arviz.pairs import groups
 
 
@@ -46,6 +46,10 @@ def test_groups_of_a_network(fit):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert not hasattr(result, "posterior")  # weights are exported when named
+    with pytest.raises(ValueError, match=r"groups \['posterior'\] would be empty: .*var_names="):
+        to_arviz(model, guide, x, y, num_samples=4, groups=["posterior"])
+    with pytest.raises(TypeError, match=r"path of the file comes first, .*got SupervisedModel"):
+        write_arviz(model, guide, x, y)
     assert "degenerate" in result.sample_stats.attrs["log_q_omitted"]
     assert "part of the data in data" in result.sample_stats.attrs["log_p_scaled"]
     assert result.posterior_predictive["obs"].dims == ("chain", "draw", "data", "obs_dim_1")

@@ -237,7 +237,7 @@ def test_running_statistics_are_no_parameters_doing(data):
 
     optim_args = {"lr": 1e-9}
     check = ibvi.coordinate_check(
-        build, [8, 16], data, steps=[3], num_seeds=1, num_draws=2, optim_args=optim_args
+        build, [8, 16], data, steps=3, num_seeds=1, num_draws=2, optim_args=optim_args
     )
     assert check.mean("change", 3, "1")[0] > 1e-2
     for kind, step, name in check.rms:

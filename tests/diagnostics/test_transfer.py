@@ -145,7 +145,7 @@ class Lion(torch.optim.SGD):
         ({"valid_loader": other_data()}, "data '.*' and now"),
         ({"loss": ibvi.TraceExpectedLogLikelihood(kl_weight=1.0)}, "loss .*kl_weight"),
         ({"optimizer": Lion}, "optimizer 'SGD' and now 'Lion'"),
-        ({"optimizer": torch.optim.SGD, "family": "adam"}, "family 'sgd' and now 'adam'"),
+        ({"optimizer": Lion, "family": "adam"}, "family 'sgd' and now 'adam'"),
         ({"num_draws": 3}, "num_draws 2 and now 3"),
     ],
 )

@@ -368,3 +368,18 @@ def test_a_full_disk_keeps_the_file_that_was_there(trained, tmp_path):
         trained.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_network_with_other_activations_is_told(tmp_path):
+    def make(*ends):
+        return nn.Sequential(nn.Linear(2, 8), *ends, nn.Linear(8, 1))
+
+    path = tmp_path / "net.ibvi"
+    bnn = ibvi.VariationalNetwork(make(nn.ReLU(), nn.Dropout()), ibvi.Normal(0.1))
+    bnn.save(path)
+    x = torch.randn(5, 2)
+    same = ibvi.load(path, make(nn.ReLU(inplace=True), nn.Identity()))  # by the same predictions
+    assert torch.equal(same.predict(x, seed=0).mean, bnn.predict(x, seed=0).mean)
+    with pytest.warns(UserWarning, match=r"'1' is ReLU there and Tanh here\. Pass a network as"):
+        other = ibvi.load(path, make(nn.Tanh(), nn.Dropout()))
+    assert not torch.allclose(other.predict(x, seed=0).mean, bnn.predict(x, seed=0).mean)

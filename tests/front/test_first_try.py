@@ -77,7 +77,7 @@ def test_rows_may_have_vectors_for_targets(rows):
         ((b"1,2",), TypeError, "files are not read here"),
         ((X, "labels.csv"), TypeError, "got 'labels.csv', and files are not read here"),
         (
-            (DataLoader(TensorDataset(X, X)), X),
+            (DataLoader(TensorDataset(X, X), 20), X),
             TypeError,
             "come with the DataLoader.* leave out y",
         ),

@@ -167,6 +167,7 @@ def test_the_default_rate_of_deep_networks_is_smaller(optimizer: Any) -> None:
         ([nn.Linear(2, 1)], r"write torch\.nn\.Sequential\(\*layers\)"),
         (None, r"needs a torch\.nn\.Module, got NoneType"),
         (nn.Linear, r"got the class Linear: write Linear"),
+        (torch.jit.ScriptModule(), "pass the network from before torch.jit.script"),
     ],
 )
 def test_what_is_no_network_is_told_whatever_the_targets(

@@ -96,6 +96,10 @@ def test_bad_input(build, data):
     for rates in ((0.1,), (0.1, 0.1), (0.1, -1.0)):
         with pytest.raises(ValueError, match="at least two different positive numbers"):
             search(build, rates=rates)
+    with pytest.raises(TypeError, match=r"several to compare, such as \(0\.01, 0\.1\), got 0\.1"):
+        search(build, rates=0.1)
+    with pytest.raises(TypeError, match="got the class VariationalNetwork: write lambda lr: V"):
+        search(ibvi.VariationalNetwork)
     with pytest.raises(TypeError, match="build must make a VariationalNetwork, got Sequential"):
         search(lambda lr: make_net())
     for other in (make_net(), build(0.5), lambda: build(0.5)):

@@ -211,6 +211,11 @@ def test_bad_numbers(bad):
             Multiplicative(0.4, rate=bad)
 
 
+def test_a_percentage_is_told():
+    with pytest.warns(UserWarning, match=r"std is a share, 35 percent 0\.35"):
+        Multiplicative(35)
+
+
 def test_the_mean_is_missing():
     for method in (Multiplicative(0.4).scale, Multiplicative(0.4).rows):
         with pytest.raises(ValueError, match="relative to the mean, which is missing"):

@@ -176,3 +176,62 @@ def test_what_fails_for_another_reason_says_that():
     model, guide = make(nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)))
     with pytest.raises(ValueError, match=r"expects 1 features .*, got 7: pass x\.unsqueeze\(-1\)"):
         ibvi.predict(model, guide, torch.zeros(7), num_samples=3)
+
+
+class OverTime(nn.Module):
+    """A layer over times, and the place of data and times where it reads and is read."""
+
+    def __init__(self, layer, before=lambda x: x, after=lambda h: h[:, -1]):
+        super().__init__()
+        self.layer, self.out = layer, nn.Linear(8, 1)
+        self.before, self.after = before, after
+
+    def forward(self, x):
+        x = self.before(x)
+        hidden = self.layer(x, x, x) if isinstance(self.layer, ATTENTION) else self.layer(x)
+        return self.out(self.after(hidden[0] if isinstance(hidden, tuple) else hidden))
+
+
+ATTENTION = nn.MultiheadAttention
+TIME_FIRST = {
+    "GRU": lambda **options: nn.GRU(8, 8, **options),
+    "MultiheadAttention": lambda **options: ATTENTION(8, 2, **options),
+    "TransformerEncoderLayer": lambda **options: nn.TransformerEncoderLayer(
+        8, 2, 16, dropout=0.0, **options
+    ),
+}
+
+
+def swap(x):
+    return x.transpose(0, 1)
+
+
+def as_model(net, **choices):
+    random = ibvi.RandomModule(net, stochastic=["out.weight"], parametrization=ibvi.Standard())
+    return ibvi.SupervisedModel(random, ibvi.Normal(), num_data=6, **choices)
+
+
+@pytest.mark.parametrize("kind", TIME_FIRST)
+def test_data_in_the_place_of_times_are_told(kind):
+    x, model = torch.randn(6, 5, 8), as_model(OverTime(TIME_FIRST[kind]()))
+    with pytest.warns(UserWarning, match=rf"Write {kind}\(\.\.\., batch_first=True\)"):
+        outputs = model.run({}, x)
+    with torch.no_grad():  # what the warning says: a datum's output goes with the other data
+        assert not torch.allclose(outputs[-1:], model.run({}, x[-1:]))
+
+
+@pytest.mark.parametrize("kind", TIME_FIRST)
+@pytest.mark.parametrize(
+    ("first", "before", "after"),
+    [(True, lambda x: x, lambda h: h[:, -1]), (False, swap, lambda h: h[-1])],
+    ids=["batch_first", "transposed"],
+)
+def test_data_in_their_own_place_are_taken_as_they_are(kind, first, before, after):
+    x = torch.randn(6, 5, 8)
+    model = as_model(OverTime(TIME_FIRST[kind](batch_first=first), before, after))
+    assert torch.allclose(model.run({}, x)[:1], model.run({}, x[:1]), atol=1e-6)
+
+
+def test_inputs_with_times_in_front_are_taken_as_they_are():
+    model = as_model(OverTime(nn.GRU(8, 8), after=lambda h: h[-1]))
+    assert model.run({}, torch.randn(5, 6, 8)).shape == (6, 1)

@@ -83,8 +83,9 @@ def test_time_in_front_of_the_output_hears_of_output():
 
     x, y = torch.randn(20, 4, 3), torch.randn(4, 20, 1)
     model, guide = make(All())
-    with pytest.raises(
-        ValueError, match=r"target has shape \(4, 20, 1\).*output of shape \(20, 4"
+    with (
+        pytest.warns(UserWarning, match=r"times in front, give SupervisedModel output="),
+        pytest.raises(ValueError, match=r"target has shape \(4, 20, 1\).*output of shape \(20, 4"),
     ):
         step(model, guide, x, y)
     model, guide = make(All(), output=lambda out: out.transpose(0, 1))

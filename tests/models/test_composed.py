@@ -325,6 +325,8 @@ def test_bad_parts():
         Standardized.of(ibvi.Normal(), np.full((1000, 1), 0.1))  # whose sum is not 100
     with pytest.raises(ValueError, match="needs a task at least"):
         MultiTask({})
+    with pytest.raises(TypeError, match=r"takes its tasks by name, .*, got \[Normal\(\)\]"):
+        MultiTask([ibvi.Normal()])
     with pytest.raises(TypeError, match=r"such as \(Categorical\(\), 10\); got Normal"):
         MultiTask({"a": ibvi.Normal()})
     with pytest.raises(

@@ -143,7 +143,8 @@ FLOATS = torch.zeros(5)
 BAD = [
     (Normal(), (5,), FLOATS.reshape(5, 1), ValueError, r"shape \(5, 1\).*Normal.*expects \(5,\)"),
     (Normal(), (5, 1), FLOATS, ValueError, r"expects \(5, 1\)\. Write y\.reshape\(-1, 1\)"),
-    (Normal(), (5, 2), FLOATS, ValueError, r"target has shape \(5,\).*expects \(5, 2\)\.$"),
+    (Normal(), (5, 3), FLOATS, ValueError, r"target has shape \(5,\).*expects \(5, 3\)\.$"),
+    (Normal(), (5, 2), FLOATS, ValueError, r"expects \(5, 2\)\. Of two outputs .* Heterosced"),
     (
         Normal(),
         (5, 1),
@@ -196,7 +197,9 @@ BAD = [
         "must be 0 or 1, or shares between them, got values from 0 to 4",
     ),
     (Bernoulli(), (5,), FLOATS + 1.5, ValueError, r"must be 0 or 1, or shares.*from 1\.5 to 1\.5"),
-    (Poisson(), (5,), FLOATS + 0.5, ValueError, "counts must be whole numbers; the target has"),
+    (Bernoulli(), (5,), FLOATS - 1.0, ValueError, r"of two values write \(y > 0\)\.float\(\)"),
+    (Bernoulli(), (5, 3), FLOATS, ValueError, r"one of 3 classes, .*: Categorical\(\)"),
+    (Poisson(), (5,), FLOATS + 0.5, ValueError, r"has others, such as \d\.\d.* write Normal"),
     (Poisson(), (5,), -torch.arange(5), ValueError, "Expected counts, from 0; got values from -4"),
 ]
 

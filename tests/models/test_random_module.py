@@ -91,6 +91,7 @@ def test_choice_of_stochastic_parameters(stochastic, expected):
         (3, TypeError, "stochastic must be one of .*; got 3"),
         ([3], TypeError, r"stochastic must be one of .*; got \[3\]"),
         (None, TypeError, "stochastic must be one of .*; got None"),
+        (nn.Linear(2, 3), TypeError, r"names or types of layers, .*; got Linear\(in_features=2"),
         (lambda name: False, ValueError, r"nothing to infer. Name those .*=\['0\.weight'\]"),
     ],
 )

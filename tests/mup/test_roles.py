@@ -320,7 +320,7 @@ def test_an_unknown_layer_is_an_error_that_shows_what_to_write():
         RandomModule(net, stochastic="all")
     with pytest.raises(ValueError, match=r"The role of a matrix, .* does not say how wide it is"):
         RandomModule(net, stochastic="all", roles={"0.*": "input"})
-    roles = {"0.matrix": WeightRole.of("input", fan_in=3, fan_out=4)}
+    roles = {"0.matrix": WeightRole.of("input", fan_in=3, fan_out=4, inputs_first=True)}
     assert RandomModule(net, stochastic="all", roles=roles)(torch.ones(2, 3)).shape == (2, 1)
 
 
@@ -329,7 +329,10 @@ def test_unknown_layers_are_named_all_at_once():
     with pytest.raises(ValueError, match=r"same goes for '1\.matrix' \(3, 4\)\.$"):
         find_roles(net)
     with pytest.raises(ValueError, match=r"'1\.matrix' of shape .* a matrix of a layer\.$"):
-        find_roles(net, overrides={"0.matrix": WeightRole.of("input", fan_in=3, fan_out=4)})
+        find_roles(
+            net,
+            overrides={"0.matrix": WeightRole.of("input", fan_in=3, fan_out=4, inputs_first=True)},
+        )
 
 
 @pytest.mark.parametrize(

@@ -230,3 +230,23 @@ def test_what_a_layer_has_besides_torchs_own_is_not_taken_for_it(layer, unknown)
 )
 def test_torchs_own_are_known(layer):
     assert find_roles(layer).keys() == dict(layer.named_parameters()).keys()
+
+
+class Matrix(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.zeros(3, 4))
+
+    def forward(self, x):
+        return x @ self.matrix
+
+
+def test_fans_that_are_turned_are_refused():
+    net = nn.Sequential(Matrix(), nn.Linear(4, 1))
+    for fan_in, fan_out, first in ((3, 4, False), (4, 3, True)):
+        role = WeightRole.of("input", fan_in=fan_in, fan_out=fan_out, inputs_first=first)
+        with pytest.raises(ValueError, match=rf"turn the fans, or write inputs_first={not first}"):
+            find_roles(net, overrides={"0.matrix": role})
+    for side in (3, 5):  # a bias has no sides, and a stack of matrices has a shape of its own
+        role = WeightRole.of("bias" if side == 3 else "hidden", fan_in=side, fan_out=4)
+        assert find_roles(net, overrides={"0.matrix": role})["0.matrix"].role == role.role

@@ -364,6 +364,15 @@ def test_the_traced_route_says_once_that_it_has_one_draw():
         loss.loss_and_grads(hand_written, guide, x, y)
 
 
+def test_particles_of_the_first_step_are_no_reason_to_tell():
+    """Warnings are errors here; each datum of each particle has a draw from the second step on."""
+    model, guide = linear_pair(Multiplicative(0.5))
+    loss = TraceExpectedLogLikelihood(2, draws="datum")
+    for _ in range(2):
+        loss.loss_and_grads(model, guide, torch.randn(N, P), torch.randn(N, 1))
+    assert loss.routes.knows(model, guide)
+
+
 @pytest.mark.parametrize("draws", [0, -1, True, "all", 1.5, None])
 def test_a_bad_number_of_draws(draws):
     with pytest.raises(ValueError, match=r"draws=.*: expected 'batch' .*, 'datum'"):

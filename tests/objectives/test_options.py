@@ -58,8 +58,15 @@ def test_options_must_be_known():
         TraceExpectedLogLikelihood(reduction="batch")
     with pytest.raises(ValueError, match="factors='keep': expected 'likelihood'"):
         TraceExpectedLogLikelihood(factors="keep")
+    with pytest.raises(TypeError, match=r"penalty=DivergencePenalty\(\.\.\.\), got 0\.1"):
+        TraceExpectedLogLikelihood(penalty=0.1)
+    with pytest.raises(TypeError, match=r"head=ClosedFormHead\(\.\.\.\), got True"):
+        TraceExpectedLogLikelihood(head=True)
     with pytest.raises(TypeError, match="keep_kl holds 3 of type int: expected site names"):
         TraceExpectedLogLikelihood(keep_kl=["w", 3])
+    for other in ({"w": 0.5}, True):
+        with pytest.raises(TypeError, match=r"whose KL counts in full; the weight of all others"):
+            TraceExpectedLogLikelihood(keep_kl=other)
 
 
 @pytest.mark.parametrize("estimator", PAIRS)
@@ -211,3 +218,8 @@ def test_a_step_stays_on_its_device(reduction):
         value, grads = loss_and_grads(loss, case)
     assert math.isfinite(value)
     assert all(grad.is_cuda for grad in grads.values())
+
+
+def test_a_class_in_the_place_of_its_guide_hears_of_the_parentheses():
+    with pytest.raises(TypeError, match=r"got the class AutoNormal: write AutoNormal\(model\)"):
+        TraceExpectedLogLikelihood().loss_and_grads(lambda x: None, AutoNormal, torch.zeros(3))

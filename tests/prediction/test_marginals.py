@@ -177,7 +177,12 @@ def test_questions_without_an_answer():
         ask = getattr(together["b"], name)
         assert (ask() if name == "entropy" else ask(0.5)).shape == (3, 1)
     numbers = mixture()
-    for q in (0.0, 1.0, [0.5, 1.5]):
+    for parts in ((numbers.outputs.numpy(), ibvi.Normal()), (ibvi.Normal(), numbers.outputs)):
+        with pytest.raises(TypeError, match=r"made of a tensor of outputs, \(num_samples, batch"):
+            Prediction(*parts)
+    with pytest.raises(TypeError, match=r"no array: write prediction\.mean\.numpy\(\)"):
+        np.asarray(numbers)
+    for q in (0.0, 1.0, [0.5, 1.5], []):
         with pytest.raises(ValueError, match="probabilities strictly between 0 and 1, got"):
             numbers.quantile(q)
     with pytest.raises(ValueError, match=r"coverage is a probability such as 0\.95, got 95"):

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -132,6 +134,19 @@ def test_callback_stops_and_history_goes_on():
     )
     assert history.num_epochs == 2
     assert ibvi.fit(svi, make_loader(), 1, history=history, progress=False).num_epochs == 3
+
+
+@pytest.mark.parametrize("end", [np.bool_(True), torch.tensor(True)])
+def test_an_answer_of_other_libraries_ends_training_too(end):
+    fit = partial(ibvi.fit, make_svi(), make_loader(), 3, progress=False)
+    assert fit(callback=lambda *_: end).num_epochs == 1
+    assert fit(callback=lambda *_: ~end).num_epochs == 3
+
+
+@pytest.mark.parametrize("what", [0.3, 1, "stop", {"loss": 0.3}])
+def test_what_is_no_answer_of_a_callback_is_refused(what):
+    with pytest.raises(TypeError, match="says whether training ends: return True to end it, and"):
+        ibvi.fit(make_svi(), make_loader(), 3, callback=lambda *_: what, progress=False)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step():

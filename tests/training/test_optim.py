@@ -384,6 +384,8 @@ def test_bad_arguments():
         MuPOptim(Lion, {"lr": 0.1}, guide)
     with pytest.raises(ValueError, match="family must be 'sgd', 'adam' or 'muon', got 'lion'"):
         MuPOptim(Lion, {"lr": 0.1}, guide, family="lion")
+    with pytest.raises(ValueError, match=r"family='adam' is not how SGD steps, .*: leave it out"):
+        MuPOptim(torch.optim.SGD, {"lr": 0.1}, guide, family="adam")
     with pytest.raises(TypeError, match=r"class of a torch optimizer, such as torch\.optim\.SGD"):
         MuPOptim(torch.optim.SGD(guide.parameters(), lr=0.1), {"lr": 0.1}, guide)
     with pytest.raises(TypeError, match="Expected the class of a torch optimizer"):

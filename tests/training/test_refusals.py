@@ -173,15 +173,15 @@ def mistakes():
     yield (svi, loader, 1), {"schedule_every": "batch"}, ValueError, "'epoch' or 'step', got 'b"
     yield (
         (svi, loader, 1),
-        {"valid_loader": loader, "patience": 1, "monitor": "nll"},
+        {"valid_loader": make_loader(), "patience": 1, "monitor": "nll"},
         ValueError,
         r"monitor='nll' is not measured: choose among \['train_loss', 'valid_loss'\]",
     )
-    watched = {"valid_loader": loader, "metrics": lambda *_: {"coverage": 0.9, "nll": 1.0}}
+    watched = {"valid_loader": make_loader(), "metrics": lambda *_: {"coverage": 0.9, "nll": 1.0}}
     yield (svi, loader, 1), {**watched, "monitor": "nll"}, ValueError, "pass patience="
     watched |= {"patience": 1, "monitor": "coverage"}
     yield (svi, loader, 1), watched, ValueError, "at its best, which is 0.95: watch 'nll'"
-    metric = {"valid_loader": loader, "metrics": torchmetrics.MeanMetric()}
+    metric = {"valid_loader": make_loader(), "metrics": torchmetrics.MeanMetric()}
     yield (svi, loader, 1), metric, TypeError, "got a MeanMetric, .* evaluate"
     plateau = make_svi(scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     yield (plateau, loader, 1), {"schedule_every": "step"}, ValueError, "ReduceLROnPlateau looks"
@@ -215,6 +215,15 @@ def test_a_callback_of_other_arguments_is_refused_before_a_step(callback, takes)
     with pytest.raises(TypeError, match=rf"with \(epoch, history\), and .* takes {takes}"):
         ibvi.fit(svi, make_loader(), 1, callback=callback, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in everything(svi).items())
+
+
+def test_training_data_are_no_validation_data_to_end_by():
+    loader = make_loader()
+    with pytest.warns(
+        UserWarning, match=r"valid_loader is the training loader, .* data held back"
+    ):
+        ibvi.fit(make_svi(), loader, 1, valid_loader=loader, patience=1, progress=False)
+    ibvi.fit(make_svi(), loader, 1, valid_loader=loader, progress=False)  # to look at
 
 
 @pytest.mark.parametrize("callback", [lambda *args: None, lambda epoch, history, more=1: None])
