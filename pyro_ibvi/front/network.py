@@ -21,28 +21,23 @@ from pyro_ibvi.front.copying import state_to_copy, take_copied
 from pyro_ibvi.front.elsewhere import OF_FIT, OF_NETWORK, check_set, what_is_meant
 from pyro_ibvi.front.files import state_of, write_network
 from pyro_ibvi.front.first_batch import FirstBatch
+from pyro_ibvi.front.guessing import warn_of_guessing
 from pyro_ibvi.front.parts import as_objective, check_parts, optimizer_args, warn_of_temperature
+from pyro_ibvi.front.predictor import Predictor
 from pyro_ibvi.front.rate import share_of_rate
 from pyro_ibvi.front.recipe import as_random, default_optimizer, scheduler_for
-from pyro_ibvi.front.scoring import (
-    NUM_VALID_SAMPLES,
-    batches_to_score,
-    calibrate_batches,
-    validation_scores,
-)
+from pyro_ibvi.front.scoring import NUM_VALID_SAMPLES, validation_scores
 from pyro_ibvi.front.settling import Unsettled
 from pyro_ibvi.models import SupervisedModel
 from pyro_ibvi.models.likelihoods import Likelihood
 from pyro_ibvi.mup.parametrization import Family, Parametrization
 from pyro_ibvi.mup.roles import RoleOverrides
-from pyro_ibvi.prediction import Prediction, Temperature, evaluate, mean_network, predict
-from pyro_ibvi.prediction.export import FrozenDraws, frozen_draws
 from pyro_ibvi.training import History, MuPOptim, fit
 from pyro_ibvi.training.checks import check_no_data
 from pyro_ibvi.training.scheduler_maker import MakeScheduler
 
 
-class VariationalNetwork:
+class VariationalNetwork(Predictor):
     """A network with a distribution over its weights: trained, asked, saved as one thing.
 
     Its parts agree with one another: rates that follow the layers' widths, and an objective per
@@ -217,6 +212,7 @@ class VariationalNetwork:
         if options.get("checkpoint") is None:
             options.setdefault("history", self.history)
         self.history = fit(self.svi, batches, num_epochs, valid_loader=valid_loader, **options)
+        warn_of_guessing(self)
         return self.history
 
     def set_num_data(self, num_data: int, batches: Any = None, accumulate: int = 1) -> None:
@@ -237,84 +233,6 @@ class VariationalNetwork:
         self.model.num_data = int(num_data)
         self._unsettled.settle(self, FirstBatch(self.model, batches, accumulate))
 
-    @named_arguments()
-    def predict(
-        self,
-        x: Any,
-        *,
-        num_samples: int = 100,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        chunk_size: int | None = None,
-        max_memory: int | str | None = None,
-    ) -> Prediction:
-        """Predicts by averaging over draws of the weights.
-
-        Args:
-            x: Inputs: tensors, NumPy arrays, a data frame, or a loader that does not shuffle.
-            num_samples: Number of draws.
-            seed: Makes the draws the same at each call, without touching global random states.
-            batch_size: Number of inputs that run at once.
-            chunk_size: Number of draws that run at once.
-            max_memory: Bytes, or a text such as ``"2 GB"``, within which to stay, see
-                :func:`~pyro_ibvi.predict`.
-
-        Returns:
-            The prediction, see :class:`~pyro_ibvi.Prediction`.
-        """
-        check_parts(self)
-        how: Any = {"chunk_size": chunk_size, "batch_size": batch_size, "max_memory": max_memory}
-        return predict(self.model, self.guide, x, **how, **self._draws(num_samples, seed))
-
-    @named_arguments()
-    def evaluate(
-        self,
-        data: Any,
-        y: Any = None,
-        *,
-        foreign: Any = None,
-        num_samples: int = 100,
-        seed: int | None = None,
-    ) -> dict[str, float]:
-        """Scores on held-out data.
-
-        Args:
-            data: Data in any of the forms that :meth:`fit` takes.
-            y: The targets, if ``data`` are inputs.
-            foreign: Inputs, or a loader, unlike those of training: does the network tell them?
-            num_samples: Number of draws of the weights.
-            seed: As for :meth:`predict`.
-
-        Returns:
-            The scores by name, see :func:`~pyro_ibvi.evaluate`.
-        """
-        check_parts(self)
-        batches = batches_to_score(self.model, self.guide, data, y, num_samples)
-        draws = self._draws(num_samples, seed)
-        return evaluate(self.model, self.guide, batches, foreign=foreign, **draws)
-
-    @named_arguments()
-    def calibrate(
-        self, data: Any, y: Any = None, *, num_samples: int = 100, seed: int | None = None
-    ) -> Temperature:
-        """Finds the temperature on validation data, and predicts by it from then on.
-
-        Args:
-            data: Data that training has not seen, in any of the forms that :meth:`fit` takes.
-            y: The targets, if ``data`` are inputs.
-            num_samples: Number of draws of the weights.
-            seed: As for :meth:`predict`.
-
-        Returns:
-            The temperature and what it did, see :func:`~pyro_ibvi.prediction.fit_temperature`.
-        """
-        check_parts(self)
-        batches = batches_to_score(self.model, self.guide, data, y, num_samples)
-        draws = self._draws(num_samples, seed)
-        found = calibrate_batches(self.model, self.guide, batches, **draws)
-        self.temperature = found.value
-        return found
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything that prediction needs to one file, for :func:`~pyro_ibvi.load`.
 
@@ -332,25 +250,6 @@ class VariationalNetwork:
         choices = describe_choices(self.model, self.guide) | describe_training(self)
         write_network(path, choices, state_of(self.model, self.guide))
 
-    def mean_network(self) -> nn.Module:
-        """The plain network with each weight at its mean, see :mod:`pyro_ibvi.prediction`."""
-        check_parts(self)
-        return mean_network(self.model, self.guide)
-
-    @named_arguments()
-    def frozen_draws(self, num_samples: int = 16, *, seed: int | None = None) -> FrozenDraws:
-        """Draws of the weights as one module to serve, for ``torch.export`` and ONNX.
-
-        Args:
-            num_samples: Number of draws.
-            seed: As for :meth:`predict`, whose draws these are.
-
-        Returns:
-            A module that gives the predictive mean and variance.
-        """
-        check_parts(self)
-        return frozen_draws(self.model, self.guide, **self._draws(num_samples, seed))
-
     def to(self, device: torch.device | str) -> VariationalNetwork:
         """Moves model and guide to a device, the optimizer's state with them.
 
@@ -366,16 +265,6 @@ class VariationalNetwork:
         self.guide.to(device)
         self.optim.set_state(state)
         return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.guide.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating point type of the weights."""
-        return next(self.guide.parameters()).dtype
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses to be called as a module, since a prediction is no tensor."""
@@ -399,6 +288,3 @@ class VariationalNetwork:
 
     def __repr__(self) -> str:
         return describe_network(self)
-
-    def _draws(self, num_samples: int, seed: int | None) -> dict[str, Any]:
-        return {"num_samples": num_samples, "generator": seed, "temperature": self.temperature}
