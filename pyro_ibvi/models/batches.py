@@ -221,6 +221,8 @@ class BatchReader:
         raise DataError(
             f"The network takes {self.signature}, and not the parts {foreign} of the batch: name "
             f"its inputs, as in SupervisedModel(..., inputs={self._likely_inputs(list(parts))})."
+            + " If it takes the mapping as a whole, let the loader yield ((mapping,), target)."
+            * (self.signature.most == 1)
         )
 
     def _likely_inputs(self, names: list[Any]) -> list[Any]:

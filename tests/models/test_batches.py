@@ -320,6 +320,7 @@ class Optional(nn.Linear):
         (nn.Linear(3, 1), {}, (A, B, Y), {}, r"has 3 parts, and the network takes \(input\)"),
         (Optional(3, 1), {}, (A, Y, C), {}, r"has 3 parts, .* takes \(x, mask\)"),
         (Three(), {}, (), {"a": A, "b": B, "d": C, "labels": Y}, r"\['d'\] .*=\['a', 'b'\]"),
+        (nn.Linear(3, 1), {}, (), {"a": A, "b": B, "y": Y}, r"yield \(\(mapping,\), target\)"),
         (nn.Linear(3, 1), {}, (), RENAMED, r"say which is the target, .*inputs=\['first'\]"),
         (Three(), {}, (), {"y": A, "labels": Y}, r"say which is the target"),
         (nn.Linear(3, 1), {"inputs": "x1", "target": "y"}, (), {"x": A, "y": Y}, "no part 'x1'"),
