@@ -10,6 +10,7 @@ from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 from torch.distributed import is_available, is_initialized
 
+from pyro_ibvi._util.modes import owner_module
 from pyro_ibvi.pairing.belonging import check_pair
 from pyro_ibvi.pairing.past import note_learning
 
@@ -30,8 +31,8 @@ class LossModule(ELBOModule):
     Draws should differ between processes, see :func:`~pyro_ibvi.training.seed_process`.
 
     Args:
-        model: The model.
-        guide: Its guide.
+        model: The model: a module, a method of one, or one of these behind Pyro's handlers.
+        guide: Its guide, likewise.
         elbo: The objective.
 
     Attributes:
@@ -65,6 +66,10 @@ class LossModule(ELBOModule):
                 f"TraceExpectedLogLikelihood."
             )
         super().__init__(model, guide, elbo)
+        for kind, part in {"model": model, "guide": guide}.items():
+            owner = owner_module(part)
+            if owner is not None and owner is not part:  # behind a handler, or of a method
+                self.add_module(f"{kind}_owner", owner)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch.

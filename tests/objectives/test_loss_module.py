@@ -65,6 +65,37 @@ def test_it_has_the_parameters_of_both():
     assert found == {*model.parameters(), *guide.parameters()}
 
 
+class Autoencoder(pyro.nn.PyroModule):
+    """A model and a guide that are methods of one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(2, 1), nn.Linear(1, 2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    "handle", [lambda part: part, lambda part: poutine.scale(part, scale=0.5)]
+)
+def test_it_has_the_parameters_of_modules_behind_methods_and_handlers(handle):
+    both = Autoencoder()
+    loss = ibvi.TraceExpectedLogLikelihood(kl_weight=0.5)(handle(both.model), handle(both.guide))
+    loss(X).backward()
+    assert set(loss.parameters()) == set(both.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.parameters())
+    model, guide = make_pair()
+    behind = ibvi.TraceExpectedLogLikelihood()(handle(model), guide)
+    assert set(behind.parameters()) == {*model.parameters(), *guide.parameters()}
+
+
 def test_an_objective_without_such_a_loss_is_refused():
     with pytest.raises(TypeError, match=r"TraceGraphExpectedLogLikelihood adds.*train by SVI"):
         ibvi.TraceGraphExpectedLogLikelihood()(*make_pair())
