@@ -303,6 +303,32 @@ class RandomModule(PyroModule):
             return float("nan")
         return float(self.prior(parameter_name).stddev.mean())
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Copies a state of this module; that of the plain network is loaded before it is wrapped.
+
+        Args:
+            state_dict: The state.
+            *args: As for ``torch.nn.Module``.
+            **kwargs: Likewise.
+
+        Returns:
+            What torch returns.
+
+        Raises:
+            ValueError: If the state is the plain network's.
+        """
+        names = self.network.state_dict().keys()
+        if (
+            state_dict.keys()
+            and state_dict.keys() <= names
+            and not names & self.state_dict().keys()
+        ):
+            raise ValueError(
+                "The state is that of the plain network: load it before it is wrapped, "
+                "net.load_state_dict(state), and start at it by init_loc_fn=init_to_network."
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def extra_repr(self) -> str:
         """The stochastic parameters."""
         return f"stochastic={self.stochastic}, parametrization={self.parametrization}"

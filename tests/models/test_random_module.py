@@ -102,6 +102,17 @@ def test_a_bad_choice(stochastic, error, message):
         RandomModule(nn.ReLU())
 
 
+def test_the_state_of_the_plain_network_is_loaded_before_it_is_wrapped():
+    random_net, other = RandomModule(mlp()), RandomModule(mlp())
+    with pytest.raises(
+        ValueError, match=r"before it is wrapped, net\.load_state_dict\(state\), and"
+    ):
+        random_net.load_state_dict(mlp().state_dict())
+    random_net.load_state_dict(other.state_dict())
+    for name, value in random_net.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
 def test_frozen_parameters_stay_frozen():
     net = mlp()
     net[0].requires_grad_(False)
