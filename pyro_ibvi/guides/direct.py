@@ -17,6 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
+from pyro_ibvi._util.errors import DataError
 from pyro_ibvi._util.inputs import first_tensor, rows_of
 from pyro_ibvi.guides.alignment import check_parts, drop_misaligned
 from pyro_ibvi.guides.base import MuPGuide
@@ -122,7 +123,12 @@ class DirectRoute:
     ) -> tuple[Tensor, float, Tensor | None]:
         x, y = model.read(*args, **kwargs)
         # Graphs, say, may come as objects, which hold tensors that nobody but the network knows.
-        is_object = draws == "datum" and first_tensor(x) is None
+        is_object = first_tensor(x) is None
+        if is_object and draws != "datum":
+            raise DataError(
+                f"draws={draws} cuts the batch at its first dimension, which a "
+                f"{type(x).__name__} does not show. Write draws='batch'."
+            )
         num_data = len(batch_of(y if is_object else x))
         parts = [x] if draws == "datum" else cut_batch(x, int(draws))
         if self._per_datum is None or self._num_compared < min(num_data, 2):

@@ -49,9 +49,8 @@ def explain_fault(
         _explain_layer(error, layer, given, _name_of(network, layer), _is_first(given, x))
     if type(error) is RuntimeError:  # those of its own kind, such as of memory, say more by that
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors_of(x))
-        raise NetworkError(
-            f"The network fails on inputs of the shape {shapes}: {error}"
-        ) from error
+        inputs = f"inputs of the shape {shapes}" if shapes else f"a {type(x).__name__}"
+        raise NetworkError(f"The network fails on {inputs}: {error}") from error
 
 
 def _explain_names(error: Exception, x: Any) -> None:

@@ -65,6 +65,15 @@ def test_an_object_alone_hears_how_to_name_its_targets():
         make(Reads).fit([Batch(X, Y)], num_epochs=1, progress=False)
 
 
+def test_what_asks_for_tensors_of_an_object_says_so():
+    batches = [(Batch(X, Y), Y)]
+    with pytest.raises(ValueError, match=r"draws=2 cuts .* a Batch does not show.*draws='batch'"):
+        make(Reads, draws=2).fit(batches, num_epochs=2, progress=False)
+    failing = make(lambda net: Reads(nn.Sequential(nn.Unflatten(1, (3, 7)), net)))
+    with pytest.raises(RuntimeError, match="The network fails on a Batch: "):
+        failing.fit(batches, num_epochs=1, progress=False)
+
+
 class OfBags(nn.Module):
     """Takes a list of tensors of different lengths."""
 
