@@ -28,7 +28,8 @@ def handled(function: Any) -> tuple[Messenger, Callable[..., Any]] | None:
         The handler and the function without it; None if there is none.
     """
     wrapped = function.func if isinstance(function, partial) else None
-    if not isinstance(wrapped, partial) or len(wrapped.args) < 2:
-        return None
-    handler, inner = wrapped.args[:2]
-    return (handler, inner) if isinstance(handler, Messenger) else None
+    if isinstance(wrapped, partial) and len(wrapped.args) > 1:
+        handler, inner = wrapped.args[:2]
+    else:  # poutine.reparam and poutine.trace return objects
+        handler, inner = getattr(function, "msngr", None), getattr(function, "fn", None)
+    return (handler, inner) if isinstance(handler, Messenger) and callable(inner) else None
