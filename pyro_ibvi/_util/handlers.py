@@ -28,7 +28,25 @@ def handled(function: Any) -> tuple[Messenger, Callable[..., Any]] | None:
         The handler and the function without it; None if there is none.
     """
     wrapped = function.func if isinstance(function, partial) else None
-    if not isinstance(wrapped, partial) or len(wrapped.args) < 2:
-        return None
-    handler, inner = wrapped.args[:2]
-    return (handler, inner) if isinstance(handler, Messenger) else None
+    if isinstance(wrapped, partial) and len(wrapped.args) > 1:
+        handler, inner = wrapped.args[:2]
+    else:  # poutine.reparam and poutine.trace return objects
+        handler, inner = getattr(function, "msngr", None), getattr(function, "fn", None)
+    return (handler, inner) if isinstance(handler, Messenger) and callable(inner) else None
+
+
+def from_inside(messenger: Messenger, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with a handler inside of those around it, which may hide its statements.
+
+    Args:
+        messenger: The handler, which sees what ``poutine.block`` hides.
+        function: The function.
+
+    Returns:
+        The function with all handlers.
+    """
+    behind = handled(function)
+    if behind is None:
+        return messenger(function)
+    handler, inner = behind
+    return handler(from_inside(messenger, inner))

@@ -53,8 +53,7 @@ def owner_module(callable_: Any) -> nn.Module | None:
     Returns:
         The module, or None.
     """
-    while isinstance(callable_, partial):
-        behind = handled(callable_)
+    while (behind := handled(callable_)) is not None or isinstance(callable_, partial):
         callable_ = callable_.func if behind is None else behind[1]
     owner = getattr(callable_, "__self__", callable_)
     return owner if isinstance(owner, nn.Module) else None

@@ -14,11 +14,13 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from pyro.infer.autoguide.utils import helpful_support_errors
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.distributions import innermost, is_delta, unwrapped
+from pyro_ibvi._util.handlers import from_inside
 from pyro_ibvi.guides.sites import Site
 from pyro_ibvi.guides.start import start_inside
 from pyro_ibvi.models.padding import KEEP_KEY
@@ -101,9 +103,13 @@ def run_prototype(
         args, kwargs = (), {}
     elif not (args or kwargs):
         _check_arguments(model)
-    start = functools.partial(_start_of, init_loc_fn)
+    start, hidden = functools.partial(_start_of, init_loc_fn), TraceMessenger(param_only=True)
+    run = InitMessenger(start)(from_inside(hidden, prior or model))
     with poutine.block(), buffers_kept(model):
-        trace = poutine.trace(InitMessenger(start)(prior or model)).get_trace(*args, **kwargs)
+        trace = poutine.trace(run).get_trace(*args, **kwargs)
+    for name, node in hidden.trace.nodes.items():
+        if node["type"] == "param" and name not in trace:
+            trace.add_node(name, **node)
     if prior is None:
         _check_observed(trace, model, args, kwargs)
     for name, node in list(trace.nodes.items()):

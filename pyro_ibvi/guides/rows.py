@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten
 
 from pyro_ibvi._util.buffers import buffers_kept
 from pyro_ibvi._util.checks import are_indices
-from pyro_ibvi._util.handlers import handled
+from pyro_ibvi._util.handlers import from_inside
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.guides.sites import Site
 
@@ -216,7 +216,7 @@ class Plates:
             InitMessenger(self._init_loc_fn),
         ):
             warnings.simplefilter("ignore")  # whatever there is to say is said by the step
-            _seen_by(look, model)(*args, **kwargs)
+            from_inside(look, model)(*args, **kwargs)  # a block may hide the plates
         self._fixed = None if look.rows or look.masks else (shapes, look.sizes)
         return look
 
@@ -277,24 +277,6 @@ class _Closed:
 
 class _Seen(Exception):  # noqa: N818  # no error
     """Everything has been seen that the model was run for."""
-
-
-def _seen_by(look: _Look, model: Callable[..., Any]) -> Callable[..., Any]:
-    """A model that is looked at from inside of the handlers around it, which may hide its plates.
-
-    Args:
-        look: What looks.
-        model: The model; ``poutine.block(model, expose=["z"])`` hides all but one site.
-
-    Returns:
-        The model with the same handlers.
-    """
-    behind = handled(model)
-    if behind is None:
-        return look(model)
-    handler, inner = behind
-    seen: Callable[..., Any] = handler(_seen_by(look, inner))
-    return seen
 
 
 class _Look(Messenger):

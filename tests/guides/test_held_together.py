@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuideList
 from pyro.nn import PyroModule, PyroSample
 
 from pyro_ibvi import (
@@ -91,3 +92,26 @@ def test_a_network_behind_handlers_is_trained_and_the_guide_but_once(
     groups = mup_param_groups(guide, 0.1, optimizer=torch.optim.SGD)
     found = [parameter for group in groups for parameter in group["params"]]
     assert sorted(map(id, found)) == sorted(map(id, own))
+
+
+def test_what_a_block_hides_of_a_function_is_trained_as_well():
+    net = torch.nn.Linear(2, 1)
+
+    def model(x, y):
+        pyro.module("net", net)
+        offset = pyro.param("offset", torch.tensor(0.0))
+        first, second = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("first", "second"))
+        with pyro.plate("data", len(x)):
+            mean = net(x).squeeze(-1) + offset + first + second
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    part = AutoMuPNormal(poutine.block(model, expose=["first"]))
+    both = AutoGuideList(model)
+    both.append(AutoMuPNormal(poutine.block(model, expose=["first"])))
+    both.append(AutoMuPNormal(poutine.block(model, expose=["second"])))
+    for guide in (part, both):
+        guide(X, Y)
+        groups = mup_param_groups(guide, 0.1, optimizer=torch.optim.SGD)
+        found = [id(parameter) for group in groups for parameter in group["params"]]
+        offset = pyro.get_param_store()._params["offset"]
+        assert sorted(found) == sorted(map(id, (*guide.parameters(), *net.parameters(), offset)))

@@ -90,6 +90,7 @@ def test_one_step_moves_the_rows_of_its_batch_alone():
         lambda model: poutine.block(model, expose=["effect"]),
         lambda model: poutine.block(model, hide_fn=lambda site: site["name"] != "effect"),
         lambda model: poutine.block(poutine.scale(model, scale=2.0), hide=["data", "y"]),
+        lambda model: poutine.reparam(poutine.block(model, expose=["effect"]), config={}),
     ],
 )
 def test_rows_are_seen_behind_what_hides_a_plate(shown):

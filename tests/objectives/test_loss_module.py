@@ -83,7 +83,12 @@ class Autoencoder(pyro.nn.PyroModule):
 
 
 @pytest.mark.parametrize(
-    "handle", [lambda part: part, lambda part: poutine.scale(part, scale=0.5)]
+    "handle",
+    [
+        lambda part: part,
+        lambda part: poutine.scale(part, scale=0.5),
+        lambda part: poutine.block(poutine.reparam(part, config={}), hide=["nothing"]),
+    ],
 )
 def test_it_has_the_parameters_of_modules_behind_methods_and_handlers(handle):
     both = Autoencoder()
