@@ -80,6 +80,11 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "var_names": ("sites", "variables", "parameters"),
     "kl_weight": ("beta", "kl_scale", "annealing_factor"),
     "num_particles": ("num_samples", "n_samples"),
+    "max_epochs": ("max_iter", "epochs", "num_epochs", "n_epochs", "n_iter"),
+    "learning_rate": ("lr", "learning_rate_init", "eta"),
+    "hidden_layer_sizes": ("hidden_sizes", "hidden_layers", "hidden_dims", "layers"),
+    "validation_fraction": ("validation_split", "valid_fraction", "test_size"),
+    "network": ("net", "module", "model"),
     "max_memory": ("memory", "memory_limit", "max_mem"),
 }
 
@@ -118,6 +123,20 @@ def named_arguments(
         return cast(_F, call)
 
     return decorate
+
+
+def named_fields(kind: _T) -> _T:
+    """Lets a data class say what the argument is called that was meant, see above.
+
+    Args:
+        kind: The class.
+
+    Returns:
+        The class.
+    """
+    made: Any = kind
+    made.__init__ = named_arguments()(made.__init__)
+    return kind
 
 
 def show_arguments(kind: _T) -> _T:

@@ -13,10 +13,12 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from pyro_ibvi._util.arguments import named_fields
 from pyro_ibvi.estimators.base import Estimator, as_array
 from pyro_ibvi.models import Categorical
 
 
+@named_fields
 @dataclass(eq=False, repr=False, kw_only=True)
 class IBVIClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     r"""Classification with probabilities averaged over a network's random weights.

@@ -11,6 +11,7 @@ import torch
 from sklearn.base import RegressorMixin
 from torch import Tensor
 
+from pyro_ibvi._util.arguments import named_fields
 from pyro_ibvi.estimators.base import Estimator, as_array, moments
 from pyro_ibvi.models import HeteroscedasticNormal, Normal, Standardized
 from pyro_ibvi.models.likelihoods import Likelihood
@@ -37,6 +38,7 @@ def noise_at_start(num_data: int) -> float:
     return min(1.0, math.sqrt(_FEW_DATA / num_data))
 
 
+@named_fields
 @dataclass(eq=False, repr=False, kw_only=True)
 class IBVIRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     r"""Regression with a standard deviation, by a network with random weights.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,12 +110,33 @@ def grid_search(
             f"Training diverged with every choice, {choices[0]} to {choices[-1]}: try smaller "
             f"rates, and look whether inputs and targets are standardized."
         )
+    _warn_of_idle(choices, nlls)
     return GridSearch(tuple(choices), nlls)
+
+
+def _warn_of_idle(choices: Sequence[dict[str, Any]], nlls: Sequence[float]) -> None:
+    """Warns of a choice whose trainings are equal to the last digit, as those are of one seed."""
+    for name in choices[0]:
+        found: dict[str, set[float]] = {}
+        for choice, nll in zip(choices, nlls, strict=True):
+            others = repr({key: value for key, value in choice.items() if key != name})
+            found.setdefault(others, set()).add(nll)
+        is_idle = len(found) < len(choices) and all(len(nll) == 1 for nll in found.values())
+        if is_idle and math.isfinite(min(nlls)):
+            warnings.warn(
+                f"The choice {name!r} changes nothing, to the last digit: let build pass it on, "
+                f"or leave it out of the grid.",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _combinations(grid: Any) -> list[dict[str, Any]]:
     """Every combination of the values of a grid."""
     is_grid = isinstance(grid, Mapping) and all(isinstance(name, str) for name in grid)
+    if is_grid:  # a sweep over an array
+        is_array = {name: getattr(values, "ndim", 0) == 1 for name, values in grid.items()}
+        grid = {name: v.tolist() if is_array[name] else v for name, v in grid.items()}
     if not is_grid or not all(
         isinstance(v, Sequence) and not isinstance(v, str) for v in grid.values()
     ):

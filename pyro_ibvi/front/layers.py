@@ -46,5 +46,5 @@ def warn_of_layers(path: Path, there: Mapping[str, str], net: nn.Module) -> None
             f"{path} was saved of a network with other layers, so that predictions are others, "
             f"too: {kinds}. Pass a network as it was saved.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -153,5 +153,5 @@ def _check_found(found: RateSearch) -> None:
             f"The best rate, {found.best:.4g}, is the {ends[found.best]} that was tried: a better "
             f"one may lie beyond.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -308,7 +308,7 @@ def check_validation(train_loader: Any, valid_loader: Any, **needing: Any) -> No
             "valid_loader is the training loader, whose data a network may know by heart: with "
             "patience training ends, and the best state is chosen, by data held back.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if isinstance(valid_loader, Iterator):
         raise TypeError(

@@ -262,4 +262,7 @@ def checked_rate(lr: object) -> float:
     rate = float(lr) if isinstance(lr, Real) and not isinstance(lr, bool) else math.nan
     if 0 < rate < math.inf:
         return rate
-    raise ValueError(f"The learning rate must be a positive finite number, got lr={shown(lr)}.")
+    hint = ": pass its .best" * hasattr(lr, "best")
+    raise ValueError(
+        f"The learning rate must be a positive finite number, got lr={shown(lr)}{hint}."
+    )

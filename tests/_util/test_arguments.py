@@ -114,6 +114,20 @@ def test_other_doors_say_so_too(call, meant):
         call()
 
 
+def test_estimators_say_so_too():
+    pytest.importorskip("sklearn")
+    from pyro_ibvi.estimators import IBVIClassifier, IBVIRegressor
+
+    with pytest.raises(
+        TypeError, match="IBVIRegressor has no argument 'max_iter': it is called 'm"
+    ):
+        IBVIRegressor(max_iter=3)
+    with pytest.raises(
+        TypeError, match="IBVIClassifier has no argument 'lr': it is called 'learn"
+    ):
+        IBVIClassifier(lr=0.1)
+
+
 def test_a_guide_in_the_place_of_the_optimizer_is_told_of_the_order():
     with pytest.raises(TypeError, match=r"optimizer first, .*, got AutoMuPNormal: write MuPOptim"):
         ibvi.MuPOptim(network().guide, torch.optim.SGD, {"lr": 0.1})

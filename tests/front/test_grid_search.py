@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import pyro_ibvi as ibvi
+from pyro_ibvi.front import RateSearch
 from tests.front.conftest import make_net
 
 
@@ -102,3 +104,18 @@ def test_bad_input(build, data):
             lambda lr: ibvi.VariationalNetwork(random, ibvi.Normal(0.3), lr=lr),
             {"lr": [1e-4, 1e-3]},
         )
+
+
+def test_a_choice_that_changes_nothing_is_told(build, data):
+    options = {"valid_loader": data, "num_epochs": 1, "progress": False}
+    with pytest.warns(UserWarning, match="choice 'num_epochs' changes nothing, to the last digit"):
+        found = ibvi.grid_search(
+            lambda lr, num_epochs: build(lr, 0.1),
+            {"lr": np.array([1e-3, 1e-2]), "num_epochs": [1, 5]},
+            *data,
+            **options,
+        )
+    assert found.nlls[::2] == found.nlls[1::2]
+    assert [choice["lr"] for choice in found.choices[::2]] == [1e-3, 1e-2]
+    with pytest.raises(ValueError, match=r"got lr=RateSearch\(.*: pass its \.best"):
+        ibvi.VariationalNetwork(make_net(), ibvi.Normal(), lr=RateSearch((0.1, 0.2), (1.0, 2.0)))
