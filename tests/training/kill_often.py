@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -23,11 +24,10 @@ NUM_EPOCHS = 40
 def run(checkpoint, result):
     torch.set_num_threads(1)
     svi = make_svi("momentum")
-    loader = make_loader()
     history = train(
         svi,
-        loader=loader,
-        valid_loader=loader,
+        loader=make_loader(),
+        valid_loader=make_loader(),
         num_epochs=NUM_EPOCHS,
         patience=NUM_EPOCHS,
         accumulate=2,
@@ -42,7 +42,11 @@ def run(checkpoint, result):
 def started(checkpoint, result):
     process = os.fork()
     if process == 0:
-        run(checkpoint, result)
+        try:
+            run(checkpoint, result)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # or what forked goes on here, too
         os._exit(0)
     return process
 
@@ -51,7 +55,7 @@ def kill_often(num_kills, folder, seed=0):
     """Number of kills that hit a training under way, and the paths that differ in the end."""
     moments, peaceful = random.Random(seed), folder / "peaceful"
     begin = time.monotonic()
-    os.waitpid(started(None, peaceful), 0)
+    assert os.waitpid(started(None, peaceful), 0)[1] == 0
     whole = time.monotonic() - begin
     hits, checkpoint, result = 0, folder / "run.pt", folder / "result"
     expected, differing = torch.load(peaceful, weights_only=True), []
@@ -64,6 +68,7 @@ def kill_often(num_kills, folder, seed=0):
             time.sleep(moments.uniform(0.1, 1.3) * whole / num_kills)
             os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
+        assert status == 0 or os.WIFSIGNALED(status), status
         hits += os.WIFSIGNALED(status)
         if result.exists():
             differing += differences(expected, torch.load(result, weights_only=True))
