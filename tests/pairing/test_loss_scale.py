@@ -174,7 +174,7 @@ def test_labels_beside_one_another_are_no_pixels():
     y = (x @ torch.randn(10, 200) > 0).long()
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 200))
     bnn = ibvi.VariationalNetwork(net, ibvi.Bernoulli())
-    bnn.fit(x, y, num_epochs=20, batch_size=10, progress=False)  # in silence
+    bnn.fit(x, y, num_epochs=60, batch_size=10, progress=False)  # in silence
     assert bnn.evaluate(x, y, num_samples=20, seed=0)["accuracy"] > 0.8
     as_image = ibvi.VariationalNetwork(nn.Sequential(net, nn.Unflatten(1, (1, 10, 20))), BINARY)
     as_image.fit(x, y.reshape(-1, 1, 10, 20), num_epochs=2, progress=False)  # of weights each
