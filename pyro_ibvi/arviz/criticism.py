@@ -14,6 +14,8 @@ not tell. What remains honest:
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,6 +50,7 @@ class LogPredictiveDensity:
         given: Latent sites that the guide drew.
         summed: Latent sites whose states were summed out.
         averaged: Latent sites of single data that were integrated out by draws.
+        checksum: Checksum of the observed values, where known.
     """
 
     pointwise: np.ndarray
@@ -56,6 +59,7 @@ class LogPredictiveDensity:
     given: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
     averaged: tuple[str, ...] = ()
+    checksum: int | None = None
 
     @property
     def num_data(self) -> int:
@@ -191,7 +195,16 @@ def log_predictive_density(
         given=tuple(sorted(data.latents.given)),
         summed=tuple(sorted(data.latents.summed)),
         averaged=tuple(sorted(data.latents.local)),
+        checksum=_checksum(data.values),
     )
+
+
+def _checksum(values: Sequence[torch.Tensor]) -> int:
+    """A number that other values, another order or other units would change."""
+    found = 0
+    for value in values:
+        found = zlib.crc32(torch.as_tensor(value).detach().float().cpu().numpy().tobytes(), found)
+    return found
 
 
 def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:
@@ -221,6 +234,14 @@ def compare_predictive(fits: Mapping[str, LogPredictiveDensity]) -> DataFrame:
     shapes = {name: fit.pointwise.shape for name, fit in fits.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"Fits compare on the same held-out data only; the shapes are {shapes}.")
+    if len({fit.checksum for fit in fits.values()} - {None}) > 1:
+        warnings.warn(
+            "The fits were not evaluated on the same observed values in the same order and units, "
+            "and their differences by datum mean nothing: give log_predictive_density the same "
+            "held-out data for each.",
+            UserWarning,
+            stacklevel=2,
+        )
     best = max(fits.values(), key=lambda fit: fit.total)
     rows = {
         name: {

@@ -92,6 +92,7 @@ class HeldOut:
             computed = computed_sites(model, trace, inputs.args, inputs.kwargs)
             self.kinds = Kinds(frozenset(latent_values(guide_trace)), computed)
             observed = self._observed(trace, site)
+            self.values: list[Any] = [trace.nodes[name]["value"] for name in observed]
             known = tracked(inputs, model)
             sources = find_sources(model, trace, known)
             targets = sources.arguments(self._data(trace), of="values")

@@ -1,6 +1,7 @@
 """Held-out density, Pareto k and corrected cross-validation against closed forms."""
 
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -105,6 +106,29 @@ def test_comparison_is_paired():
     for other in (list(fits.values()), {"first": -1.0}):
         with pytest.raises(TypeError, match="results of log_predictive_density by name"):
             compare_predictive(other)
+
+
+@pytest.mark.parametrize("change", ["none", "dtype", "order", "units"])
+def test_fits_of_other_data_are_told(change: str) -> None:
+    """Their densities are paired by datum, and data of the same number were paired in silence."""
+    y = torch.linspace(-1.0, 1.0, 8)
+    other = {"none": y, "dtype": y.double(), "order": y.flip(0), "units": 10 * y}[change]
+
+    def model(y: torch.Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(y.new_zeros(()), 1.0), obs=y)
+
+    def guide(y: torch.Tensor) -> None:
+        pass
+
+    fits = {
+        name: log_predictive_density(model, guide, data, num_samples=2)
+        for name, data in {"first": y, "second": other}.items()
+    }
+    with warnings.catch_warnings(record=True, action="always") as told:
+        compare_predictive(fits)
+    is_told = any("same observed values" in str(warning.message) for warning in told)
+    assert is_told == (change in ("order", "units"))
 
 
 @pytest.mark.parametrize("k", [0.3, 0.9])
