@@ -22,8 +22,9 @@ def warn_of_guessing(bnn: Any) -> None:
         bnn: The network, after a training.
     """
     losses, loss = bnn.history.train_loss, bnn.loss
-    is_of_data_alone = loss.reduction == "mean" and loss.kl_weight == 0 and loss.penalty is None
-    if len(losses) < _MANY_EPOCHS or not is_of_data_alone:
+    # Other objectives, stock ones among them, have other units.
+    is_of_data = getattr(loss, "is_likelihood_alone", False) and loss.reduction == "mean"
+    if len(losses) < _MANY_EPOCHS or not is_of_data:
         return
     guess, among = _of_guessing(bnn.model)
     if guess and losses[-1] >= _NO_BETTER * guess:

@@ -296,7 +296,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
         kwargs: dict[str, Any],
     ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, Tensor]]]]:
         """Yields loss, surrogate and each site's term of every particle."""
-        route = direct_route(model, guide) if self._may_go_direct else None
+        route = direct_route(model, guide) if self.is_likelihood_alone else None
         if route is not None and route in self.routes and route.is_open(args, kwargs):
             draws: Any = {} if self.draws == "batch" else {"draws": self.draws}
             for _ in range(self.num_particles):
@@ -331,7 +331,7 @@ class TraceExpectedLogLikelihood(ExpectedLogLikelihood, Trace_ELBO):
             )
 
     @property
-    def _may_go_direct(self) -> bool:
+    def is_likelihood_alone(self) -> bool:
         """Whether the likelihood is all that this objective evaluates, draw by draw."""
         one_by_one = not self.vectorize_particles or self.num_particles == 1
         is_plain = type(self) is TraceExpectedLogLikelihood

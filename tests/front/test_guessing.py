@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyro_ibvi as ibvi
@@ -49,14 +50,14 @@ def test_labels_that_were_not_learned_are_told(
         (ibvi.Categorical(weight=[5.0, 5.0]), LABELS, STUCK),  # other units
         (ibvi.Bernoulli(pos_weight=9.0), BOTH, STUCK),
         (ibvi.Normal(), BOTH, STUCK),
-        (
-            ibvi.Categorical(),
-            LABELS,
-            {
-                "loss": ibvi.TraceExpectedLogLikelihood(kl_weight=0.1, reduction="mean"),
-                "covariance": ibvi.Diagonal(),
-                **STUCK,
-            },
+        *(
+            (ibvi.Categorical(), LABELS, {"loss": loss, "covariance": ibvi.Diagonal(), **STUCK})
+            for loss in (
+                ibvi.TraceExpectedLogLikelihood(kl_weight=0.1, reduction="mean"),
+                ibvi.TraceExpectedLogLikelihood(keep_kl=["net.*"], reduction="mean"),
+                ibvi.TraceMeanFieldExpectedLogLikelihood(reduction="mean"),
+                Trace_ELBO(),
+            )
         ),
     ],
 )
