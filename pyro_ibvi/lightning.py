@@ -247,7 +247,9 @@ class IBVIModule(lightning.LightningModule):
             ValueError: If the number of data cannot be found.
         """
         warn_of_temperature(self._temperature)
-        self._count_data()
+        is_counted = type(self).configure_optimizers is IBVIModule.configure_optimizers
+        if self.bnn is None or not is_counted:  # whose first data are looked at once
+            self._count_data()
         if self.global_rank > 0:
             seed_process((torch.initial_seed() + self.global_step) % 2**32, self.global_rank)
 

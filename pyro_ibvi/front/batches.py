@@ -25,6 +25,7 @@ from pyro_ibvi.front.rows import as_row, check_alike, check_holds_data, holds_ro
 from pyro_ibvi.models.data_checks import check_finite
 from pyro_ibvi.models.supervised import SupervisedModel
 
+#: Number of data in a batch where the user says none.
 _BATCH_SIZE = 128
 
 #: Gives the number of data in a batch, as a model does.

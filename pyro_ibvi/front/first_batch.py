@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_ibvi._util.inputs import as_call, map_tensors, to_device
 from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.batches import TensorBatches
 from pyro_ibvi.models import SupervisedModel
+from pyro_ibvi.mup.layers import owner_of
 
 
 class FirstBatch:
@@ -39,14 +43,39 @@ class FirstBatch:
             self._read = self._model.read(*args, **kwargs)
         return self._read
 
+    def target(self) -> Tensor | None:
+        """The targets as the likelihood takes them, None where there are none to be had."""
+        with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
+            target = self._model.likelihood.as_target(self.read()[1])
+            return target if isinstance(target, Tensor) and len(target) else None
+        return None
+
     def data_in_step(self) -> int | None:
         """Number of data that a step sees, None where nothing tells it."""
         for holder in (self._batches, getattr(self._batches, "batch_sampler", None)):
             if isinstance(size := getattr(holder, "batch_size", None), int):
                 return size * self._accumulate
-        with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-            return len(self._model.likelihood.as_target(self.read()[1])) * self._accumulate
-        return None
+        target = self.target()
+        return None if target is None else len(target) * self._accumulate
+
+    @cached_property
+    def rows(self) -> Mapping[str, float]:
+        """How many rows each layer with parameters makes of a datum: of a set or a series several.
+
+        None of what does not pass a layer, and empty where there are no data to look at.
+        """
+        net = self._model.net
+        counts = dict.fromkeys((owner_of(net.network, name)[0] for name in net.roles), 0.0)
+        if (target := self.target()) is None:
+            return {}
+
+        def count(layer: str, output: Tensor) -> None:
+            counts[layer] = output.shape[:-1].numel() / len(target)
+
+        with own_random_numbers(), suppress(Exception):
+            net.runner.watch(list(counts), count, *self._model.arguments_of(self.read()[0]))
+            return counts
+        return {}
 
 
 def batch_at_hand(batches: Any) -> Any:

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
-from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.first_batch import FirstBatch
-from pyro_ibvi.front.tables import is_of_tables, rows_of_datum
+from pyro_ibvi.front.tables import is_of_tables
 from pyro_ibvi.guides import AutoMuPMixture, AutoMuPNormal, Multiplicative
 from pyro_ibvi.models import RandomModule, SupervisedModel
 from pyro_ibvi.models.kinds import is_of_labels
@@ -114,7 +112,7 @@ def settle_noise(
     """
     net = model.net
     if not is_of_labels(model.likelihood):
-        share = share_of_numbers(num_data * _numbers_of_datum(model, first))
+        share = share_of_numbers(num_data * _numbers_of_datum(first))
         _set_shares(guide, model, dict.fromkeys(net.stochastic, share))
         return
     features = _features(net)
@@ -140,13 +138,10 @@ def _set_shares(
                 component.factor(site.name).fill_(layer.covariance.std * by_site[site.name])
 
 
-def _numbers_of_datum(model: SupervisedModel, first: FirstBatch) -> float:
+def _numbers_of_datum(first: FirstBatch) -> float:
     """How many numbers a datum has to be learned, 1 where there are no data to look at."""
-    with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-        _, y = first.read()
-        target = model.likelihood.as_target(y)
-        return float(target.numel() / len(target))
-    return 1.0
+    target = first.target()
+    return 1.0 if target is None else target.numel() / len(target)
 
 
 def _rows_for_labels(model: SupervisedModel, names: list[str], first: FirstBatch) -> float:
@@ -154,11 +149,11 @@ def _rows_for_labels(model: SupervisedModel, names: list[str], first: FirstBatch
     net = model.net
     readers = {owner_of(net.network, name)[0] for name in names}
     last = {owner_of(net.network, n)[0] for n, role in net.roles.items() if role.role == "output"}
-    if not (counts := rows_of_datum(model, readers | last, first)):
+    if not all(map(first.rows.get, readers | last)):
         return 1.0
     # A label sees as many rows of features as there are for each row of the last layer.
-    num_labels = max(counts[layer] for layer in last)
-    return num_labels**2 / max(counts[layer] for layer in readers)
+    num_labels = max(first.rows[layer] for layer in last)
+    return num_labels**2 / max(first.rows[layer] for layer in readers)
 
 
 def _features(net: RandomModule) -> dict[str, int]:

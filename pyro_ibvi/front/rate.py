@@ -15,7 +15,6 @@ from contextlib import suppress
 import torch
 from torch.optim import Optimizer
 
-from pyro_ibvi._util.random_state import own_random_numbers
 from pyro_ibvi.front.first_batch import FirstBatch
 from pyro_ibvi.front.tables import reads_rows
 from pyro_ibvi.models import MultiTask, SupervisedModel
@@ -90,15 +89,14 @@ def _share_of_batch(model: SupervisedModel, first: FirstBatch) -> float:
     size, num_data = first.data_in_step(), model.num_data
     if size is None or num_data is None or size >= min(_MANY_ROWS, num_data):
         return 1.0
-    return min(1.0, size / (_MANY_ROWS if reads_rows(model, first) else _MANY_DATA))
+    return min(1.0, size / (_MANY_ROWS if reads_rows(model.net.network, first) else _MANY_DATA))
 
 
 def _places(model: SupervisedModel, first: FirstBatch) -> int:
     """The number of places at which a datum has labels whose losses add up."""
-    if kind_of(model.likelihood) == "bernoulli":  # the others' loss is no sum over places
-        with own_random_numbers(), suppress(Exception):  # what is wrong shows in the first step
-            _, y = first.read()
-            target = model.likelihood.as_target(y)
+    is_summed = kind_of(model.likelihood) == "bernoulli"  # the others' loss is no sum over places
+    if is_summed and (target := first.target()) is not None:
+        with suppress(Exception):  # what is wrong shows in the first step
             model.likelihood.check_target(target, target)  # counts the labels
             return places_of_datum(model)
     return 1

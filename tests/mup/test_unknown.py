@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 
 from pyro_ibvi import MaximalUpdate, RandomModule, WeightRole, roles
 from pyro_ibvi.mup.roles import find_roles
+from tests.mup.test_roles import Unknown
 
 
 class Vision(nn.Module):
@@ -232,17 +233,8 @@ def test_torchs_own_are_known(layer):
     assert find_roles(layer).keys() == dict(layer.named_parameters()).keys()
 
 
-class Matrix(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.matrix = nn.Parameter(torch.zeros(3, 4))
-
-    def forward(self, x):
-        return x @ self.matrix
-
-
 def test_fans_that_are_turned_are_refused():
-    net = nn.Sequential(Matrix(), nn.Linear(4, 1))
+    net = nn.Sequential(Unknown(), nn.Linear(4, 1))
     for fan_in, fan_out, first in ((3, 4, False), (4, 3, True)):
         role = WeightRole.of("input", fan_in=fan_in, fan_out=fan_out, inputs_first=first)
         with pytest.raises(ValueError, match=rf"turn the fans, or write inputs_first={not first}"):
